@@ -1,0 +1,1 @@
+"""Expectation-maximization for data that does not fit in memory."""

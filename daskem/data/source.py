@@ -1,0 +1,58 @@
+"""What a source of rows is: the contract between readers, planner and engine."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from daskem.core import Array
+
+__all__ = ["Source"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows somewhere, in a fixed order, read by runs. Small and picklable: workers get a copy and read by themselves.
+
+    A source of weights or labels is one with a single column.
+
+    Attributes
+    ----------
+    name : what errors and logs call it, such as ``Zarr array data.zarr[x]``.
+    shape : (rows, features).
+    dtype : type of the numbers as stored.
+    columns : names of the features where the source has any.
+    in_process : whether the rows live in this process (so that sending them to a cluster would copy them all).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    columns: tuple[str, ...] | None
+    in_process: bool
+
+    def read(self, start: int, stop: int) -> Array:
+        """Return rows ``start:stop``, (stop - start, d), C-contiguous, in the stored type and native byte order.
+
+        The caller does not write to the result, which may be a view of the source.
+        """
+
+    def unit_boundary(self, row: int) -> int:
+        """Return the first row at or after `row` where a work unit may end: a boundary of shards, else of chunks."""
+
+    def piece_boundary(self, row: int) -> int:
+        """Return the first row at or after `row` where a read may end without decoding a chunk twice."""
+
+    def read_bytes(self, rows: int) -> int:
+        """Return the peak memory in bytes, result included, of reading a run of `rows` rows."""
+
+    def locate(self, start: int, stop: int) -> str:
+        """Return where the rows are, for errors: ``chunk (12, 0)`` or ``chunks (12, 0) to (13, 1)``."""
+
+    def bind(self, start: int, stop: int) -> Any:
+        """Return what a task that reads rows ``start:stop`` must be given in a Dask graph.
+
+        Most sources return themselves: one node that all tasks share. A Dask array returns a delayed source that holds just
+        the blocks of these rows, addressed by the same absolute row numbers.
+        """
