@@ -53,6 +53,6 @@ class Source(Protocol):
     def bind(self, start: int, stop: int) -> Any:
         """Return what a task that reads rows ``start:stop`` must be given in a Dask graph.
 
-        Most sources return themselves: one node that all tasks share. A Dask array returns a delayed source that holds just
-        the blocks of these rows, addressed by the same absolute row numbers.
+        Most sources return themselves: one node that all tasks share. A Dask array returns a delayed source that holds
+        just the blocks of these rows, addressed by the same absolute row numbers.
         """

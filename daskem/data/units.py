@@ -33,7 +33,7 @@ def nominal_rows(n_rows: int, row_bytes: int) -> int:
     It depends on the size of the data and never on chunks or workers. Chunkings whose boundaries fall on its multiples
     therefore lead to the same units, the same order of summation and the same bits.
     """
-    floor = max(1, min(MIN_UNIT_BYTES // max(row_bytes, 1), n_rows))
+    floor = max(1, MIN_UNIT_BYTES // max(row_bytes, 1))
     rows = 1 << (floor.bit_length() - 1)
     while n_rows > rows * MANY_UNITS and (rows * row_bytes < 8 * MIN_UNIT_BYTES or n_rows > rows * MAX_UNITS):
         rows *= 2
