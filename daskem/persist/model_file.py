@@ -1,0 +1,295 @@
+"""Model files: a fitted model, its options and its parameters, in one safetensors file.
+
+Arrays are safetensors' tensors, named by their path in the record (``params.members.means``). All else is one JSON
+document under ``__metadata__["daskem"]``: versions, the model's class and options, how the parameters are put together,
+a digest of each tensor, and what the caller adds (summaries of the data and of the trace).
+
+The library safetensors writes; reading is done here, because a file from elsewhere is checked *before* anything is
+allocated, and a refusal should say what is wrong with it. A file names classes, it never chooses them: records are
+built from the classes that the caller passes, and from nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from daskem.core import Array, Params
+from daskem.errors import ContractError, FileFormatError, NonFiniteError, OptionError
+from daskem.persist.records import DescriptionError, pack, unpack
+from daskem.persist.tensors import MAX_HEADER, Header, read_header, read_tensor
+
+__all__ = ["LoadedModel", "inspect_model", "load_model", "save_model"]
+
+FORMAT_VERSION = 1
+KEY = "daskem"
+# Stands in the document for its own digest while that is computed.
+BLANK = "0" * 64
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """What a model file holds.
+
+    Attributes
+    ----------
+    model : the model, with the options it was fitted with.
+    params : its parameters.
+    metadata : what the caller of `save_model` added.
+    """
+
+    model: Any
+    params: Params
+    metadata: dict[str, Any]
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    model: object,
+    params: Params,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model file: all of it, or nothing.
+
+    Parameters
+    ----------
+    path : where; usually ends in ``.safetensors``.
+    model : a dataclass whose fields are options (numbers, strings, arrays, further dataclasses), or an object
+        without any.
+    params : its parameters, a tree (see `daskem.tree`).
+    metadata : what else to keep, JSON values and numpy numbers: summaries of the data and of the trace. A float that is
+        not finite is kept as a string, JSON having none.
+    overwrite : whether to replace an existing file.
+
+    Raises
+    ------
+    OptionError
+        If `path` exists and `overwrite` is False, if its directory does not exist, or if the metadata are too long.
+    ContractError
+        If the model, the parameters or the metadata hold something that cannot be stored; the message says where.
+    NonFiniteError
+        If a parameter is NaN or infinite.
+    """
+    target = Path(path)
+    _check_target(target, overwrite)
+    tensors: dict[str, Array] = {}
+    document = {
+        "seal": BLANK,
+        "format_version": FORMAT_VERSION,
+        "daskem_version": _daskem_version(),
+        "model": pack(model, "model", tensors, inline_numbers=True),
+        "params": pack(params, "params", tensors, inline_numbers=False),
+        "metadata": _plain(dict(metadata or {}), "metadata"),
+        "tensors": {name: _describe(tensor) for name, tensor in sorted(tensors.items())},
+    }
+    for name, tensor in tensors.items():
+        if _is_param(name) and not _finite(tensor):
+            raise NonFiniteError(
+                f"{name} holds NaN or infinity; the model was not saved. Look at the trace of the fit."
+            )
+    text = json.dumps(document, allow_nan=False)
+    text = text.replace(BLANK, _digest(text.encode()), 1)
+    # Quotes double in length inside the header, and the tensors need entries of their own.
+    if 4 * len(text) > MAX_HEADER:
+        raise OptionError(
+            f"the metadata take {len(text)} bytes, {MAX_HEADER // 4} are allowed. Keep a summary of the trace."
+        )
+    with _replacing(target) as temporary:
+        save_file(tensors, temporary, metadata={KEY: text})
+
+
+def load_model(path: str | os.PathLike[str], known: Iterable[type]) -> LoadedModel:
+    """Read a model file. Nothing in the file is executed, and no class is imported because the file names it.
+
+    Parameters
+    ----------
+    path : a file that `save_model` wrote.
+    known : the classes that records may be made of: models, families, and their parameters' records.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing, damaged, not a model file, from a newer version, holds NaN or infinity in a parameter,
+        or needs a class that is not in `known`.
+    """
+    where = Path(path)
+    header = read_header(where)
+    document = _read_document(where, header)
+    tensors = _read_tensors(where, header, document["tensors"])
+    try:
+        model = unpack(document["model"], "model", tensors, tuple(known))
+        params = unpack(document["params"], "params", tensors, tuple(known))
+    except DescriptionError as fault:
+        raise FileFormatError(f"{where}: {fault}") from fault
+    if tensors:
+        raise FileFormatError(
+            f"{where}: tensor {min(tensors)!r:.80} belongs to nothing. The file was not made by daskem."
+        )
+    return LoadedModel(model, params, document["metadata"])
+
+
+def inspect_model(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a model file says of itself, without reading a tensor.
+
+    Returns
+    -------
+    dict
+        ``format_version``, ``daskem_version``, ``model`` and ``params`` (how they are put together), ``tensors`` (type,
+        shape and sha256 of each) and ``metadata``.
+
+    Raises
+    ------
+    FileFormatError
+        If the file is missing, damaged, not a model file or from a newer version.
+    """
+    where = Path(path)
+    document = _read_document(where, read_header(where))
+    return {name: value for name, value in document.items() if name != "seal"}
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise OptionError(f"{target} exists. Choose another name, or pass overwrite=True to replace it.")
+    if not target.parent.is_dir():
+        raise OptionError(
+            f"{target.parent} is not a directory, so that no model file can be written there. Make it first."
+        )
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary name beside `target`; move what was written there to `target` once it is on disk."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        # The new name is durable only when the directory is.
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_document(where: Path, header: Header) -> dict[str, Any]:
+    text = header.metadata.get(KEY)
+    if text is None:
+        raise FileFormatError(f"{where} is a safetensors file, but not a daskem model: it lacks the metadata {KEY!r}.")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(
+            f"{where}: the description of the model is not JSON ({error}). Restore a copy."
+        ) from error
+    if not isinstance(document, dict):
+        raise FileFormatError(f"{where}: the description of the model is not a JSON object. Restore a copy.")
+    _check_version(where, document)
+    _check_seal(where, document, text)
+    kinds = {"daskem_version": str, "metadata": dict, "tensors": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(document.get(name), kind)]:
+        raise FileFormatError(f"{where}: {wrong[0]!r} is missing from the description of the model. Restore a copy.")
+    if not {"model", "params"} <= document.keys():
+        raise FileFormatError(f"{where}: the model or its parameters are missing from the description. Restore a copy.")
+    return document
+
+
+def _check_version(where: Path, document: dict[str, Any]) -> None:
+    found = document.get("format_version")
+    if type(found) is not int or found < 1:
+        raise FileFormatError(
+            f"{where}: format version {found!r:.80} makes no sense. The file is damaged; restore a copy."
+        )
+    if found > FORMAT_VERSION:
+        raise FileFormatError(
+            f"{where}: format version {found} is newer than this daskem reads ({FORMAT_VERSION}). It was written by "
+            f"daskem {document.get('daskem_version')!r:.80}; update daskem."
+        )
+
+
+def _check_seal(where: Path, document: dict[str, Any], text: str) -> None:
+    seal = document.get("seal")
+    if not isinstance(seal, str) or _digest(text.replace(seal, BLANK, 1).encode("utf-8", "replace")) != seal:
+        raise FileFormatError(
+            f"{where}: the description of the model was changed or damaged (its sha256 differs). Restore a copy."
+        )
+
+
+def _read_tensors(where: Path, header: Header, described: dict[str, Any]) -> dict[str, Array]:
+    if described.keys() != header.tensors.keys():
+        raise FileFormatError(f"{where}: the tensors are not those that the model's description lists. Restore a copy.")
+    tensors = {}
+    for name, place in header.tensors.items():
+        tensor = read_tensor(where, place)
+        if _describe(tensor) != described[name]:
+            raise FileFormatError(
+                f"{where}: tensor {name!r:.80} was changed or damaged (its sha256 differs). Restore a copy."
+            )
+        if _is_param(name) and not _finite(tensor):
+            raise FileFormatError(f"{where}: tensor {name!r:.80} holds NaN or infinity. Fit the model again.")
+        tensors[name] = tensor
+    return tensors
+
+
+def _describe(tensor: Array) -> dict[str, Any]:
+    raw = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
+    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "sha256": _digest(raw)}
+
+
+def _digest(raw: Any) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _is_param(name: str) -> bool:
+    # Options may be infinite, such as the bound of a parameter that has none.
+    return name.startswith("params")
+
+
+def _finite(tensor: Array) -> bool:
+    return bool(np.isfinite(tensor).all())
+
+
+def _plain(value: Any, path: str) -> Any:
+    """Return `value` in JSON's own types."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist(), path)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(child, f"{path}[{key!r}]") for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(child, f"{path}[{i}]") for i, child in enumerate(value)]
+    raise ContractError(
+        f"{path} is a {type(value).__name__}, which JSON cannot hold. Pass numbers, strings, lists and dicts."
+    )
+
+
+def _daskem_version() -> str:
+    try:
+        return version("daskem")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
