@@ -1,0 +1,163 @@
+"""THE TABLE: one row a model. Every row is put through every property of the conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import gammaln, log_softmax
+
+from daskem.core import Chunk, Expectation, Footprint
+from daskem.testing import TwoCoins, family_model
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to try.
+
+    Attributes
+    ----------
+    name : what test ids call it.
+    model : the model; a family comes as ``family_model(family)``.
+    draw : gives (n, d) rows of which the model makes sense.
+    weighted : whether to try it with weights between 0.5 and 1.5.
+    n_labels : if positive, every third row gets a known component below it.
+    skip : properties that the model does not keep by design, see `check_model`.
+    """
+
+    name: str
+    model: Any
+    draw: Callable[[np.random.Generator, int], np.ndarray]
+    weighted: bool = False
+    n_labels: int = 0
+    skip: frozenset[str] = frozenset()
+
+    def chunk(self, n: int = 120) -> Chunk:
+        rng = np.random.default_rng(42)
+        rows = np.ascontiguousarray(self.draw(rng, n), dtype=np.float64)
+        weight = rng.uniform(0.5, 1.5, n) if self.weighted else None
+        labels = np.where(np.arange(n) % 3, -1, rng.integers(self.n_labels, size=n)) if self.n_labels else None
+        return Chunk(rows, weight, labels, start=1000)
+
+
+@dataclass(frozen=True)
+class CountStats:
+    n: np.ndarray
+    x: np.ndarray
+
+
+@dataclass(frozen=True)
+class PoissonMixtureParams:
+    weights: np.ndarray
+    rates: np.ndarray
+
+
+@dataclass(frozen=True)
+class PoissonMixture:
+    """A mixture of Poisson distributions, (n, 1) counts, with every optional capability.
+
+    With `shape` > 1 each rate has a Gamma(shape, 1) prior; the M-step is then the posterior mode.
+    """
+
+    n_components: int = 2
+    shape: float = 1.0
+    scale: float = 0.0
+
+    def init(self, sample: Chunk, rng: np.random.Generator) -> PoissonMixtureParams:
+        mean = sample.rows.mean()
+        rates = mean * (0.5 + np.arange(self.n_components)) + rng.uniform(0.0, 0.1, self.n_components)
+        return PoissonMixtureParams(np.full(self.n_components, 1.0 / self.n_components), rates)
+
+    def joint(self, params: PoissonMixtureParams, rows: np.ndarray) -> np.ndarray:
+        x = rows[:, :1].astype(np.float64)
+        return np.log(params.weights) + x * np.log(params.rates) - params.rates - gammaln(x + 1.0)
+
+    def e_step(self, params: PoissonMixtureParams, chunk: Chunk) -> Expectation:
+        weight = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
+        resp = chunk.scratch.empty("resp", (len(chunk), self.n_components))
+        resp[:] = self.posterior(params, chunk) * weight[:, None]
+        stats = CountStats(resp.sum(axis=0), resp.T @ chunk.rows[:, 0].astype(np.float64))
+        return Expectation(stats, float(weight @ self.log_prob(params, chunk)), chunk.total_weight)
+
+    def m_step(self, stats: CountStats, params: PoissonMixtureParams) -> PoissonMixtureParams:
+        rates = (stats.x + self.shape - 1.0) / (stats.n + self.scale)
+        return PoissonMixtureParams(stats.n / stats.n.sum(), rates)
+
+    def log_prior(self, params: PoissonMixtureParams) -> float:
+        return float(((self.shape - 1.0) * np.log(params.rates) - self.scale * params.rates).sum())
+
+    def surrogate(self, stats: CountStats, params: PoissonMixtureParams) -> float:
+        return float(stats.n @ (np.log(params.weights) - params.rates) + stats.x @ np.log(params.rates))
+
+    def to_vector(self, params: PoissonMixtureParams) -> np.ndarray:
+        logits = np.log(params.weights[:-1]) - np.log(params.weights[-1])
+        return np.concatenate([logits, np.log(params.rates)])
+
+    def from_vector(self, vector: np.ndarray, params: PoissonMixtureParams) -> PoissonMixtureParams:
+        k = self.n_components
+        return PoissonMixtureParams(np.exp(log_softmax(np.append(vector[: k - 1], 0.0))), np.exp(vector[k - 1 :]))
+
+    def posterior(self, params: PoissonMixtureParams, chunk: Chunk) -> np.ndarray:
+        return np.exp(log_softmax(self.joint(params, chunk.rows), axis=1))
+
+    def log_prob(self, params: PoissonMixtureParams, chunk: Chunk) -> np.ndarray:
+        return np.logaddexp.reduce(self.joint(params, chunk.rows), axis=1)
+
+    def n_parameters(self, params: PoissonMixtureParams) -> int:
+        return 2 * self.n_components - 1
+
+    def sample(self, params: PoissonMixtureParams, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        latent = rng.choice(self.n_components, size=n, p=params.weights)
+        return rng.poisson(params.rates[latent])[:, None].astype(np.float64), latent
+
+    def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
+        k = self.n_components
+        return Footprint(block_rows=4096, workspace=4096 * 4 * 8 * k, stats=16 * k, params=16 * k)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """A family: independent Poisson columns; params are rates (k, d)."""
+
+    def init(self, sample: Chunk, resp: np.ndarray) -> np.ndarray:
+        return self.m_step(self.stats(None, sample, resp), None)
+
+    def log_prob(self, params: np.ndarray, chunk: Chunk) -> np.ndarray:
+        x = chunk.rows.astype(np.float64)
+        result = chunk.scratch.empty("log_prob", (len(chunk), len(params)))
+        np.matmul(x, np.log(params).T, out=result)
+        result -= params.sum(axis=1) + gammaln(x + 1.0).sum(axis=1)[:, None]
+        return result
+
+    def stats(self, params: Any, chunk: Chunk, resp: np.ndarray) -> CountStats:
+        return CountStats(resp.sum(axis=0), resp.T @ chunk.rows.astype(np.float64))
+
+    def m_step(self, stats: CountStats, params: Any) -> np.ndarray:
+        return stats.x / stats.n[:, None]
+
+
+def counts(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Counts around 2 and around 9."""
+    return rng.poisson(rng.choice([2.0, 9.0], size=(n, 1)))
+
+
+def count_table(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Three columns of counts from two kinds of row."""
+    return rng.poisson(np.array([[1.0, 5.0, 9.0], [7.0, 5.0, 2.0]])[rng.integers(2, size=n)])
+
+
+def heads(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Heads among ten tosses of one of two coins."""
+    return rng.binomial(10, rng.choice([0.3, 0.8], size=(n, 1)))
+
+
+CASES = [
+    Case("two coins", TwoCoins(), heads),
+    Case("two coins, weighted", TwoCoins(), heads, weighted=True),
+    Case("Poisson mixture", PoissonMixture(), counts),
+    Case("Poisson mixture, weighted, 3 components", PoissonMixture(3), counts, weighted=True),
+    Case("Poisson mixture with a prior", PoissonMixture(2, shape=3.0, scale=1.0), counts),
+    Case("Poisson family", family_model(Poisson(), 2), count_table),
+]
