@@ -1,0 +1,153 @@
+"""Opens anything that holds rows: decides what it is, checks what can be checked without reading, returns a source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import dask.array as da
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+
+from daskem.data.array_sources import open_array, open_npy
+from daskem.data.dask_source import open_dask, refuse_query_planning
+from daskem.data.integrity import check_missing
+from daskem.data.selection import DataTypeError
+from daskem.data.source import Source
+from daskem.data.table_sources import open_hdf5, open_parquet
+from daskem.data.zarr_source import ZarrSource, open_zarr
+from daskem.errors import DataError, OptionError
+
+__all__ = ["open_source"]
+
+# What a file begins with says what it is, whatever its name.
+MAGIC = {b"\x93NUMPY": "npy", b"PAR1": "parquet", b"\x89HDF\r\n\x1a\n": "hdf5"}
+SUFFIXES = {
+    ".npy": "npy",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".hdf": "hdf5",
+}
+
+
+def open_source(
+    x: Any,
+    *,
+    columns: Iterable[int | str] | int | str | None = None,
+    rows: slice | None = None,
+    array: str | None = None,
+    allow_missing: bool = False,
+    what: str = "data",
+    ndim: int = 2,
+) -> Source:
+    """Return a source of the rows of `x`. Nothing is read but metadata, and nothing is copied.
+
+    Parameters
+    ----------
+    x : path or URL of a Zarr array or group, of a ``.npy`` file, of a Parquet file or directory, or of an HDF5 file;
+        or a Zarr array, group or store, dask array, numpy array or memory map, xarray DataArray, h5py Dataset,
+        data frame, or anything array-like, (n, d).
+    columns : indices, or names where the source has any; all by default. A Zarr array names its columns in its
+        attribute ``columns``.
+    rows : slice of step 1; all by default.
+    array : name of the array in a Zarr group or of the dataset in an HDF5 file.
+    allow_missing : read chunks that a Zarr store lacks as its fill value instead of refusing them.
+    what : what errors call the data.
+    ndim : 1 for weights or labels: (n,) or (n, 1), served as one column.
+
+    Raises
+    ------
+    DataError
+        If there is nothing there, or it is not an (n, d) array of real numbers, or chunks are missing.
+    OptionError
+        If `columns`, `rows` or `array` does not fit.
+    """
+    source: Any
+    if isinstance(x, (str, os.PathLike)):
+        source = _open_path(os.fspath(x), columns, rows, array, ndim)
+    elif isinstance(x, (zarr.Array, zarr.Group, Store)):
+        source = open_zarr(x, array, rows, columns, ndim)
+    elif _package(x) == "h5py":
+        source = open_hdf5(x, array, rows, columns, ndim)
+    else:
+        if array is not None:
+            raise OptionError(f"array={array!r} has a meaning for Zarr groups and HDF5 files only. Leave it out.")
+        source = _open_object(x, columns, rows, what, ndim)
+    if isinstance(source, ZarrSource):
+        check_missing(source, allow_missing)
+    return cast(Source, source)
+
+
+def _open_path(path: str, columns: Any, rows: slice | None, array: str | None, ndim: int) -> Any:
+    given, path = path, path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    kind = _kind(path)
+    if kind == "hdf5":
+        return open_hdf5(path, array, rows, columns, ndim)
+    if kind == "zarr":
+        return open_zarr(path, array, rows, columns, ndim, label=given)
+    if array is not None:
+        raise OptionError(f"array={array!r} was given, but {given} holds a single table. Leave `array` out.")
+    if kind == "npy":
+        return open_npy(path, rows, columns, given, ndim)
+    return open_parquet(path, rows, columns, ndim)
+
+
+def _kind(path: str) -> str:
+    suffix = os.path.splitext(path.rstrip("/"))[1].lower()
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            head = file.read(8)
+        for magic, kind in MAGIC.items():
+            if head.startswith(magic):
+                return kind
+        if suffix != ".zip":
+            raise DataError(
+                f"{path} is not a file that can be read. Give a Zarr store (a directory or a .zip), or a .npy, Parquet "
+                "or HDF5 file; convert text such as CSV to one of these first."
+            )
+    if os.path.isdir(path) and suffix != ".zarr" and _holds_parquet(path):
+        return "parquet"
+    if suffix in SUFFIXES and "://" not in path and not os.path.exists(path):
+        raise DataError(f"there is no file at {path}. Check the path, and that this machine can see it.")
+    return SUFFIXES.get(suffix, "zarr")
+
+
+def _holds_parquet(path: str) -> bool:
+    if any(os.path.exists(os.path.join(path, name)) for name in ("zarr.json", ".zarray", ".zgroup")):
+        return False
+    return any(name.endswith((".parquet", ".pq")) for _, _, names in os.walk(path) for name in names)
+
+
+def _open_object(x: Any, columns: Any, rows: slice | None, what: str, ndim: int) -> Any:
+    names: tuple[str, ...] | None = None
+    if _package(x) == "dask":
+        refuse_query_planning()
+        if not isinstance(x, da.Array):
+            raise DataTypeError(f"{what} is a {type(x).__name__}. Make it an array: x.to_dask_array(lengths=True).")
+    elif _package(x) == "xarray":
+        if not hasattr(x, "coords") or hasattr(x, "data_vars"):
+            raise DataTypeError(f"{what} is an xarray {type(x).__name__}. Choose one DataArray, as in ds['x'].")
+        names, x = _coordinate_names(x), x.data
+    elif hasattr(x, "columns") and hasattr(x, "to_numpy"):
+        names, x = _strings(list(x.columns)), x.to_numpy()
+    opener: Callable[..., Any] = open_dask if isinstance(x, da.Array) else open_array
+    return opener(x, names, rows, columns, what, ndim)
+
+
+def _package(x: Any) -> str:
+    # Recognised by name, so that optional packages are imported only by those who use them.
+    return type(x).__module__.partition(".")[0]
+
+
+def _coordinate_names(x: Any) -> tuple[str, ...] | None:
+    if x.ndim != 2 or x.dims[1] not in x.coords:
+        return None
+    return _strings(np.asarray(x.coords[x.dims[1]]).tolist())
+
+
+def _strings(names: list[Any]) -> tuple[str, ...] | None:
+    return tuple(names) if names and all(isinstance(name, str) for name in names) else None

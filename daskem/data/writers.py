@@ -1,0 +1,191 @@
+"""Row-aligned outputs: a Zarr group of arrays that tasks fill, each task whole chunks of its own.
+
+An output says in its attribute ``daskem:status`` whether all of it is there, and is never taken for data before that.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import ZstdCodec
+
+from daskem.core import Array
+from daskem.data.integrity import absent, describe
+from daskem.data.zarr_source import STATUS
+from daskem.errors import ContractError, DataError, OptionError
+
+__all__ = ["Output", "create_output"]
+
+# Shape of one row, () or (k,), and type of the numbers.
+Layout = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """An output being written; small and picklable, so that workers write by themselves.
+
+    Attributes
+    ----------
+    url : where it is.
+    group : the Zarr group that holds the arrays.
+    arrays : the arrays by name, all with `n_rows` rows.
+    n_rows : rows of the output.
+    chunk_rows : rows of a chunk: writes begin at multiples of it.
+    """
+
+    url: str
+    group: zarr.Group
+    arrays: Mapping[str, zarr.Array[Any]]
+    n_rows: int
+    chunk_rows: int
+
+    def write(self, start: int, values: Mapping[str, Array]) -> None:
+        """Write rows from `start` on of every array: whole chunks, or all that is left.
+
+        Whole chunks are what makes writing from many tasks safe: two tasks never touch one stored object.
+
+        Raises
+        ------
+        ContractError
+            If the rows do not begin and end at chunk boundaries, or names or shapes do not fit.
+        DataError
+            If the store does not take the chunk.
+        """
+        stop = start + self._check_write(start, values)
+        for name, value in values.items():
+            try:
+                self.arrays[name][start:stop] = value
+            except OSError as error:
+                raise DataError(f"cannot write rows {start}:{stop} of {name!r} to {self.url}: {error}") from error
+
+    def finish(self) -> None:
+        """Mark the output complete, having seen that the store lists every chunk.
+
+        Raises
+        ------
+        DataError
+            If chunks are missing; the output stays incomplete.
+        """
+        for name, array in self.arrays.items():
+            missing = absent(array, itertools.product(*map(range, array.cdata_shape)))
+            if missing:
+                raise DataError(
+                    f"output {self.url} lacks {len(missing)} chunks of {name!r}: {describe(missing)}. Tasks that were "
+                    "to write them failed or were lost. Run again with --overwrite (overwrite=True)."
+                )
+        # The group last: while it says incomplete, the arrays may already be what they say.
+        nodes: list[zarr.Array[Any] | zarr.Group] = [*self.arrays.values(), self.group]
+        for node in nodes:
+            node.attrs[STATUS] = "complete"
+
+    def _check_write(self, start: int, values: Mapping[str, Array]) -> int:
+        if set(values) != set(self.arrays):
+            raise ContractError(f"output {self.url} takes {sorted(self.arrays)}, but {sorted(values)} were given.")
+        rows = len(next(iter(values.values())))
+        stop = start + rows
+        whole = start % self.chunk_rows == 0 and (stop % self.chunk_rows == 0 or stop == self.n_rows)
+        if not (whole and 0 <= start < stop <= self.n_rows):
+            raise ContractError(
+                f"rows {start}:{stop} are not whole chunks of output {self.url}, which has {self.n_rows} rows in "
+                f"chunks of {self.chunk_rows}. Two tasks would write one chunk and lose each other's rows."
+            )
+        for name, value in values.items():
+            expected = (rows, *self.arrays[name].shape[1:])
+            if value.shape != expected:
+                raise ContractError(f"{name!r} has shape {value.shape} for rows {start}:{stop}; expected {expected}.")
+        return rows
+
+
+def create_output(
+    url: str | os.PathLike[str],
+    arrays: Layout,
+    n_rows: int,
+    chunk_rows: int,
+    *,
+    overwrite: bool = False,
+    attributes: Mapping[str, Any] | None = None,
+) -> Output:
+    """Create the store of an output, every array marked incomplete, and return it ready for writing.
+
+    Chunks carry a checksum (zstd's own, XXH64), so that a flipped bit is an error on reading, not a number; chunks that
+    hold only zeros are written like others, so that a missing chunk always means that it was not written.
+
+    Parameters
+    ----------
+    url : path or URL of the Zarr group (v3) to create.
+    arrays : for each name the shape of a row, () or (k,), and the type.
+    n_rows : rows of all arrays.
+    chunk_rows : rows of a chunk; each task writes whole chunks.
+    overwrite : replace an output of daskem that is there. Anything else is never deleted.
+    attributes : what else to note on the group.
+
+    Raises
+    ------
+    OptionError
+        If something is there already, or the place cannot be written to.
+    """
+    where = os.fspath(url)
+    where = where if "://" in where else os.path.abspath(os.path.expanduser(where))
+    _make_room(where, overwrite)
+    try:
+        group = zarr.open_group(where, mode="a", zarr_format=3)
+        group.attrs.put({**(attributes or {}), STATUS: "incomplete"})
+        made = {
+            name: group.create_array(
+                name,
+                shape=(n_rows, *row),
+                chunks=(chunk_rows, *row),
+                dtype=np.dtype(dtype),
+                compressors=[ZstdCodec(checksum=True)],
+                attributes={STATUS: "incomplete"},
+                config={"write_empty_chunks": True},
+            )
+            for name, (row, dtype) in arrays.items()
+        }
+    except OSError as error:
+        raise OptionError(f"cannot write to {where}: {error}. Choose a place that can be written to.") from error
+    return Output(where, group, made, n_rows, chunk_rows)
+
+
+def _make_room(where: str, overwrite: bool) -> None:
+    """Refuse what must not be overwritten; take away an old output, its marks first."""
+    group = _existing(where)
+    if group is None:
+        return
+    if not overwrite:
+        raise OptionError(f"{where} exists already. Choose another place, or pass --overwrite (overwrite=True).")
+    if STATUS not in group.attrs:
+        raise OptionError(f"{where} exists and is not an output of daskem, so it is not overwritten. Remove it first.")
+    try:
+        # Marked before anything is deleted: a run that is killed here leaves no old mark on what remains.
+        nodes: list[zarr.Array[Any] | zarr.Group] = [group, *(array for _, array in group.arrays())]
+        for node in nodes:
+            node.attrs[STATUS] = "incomplete"
+        for name in list(group):
+            del group[name]
+    except OSError as error:
+        raise OptionError(f"cannot overwrite {where}: {error}.") from error
+
+
+def _existing(where: str) -> zarr.Group | None:
+    """Return the group at `where`, or None where nothing is."""
+    local = "://" not in where
+    if local and (not os.path.exists(where) or (os.path.isdir(where) and not os.listdir(where))):
+        return None
+    try:
+        return zarr.open_group(where, mode="r+")
+    except FileNotFoundError as error:
+        if not local:
+            return None
+        raise OptionError(
+            f"{where} exists and is not an output of daskem. Choose another place, or remove it first."
+        ) from error
+    except Exception as error:
+        raise OptionError(f"cannot write to {where}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,244 @@
+"""Rows of a Zarr array, read by each worker straight from the store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import MemoryStore
+
+from daskem.core import Array
+from daskem.data.selection import (
+    ColumnRun,
+    Rows,
+    check_dtype,
+    check_shape,
+    column_runs,
+    finish,
+    next_multiple,
+    select,
+)
+from daskem.errors import DataError, OptionError
+
+__all__ = ["STATUS", "ZarrSource", "open_zarr", "resolve"]
+
+STATUS = "daskem:status"
+
+
+@dataclass(frozen=True, eq=False)
+class ZarrSource(Rows):
+    """Rows of a Zarr array, (n, d) or (n,); v2 or v3, sharded or not.
+
+    Attributes
+    ----------
+    array : the array; the store inside is pickled as its address.
+    chunk : shape of what is decoded at once (an inner chunk, where the store is sharded).
+    shard : shape of what is written at once.
+    runs : the reads along the columns.
+    """
+
+    array: zarr.Array[Any]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+    runs: tuple[ColumnRun, ...]
+
+    def read(self, start: int, stop: int) -> Array:
+        """Return rows ``start:stop``; a chunk that cannot be decoded raises DataError with its coordinates."""
+        try:
+            return self._read(start, stop)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise self._damage(start, stop, error) from error
+
+    def unit_boundary(self, row: int) -> int:
+        """Return the first row at or after `row` that begins a shard, or a chunk where there are no shards."""
+        return next_multiple(row, self.shard[0], self.selection)
+
+    def piece_boundary(self, row: int) -> int:
+        """Return the first row at or after `row` that begins a chunk."""
+        return next_multiple(row, self.chunk[0], self.selection)
+
+    def read_bytes(self, rows: int) -> int:
+        """Return the peak memory in bytes of reading a run of `rows` rows that begins and ends at chunk boundaries.
+
+        Zarr decodes ``async.concurrency`` chunks at once; each costs its decoded and its encoded size, the latter
+        taken as the former plus a sixteenth (incompressible data grow a little). Of a shard, all encoded chunks that
+        are asked for and a second copy of the result are held at once.
+        """
+        read_width = sum(run.stop - run.start for run in self.runs)
+        result = rows * read_width * self.dtype.itemsize
+        columns = sum(self._column_chunks(run) for run in self.runs)
+        chunk = int(np.prod(self.chunk)) * self.dtype.itemsize
+        chunks = columns * (-(-rows // self.chunk[0]) + (self.selection.start % self.chunk[0] > 0))
+        flying = min(chunks, int(zarr.config.get("async.concurrency"))) * (2 * chunk + chunk // 16)
+        copies = 0 if self._direct else rows * self.row_bytes
+        sharded = result + chunks * (chunk + chunk // 16) if self.shard != self.chunk else 0
+        return result + copies + sharded + flying
+
+    def locate(self, start: int, stop: int) -> str:
+        """Return the coordinates of the chunks that hold rows ``start:stop``."""
+        return self._named(*self._corners(start, stop))
+
+    @property
+    def _direct(self) -> bool:
+        """Whether what zarr returns needs no copy to be what `read` returns."""
+        return self.array.dtype == self.dtype and self.array.order == "C" and len(self.runs) == 1 and self._plain
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the one read along the columns fetches just the chosen columns, in their order."""
+        return self.selection.indices == tuple(range(self.runs[0].start, self.runs[0].stop))
+
+    def _read(self, start: int, stop: int) -> Array:
+        rows = slice(self.selection.start + start, self.selection.start + stop)
+        if self.array.ndim == 1:
+            return finish(self.array[rows], self.dtype).reshape(-1, 1)
+        # One call for the whole run: zarr overlaps its chunks, which a loop over chunks would forgo.
+        if len(self.runs) == 1 and self._plain:
+            return finish(self._fetch(rows, self.runs[0]), self.dtype)
+        block = np.empty((stop - start, self.shape[1]), self.dtype)
+        for run in self.runs:
+            block[:, run.outer] = self._fetch(rows, run)[:, run.inner]
+        return block
+
+    def _fetch(self, rows: slice, run: ColumnRun) -> Array:
+        return np.asarray(self.array[rows, run.start : run.stop])
+
+    def _column_chunks(self, run: ColumnRun) -> int:
+        if len(self.chunk) == 1:
+            return 1
+        return -(-run.stop // self.chunk[1]) - run.start // self.chunk[1]
+
+    def _corners(self, start: int, stop: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the coordinates of the first and the last chunk of rows ``start:stop``."""
+        first, last = self.selection.start + start, self.selection.start + max(stop - 1, start)
+        low, high = (first // self.chunk[0],), (last // self.chunk[0],)
+        if len(self.chunk) == 1:
+            return low, high
+        columns = self.selection.indices
+        return (*low, min(columns) // self.chunk[1]), (*high, max(columns) // self.chunk[1])
+
+    @staticmethod
+    def _named(low: tuple[int, ...], high: tuple[int, ...]) -> str:
+        return f"chunk {low}" if low == high else f"chunks {low} to {high}"
+
+    def _damage(self, start: int, stop: int, error: Exception) -> DataError:
+        """Return what to raise, having looked for the first chunk of the run that cannot be read."""
+        first = start
+        while first < stop:
+            last = min(self.piece_boundary(first + 1), stop)
+            try:
+                self._read(first, last)
+            except Exception as inner:
+                start, stop, error = first, last, inner
+                break
+            first = last
+        return DataError(
+            f"{self.name}: {self.locate(start, stop)} (rows {start}:{stop}) cannot be read: "
+            f"{type(error).__name__}: {error}. The chunk is damaged, or the store does not answer. "
+            "Write the chunk again from its source, or leave out its rows with rows=."
+        )
+
+
+def resolve(x: Any, array: str | None, label: str | None = None) -> tuple[zarr.Array[Any], str]:
+    """Return the Zarr array that `x` (path, URL, store, group or array) and the name `array` mean, and its name.
+
+    Raises
+    ------
+    DataError
+        If there is no such store or array, or an output of daskem is incomplete.
+    """
+    node = _open_node(x) if isinstance(x, (str, os.PathLike, Store)) else x
+    label = label or (os.fspath(x) if isinstance(x, (str, os.PathLike)) else str(node.store_path))
+    if isinstance(node, zarr.Array):
+        if array is not None:
+            raise OptionError(f"array={array!r} was given, but {label} is an array already. Leave `array` out.")
+        return _finished(node, f"Zarr array {label}"), f"Zarr array {label}"
+    _finished(node, f"Zarr group {label}")
+    found = _member(node, array, label)
+    name = f"Zarr array {label}[{array or found.basename}]"
+    return _finished(found, name), name
+
+
+def open_zarr(
+    x: Any, array: str | None, rows: slice | None, columns: Any, ndim: int, label: str | None = None
+) -> ZarrSource:
+    """Return a source of a Zarr array; reads metadata only."""
+    found, name = resolve(x, array, label)
+    check_dtype(found.dtype, name)
+    check_shape(found.shape, name, ndim)
+    chunk, shard = _grid(found, name)
+    selection = select(found.shape, _column_names(found), rows, columns, name)
+    runs = column_runs(selection, chunk[1] if len(chunk) == 2 else 1)
+    dtype = found.dtype.newbyteorder("=")
+    return ZarrSource(name, dtype, selection, isinstance(found.store, MemoryStore), found, chunk, shard, runs)
+
+
+def _grid(array: zarr.Array[Any], name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    try:
+        return array.chunks, array.shards or array.chunks
+    except NotImplementedError as error:
+        raise DataError(f"{name} has chunks of irregular sizes. Copy it into an array with one chunk size.") from error
+
+
+def _column_names(array: zarr.Array[Any]) -> list[str] | None:
+    names = array.attrs.get("columns")
+    fits = isinstance(names, list) and len(names) == array.shape[-1] and all(isinstance(n, str) for n in names)
+    return [str(name) for name in names] if fits and isinstance(names, list) else None
+
+
+def _open_node(x: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.Group:
+    where = os.fspath(x) if isinstance(x, os.PathLike) else x
+    try:
+        return zarr.open(where, mode="r")
+    except FileNotFoundError as error:
+        raise _absent(where) from error
+    except Exception as error:
+        raise DataError(f"cannot open {where} as a Zarr store: {type(error).__name__}: {error}") from error
+
+
+def _absent(where: str | Store) -> DataError:
+    """Return what to raise when there is nothing at `where`, having looked for a group just above it."""
+    if isinstance(where, str):
+        parent, _, name = where.rstrip("/").rpartition("/")
+        try:
+            group = zarr.open_group(parent, mode="r")
+        except Exception:
+            return DataError(f"there is no Zarr store at {where}. Check the path, and that this machine can see it.")
+        return DataError(f"Zarr group {parent} has no array {name!r}; it holds {_listing(group)}.")
+    return DataError(f"the Zarr store {where} holds neither an array nor a group.")
+
+
+def _member(group: zarr.Group, array: str | None, label: str) -> zarr.Array[Any]:
+    if array is None:
+        tables = [member for _, member in group.arrays() if member.ndim == 2]
+        if len(tables) == 1:
+            return tables[0]
+        raise DataError(f"Zarr group {label} holds {_listing(group)}. Say which one to read with array=.")
+    try:
+        member = group[array]
+    except KeyError as error:
+        raise DataError(f"Zarr group {label} has no array {array!r}; it holds {_listing(group)}.") from error
+    if isinstance(member, zarr.Group):
+        raise DataError(f"{array!r} in Zarr group {label} is a group; it holds {_listing(member)}.")
+    return member
+
+
+def _listing(group: zarr.Group) -> str:
+    arrays = [f"{name!r} {member.shape}" for name, member in sorted(group.arrays())]
+    return ", ".join(arrays) if arrays else "no arrays"
+
+
+def _finished(node: Any, name: str) -> Any:
+    status = node.attrs.get(STATUS)
+    if status not in (None, "complete"):
+        raise DataError(
+            f"{name} is an output that was never finished (its attribute {STATUS} is {status!r}), so some of its rows "
+            "are missing. Run the prediction that writes it again, with --overwrite (overwrite=True)."
+        )
+    return node
