@@ -97,7 +97,7 @@ class Chunk:
     weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
     labels : (n,) int64, the known component of a row or -1, or None when nothing is known.
     start : absolute index of the first row in the data set.
-    seed : seed of the run.
+    seed, step : seed and step of the run, for E-steps that draw: ``chunk.rng(chunk.step)``.
     scratch : reusable work arrays.
     """
 
@@ -106,6 +106,7 @@ class Chunk:
     labels: Int | None = None
     start: int = 0
     seed: int = 0
+    step: int = 0
     scratch: Scratch = field(default_factory=Scratch, repr=False)
 
     def __len__(self) -> int:
@@ -192,6 +193,11 @@ class Problem(Protocol):
     def expect(self, params: Params, blocks: Sequence[int] | None = None, step: int = 0) -> Expectation:
         """Run the E-step over the given work units (all of them by default) and add what they say."""
 
+    def expect_each(
+        self, members: Sequence[Params], blocks: Sequence[int] | None = None, step: int = 0
+    ) -> list[Expectation]:
+        """Run the E-step for several parameter sets in one pass."""
+
     def maximize(self, stats: Stats, params: Params) -> Params:
         """Run the M-step."""
 
@@ -201,8 +207,8 @@ class Problem(Protocol):
     def change(self, old: Params, new: Params) -> float:
         """Return how far parameters moved: the model's own `distance`, else the largest relative change of a leaf."""
 
-    def events(self, params: Params) -> tuple[Event, ...]:
-        """Return what the M-step that made `params` had to repair."""
+    def events(self, params: Params) -> tuple[tuple[int, str], ...]:
+        """Return (component, what happened) of all that the M-step which made `params` had to repair."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Statistics are added (batch EM), blended (stepwise EM) and subtracted (increment
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -78,19 +78,31 @@ def lerp(a: T, b: T, t: float) -> T:
     return map_leaves(lambda x, y: (1.0 - t) * x + t * y, a, b)
 
 
-def reduce(trees: Sequence[T]) -> T:
+def reduce(trees: Iterable[T]) -> T:
     """Add in the fixed order of a balanced binary tree over positions: ``((0+1)+(2+3))+...``.
 
     The order depends on positions only, never on arrival, and nesting a run of 2^m positions in one call gives the bits
-    of the flat call: that is why a pass gives the same bits however its work units were grouped.
+    of the flat call: that is why a pass gives the same bits however its work units were grouped. Takes an iterator and
+    holds no more than log2 of its length at a time.
+
+    Raises
+    ------
+    ContractError
+        If there is nothing to add: an empty sequence of records has no zero of its own.
     """
-    if not trees:
+    stack: list[tuple[int, T]] = []
+    for tree in trees:
+        level = 0
+        while stack and stack[-1][0] == level:
+            tree = add(stack.pop()[1], tree)
+            level += 1
+        stack.append((level, tree))
+    if not stack:
         raise ContractError("nothing to reduce: an empty sequence of records has no zero of its own.")
-    level = list(trees)
-    while len(level) > 1:
-        paired = [add(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        level = paired + level[len(paired) * 2 :]
-    return level[0]
+    total = stack.pop()[1]
+    while stack:
+        total = add(stack.pop()[1], total)
+    return total
 
 
 def nbytes(tree: Any) -> int:

@@ -1,5 +1,9 @@
 """Where rows come from and go to: sources, work units, integrity, writers."""
 
+from daskem.data.dataset import Dataset as Dataset
+from daskem.data.dataset import Memory as Memory
+from daskem.data.dataset import is_array_like as is_array_like
+from daskem.data.dataset import open_dataset as open_dataset
 from daskem.data.integrity import missing_chunks as missing_chunks
 from daskem.data.source import Source as Source
 from daskem.data.sources import open_source as open_source
@@ -8,4 +12,16 @@ from daskem.data.units import plan_units as plan_units
 from daskem.data.writers import Output as Output
 from daskem.data.writers import create_output as create_output
 
-__all__ = ["Output", "Source", "Unit", "create_output", "missing_chunks", "open_source", "plan_units"]
+__all__ = [
+    "Dataset",
+    "Memory",
+    "Output",
+    "Source",
+    "Unit",
+    "create_output",
+    "is_array_like",
+    "missing_chunks",
+    "open_dataset",
+    "open_source",
+    "plan_units",
+]

@@ -26,11 +26,20 @@ class Source(Protocol):
     in_process : whether the rows live in this process (so that sending them to a cluster would copy them all).
     """
 
-    name: str
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    columns: tuple[str, ...] | None
-    in_process: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def columns(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def in_process(self) -> bool: ...
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``, (stop - start, d), C-contiguous, in the stored type and native byte order.

@@ -1,1 +1,18 @@
+"""Where code runs: passes over the data as Dask tasks, planned before they begin."""
 
+from daskem.engine.passes import Engine, start_engine
+from daskem.engine.planner import CACHE_MODES, Plan, parse_bytes
+from daskem.engine.problem import DataProblem
+from daskem.engine.rows import eager_rows, lazy_rows, write_rows
+
+__all__ = [
+    "CACHE_MODES",
+    "DataProblem",
+    "Engine",
+    "Plan",
+    "eager_rows",
+    "lazy_rows",
+    "parse_bytes",
+    "start_engine",
+    "write_rows",
+]

@@ -1,0 +1,117 @@
+"""When to stop: rules over the trace of steps. Tolerances are per row, so that they do not depend on their number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from daskem.core import StepInfo, StopRule
+from daskem.errors import OptionError
+
+__all__ = ["AnyOf", "Change", "Gain", "MaxSeconds", "MaxSteps", "decrease"]
+
+# A fall of the objective below this, relative to its size, is rounding: sums of 10^9 float64 terms err by some 1e-12.
+ROUNDING = 1e-10
+
+
+def decrease(trace: Sequence[StepInfo], rounding: float = ROUNDING) -> float:
+    """Return by how much (nats per row) the last step began below the one before, 0.0 where that is only rounding."""
+    if len(trace) < 2:
+        return 0.0
+    before, after = trace[-2].objective, trace[-1].objective
+    return max(0.0, before - after) if before - after > rounding * max(1.0, abs(before)) else 0.0
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Stop when a step's gain in objective falls below `tol`; a fall beyond rounding is not convergence.
+
+    Parameters
+    ----------
+    tol : nats per row; with `relative`, a share of the objective's magnitude.
+    relative : whether `tol` is relative.
+    rounding : relative size below which a fall of the objective is rounding.
+    """
+
+    tol: float = 1e-3
+    relative: bool = False
+    rounding: float = ROUNDING
+    converged: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_not_negative("tol", self.tol)
+
+    def __call__(self, trace: Sequence[StepInfo]) -> str | None:
+        if len(trace) < 2 or decrease(trace, self.rounding):
+            return None
+        gain = abs(trace[-1].objective - trace[-2].objective)
+        limit = self.tol * (abs(trace[-1].objective) if self.relative else 1.0)
+        return f"the gain of a step, {gain:.3g} nats per row, fell below {limit:.3g}" if gain < limit else None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Stop when the parameters move by no more than `tol` (in the measure of `Problem.change`)."""
+
+    tol: float
+    converged: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_not_negative("tol", self.tol)
+
+    def __call__(self, trace: Sequence[StepInfo]) -> str | None:
+        moved = trace[-1].change
+        return f"the parameters moved by {moved:.3g}, at most {self.tol:.3g}" if moved <= self.tol else None
+
+
+@dataclass(frozen=True)
+class MaxSteps:
+    """Stop after `n` steps. That is a budget, not convergence."""
+
+    n: int
+    converged: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise OptionError(f"max_iter={self.n} is not positive; at least one step is needed.")
+
+    def __call__(self, trace: Sequence[StepInfo]) -> str | None:
+        return f"{self.n} steps were made" if len(trace) >= self.n else None
+
+
+@dataclass(frozen=True)
+class MaxSeconds:
+    """Stop after the step during which `seconds` of wall-clock time are over. That is a budget, not convergence."""
+
+    seconds: float
+    converged: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise OptionError(f"max_seconds={self.seconds} is not positive.")
+
+    def __call__(self, trace: Sequence[StepInfo]) -> str | None:
+        spent = sum(info.seconds for info in trace)
+        return f"{self.seconds:g} seconds were over (after {spent:.3g})" if spent >= self.seconds else None
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Stop as soon as one of `rules` says so; `which` tells whose reason it was."""
+
+    rules: tuple[StopRule, ...]
+
+    def which(self, trace: Sequence[StepInfo]) -> tuple[StopRule, str] | None:
+        """Return the first rule that says stop, and its reason."""
+        for rule in self.rules:
+            reason = rule(trace)
+            if reason is not None:
+                return rule, reason
+        return None
+
+
+def _check_not_negative(name: str, value: float) -> None:
+    if not (value >= 0 and math.isfinite(value)):
+        raise OptionError(f"{name}={value} is negative or not a number; 0 means never to stop for this reason.")

@@ -1,0 +1,234 @@
+"""Rows together with what is known of each: its weight and its label."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dask.delayed import delayed
+
+from daskem.core import Array, Chunk
+from daskem.data.source import Source
+from daskem.data.sources import open_source
+from daskem.data.units import Unit, plan_units, walk
+from daskem.errors import DataError
+
+__all__ = ["Dataset", "Memory", "blocks", "is_array_like", "open_dataset", "pieces"]
+
+# Long enough a read for its fixed cost not to matter, short enough for two of them to be small beside any worker.
+PIECE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows, and with each of them, where known, a weight and a label.
+
+    Parameters
+    ----------
+    rows : source of (n, d).
+    weight : source of (n, 1) not negative numbers, or None.
+    labels : source of (n, 1) integers, -1 = unknown, or None.
+    """
+
+    rows: Source
+    weight: Source | None = None
+    labels: Source | None = None
+
+    @property
+    def n_rows(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type computed in: float32 for float32 and float16 data, float64 for all other."""
+        narrow = self.rows.dtype in (np.dtype(np.float16), np.dtype(np.float32))
+        return np.dtype(np.float32 if narrow else np.float64)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as stored."""
+        return self.n_features * self.rows.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+    @property
+    def in_process(self) -> bool:
+        """Whether anything lives in this process, so that a cluster would need a copy of it for each pass."""
+        return any(source.in_process for source in self.sources)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(source for source in (self.rows, self.weight, self.labels) if source is not None)
+
+    def units(self) -> list[Unit]:
+        """Plan the work units of a pass."""
+        return plan_units(self.n_rows, self.row_bytes, self.rows.unit_boundary)
+
+    def piece_rows(self) -> int:
+        """Return the rows of the longest read, chunks being as regular as the first one says."""
+        return min(self.rows.piece_boundary(self._nominal_piece), self.n_rows)
+
+    def read_bytes(self) -> int:
+        """Return the peak bytes of reading in a task: one piece in use while the next is read."""
+        rows = self.piece_rows()
+        return rows * self.row_bytes + self.rows.read_bytes(rows)
+
+    def bind(self, unit: Unit) -> Any:
+        """Return what a task over `unit` must be given: this data set itself, or a delayed part of it."""
+        bound = [source and source.bind(unit.start, unit.stop) for source in (self.rows, self.weight, self.labels)]
+        if all(new is old for new, old in zip(bound, (self.rows, self.weight, self.labels), strict=True)):
+            return self
+        nodes = [part if part is None else delayed(part, traverse=False) for part in bound]
+        return delayed(Dataset, pure=False)(*nodes)
+
+    def load(self, start: int, stop: int) -> Dataset:
+        """Return rows ``start:stop`` decoded in memory, addressed by the same row numbers."""
+        rows = np.empty((stop - start, self.n_features), self.rows.dtype)
+        for at, piece in pieces(self, start, stop):
+            rows[at - start : at - start + len(piece)] = piece
+        loaded = [None if s is None else Memory(s.name, s.read(start, stop), start) for s in (self.weight, self.labels)]
+        return Dataset(Memory(self.rows.name, rows, start), *loaded)
+
+    @property
+    def _nominal_piece(self) -> int:
+        return min(max(1, PIECE_BYTES // max(self.row_bytes, 1)), self.n_rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Decoded rows that keep the row numbers of the source they were read from."""
+
+    name: str
+    values: Array
+    origin: int = 0
+    columns: tuple[str, ...] | None = None
+    in_process: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (len(self.values), self.values.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    def read(self, start: int, stop: int) -> Array:
+        return self.values[start - self.origin : stop - self.origin]
+
+    def unit_boundary(self, row: int) -> int:
+        return row
+
+    def piece_boundary(self, row: int) -> int:
+        return row
+
+    def read_bytes(self, rows: int) -> int:
+        return 0
+
+    def locate(self, start: int, stop: int) -> str:
+        return f"rows {start}:{stop}"
+
+    def bind(self, start: int, stop: int) -> Memory:
+        return self
+
+
+def open_dataset(x: Any, *, sample_weight: Any = None, y: Any = None, **options: Any) -> Dataset:
+    """Open rows, and their weights and labels, from any sources.
+
+    Parameters
+    ----------
+    x, **options : see `daskem.data.open_source`. A `Dataset` is taken as it is.
+    sample_weight, y : one value per row, from any source; a slice of ``rows`` applies to them too.
+
+    Raises
+    ------
+    DataError
+        If a source cannot be used, or there is not one weight and one label for each row.
+    """
+    if isinstance(x, Dataset):
+        return x
+    rows = options.get("rows")
+    data = Dataset(
+        x if isinstance(x, Source) else open_source(x, **options),
+        None if sample_weight is None else open_source(sample_weight, what="sample_weight", ndim=1, rows=rows),
+        None if y is None else open_source(y, what="labels (y)", ndim=1, rows=rows),
+    )
+    for what, source in (("sample_weight", data.weight), ("labels (y)", data.labels)):
+        if source is not None and source.shape[0] != data.n_rows:
+            raise DataError(
+                f"{what}: {source.name} has {source.shape[0]} values, but {data.rows.name} has {data.n_rows} rows. "
+                "Give one value per row, in the order of the rows."
+            )
+    return data
+
+
+def is_array_like(x: Any) -> bool:
+    """Return whether `x` is rows in memory (an array, a list, a data frame), not a store or a lazy array."""
+    if isinstance(x, (str, os.PathLike, np.memmap, Dataset, Source)):
+        return False
+    # By name, so that packages that were not imported need not be.
+    return type(x).__module__.partition(".")[0] not in ("dask", "zarr", "xarray", "h5py")
+
+
+def pieces(data: Dataset, start: int, stop: int) -> Iterator[tuple[int, Array]]:
+    """Yield ``(first row, rows)`` of the reads that cover ``start:stop``; the next read overlaps this one's use."""
+    cuts = _cuts(data, start, stop)
+    if data.rows.in_process:
+        yield from ((a, data.rows.read(a, b)) for a, b in cuts)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="daskem-read") as reader:
+        ahead = None
+        for a, b in cuts:
+            current, ahead = ahead, (a, reader.submit(data.rows.read, a, b))
+            if current is not None:
+                yield current[0], current[1].result()
+        if ahead is not None:
+            yield ahead[0], ahead[1].result()
+
+
+def _cuts(data: Dataset, start: int, stop: int) -> list[tuple[int, int]]:
+    cuts, rows = [], data._nominal_piece
+    while start < stop:
+        end = min(data.rows.piece_boundary(min(start + rows, stop)), stop)
+        cuts.append((start, end))
+        start = end
+    return cuts
+
+
+def blocks(data: Dataset, start: int, stop: int, block_rows: int, seed: int = 0, step: int = 0) -> Iterator[Chunk]:
+    """Walk rows ``start:stop`` in blocks that end at multiples of `block_rows`, whatever pieces they are read in.
+
+    Blocks at absolute offsets are what makes the bits of a pass independent of where chunks and reads happen to end.
+    """
+    weight = None if data.weight is None else data.weight.read(start, stop)[:, 0].astype(np.float64)
+    labels = None if data.labels is None else data.labels.read(start, stop)[:, 0].astype(np.int64)
+    for at, rows in _row_blocks(data, start, stop, block_rows):
+        here = slice(at - start, at - start + len(rows))
+        yield Chunk(
+            np.ascontiguousarray(rows, data.dtype),
+            None if weight is None else weight[here],
+            None if labels is None else labels[here],
+            at,
+            seed,
+            step,
+        )
+
+
+def _row_blocks(data: Dataset, start: int, stop: int, block_rows: int) -> Iterator[tuple[int, Array]]:
+    pending: list[Array] = []
+    first = start
+    for at, rows in pieces(data, start, stop):
+        for a, b in walk(at, at + len(rows), block_rows):
+            pending.append(rows[a - at : b - at])
+            if b % block_rows == 0 or b == stop:
+                yield first, pending[0] if len(pending) == 1 else np.concatenate(pending)
+                pending, first = [], b

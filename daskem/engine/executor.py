@@ -1,0 +1,86 @@
+"""Where tasks run: threads of this process, or the workers of the Dask cluster that is connected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from dask.system import CPU_COUNT
+from distributed import default_client
+from distributed.system import MEMORY_LIMIT
+
+from daskem.engine.blas import one_blas_thread
+from daskem.errors import PlanError
+
+__all__ = ["Executor", "find_executor"]
+
+# Resident bytes of a worker process that has imported numpy, scipy, dask and zarr and done nothing yet.
+WORKER_BASE = 220 << 20
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What the planner must know of the place where tasks run, and how to run them there.
+
+    Attributes
+    ----------
+    processes : number of processes that tasks run in.
+    slots : tasks that run at once in each.
+    memory : bytes that the smallest process may use.
+    base : resident bytes of a process before work.
+    cluster : whether a Dask cluster does the work.
+    scheduler : name of the local scheduler, where there is no cluster.
+    """
+
+    processes: int
+    slots: int
+    memory: int
+    base: int = 0
+    cluster: bool = False
+    scheduler: str = "threads"
+
+    def compute(self, node: Any, slots: int) -> Any:
+        """Return the value of a delayed `node`, running at most `slots` tasks at once in a process."""
+        if self.cluster:
+            return node.compute()
+        with one_blas_thread():
+            return node.compute(scheduler=self.scheduler, num_workers=slots)
+
+    def keep(self, nodes: list[Any], slots: int) -> list[Any]:
+        """Return `nodes` whose values stay where they were computed; a lost worker's are computed again."""
+        if self.cluster:
+            return list(dask.persist(*nodes))
+        return list(dask.persist(*nodes, scheduler=self.scheduler, num_workers=slots))
+
+
+def find_executor(*, local: bool = False) -> Executor:
+    """Return the cluster of the ambient Dask client if there is one, else the threads of this process.
+
+    Parameters
+    ----------
+    local : the data live in this process, so that no cluster is looked for.
+    """
+    scheduler = dask.config.get("scheduler", None)
+    if not local and scheduler in (None, "dask.distributed", "distributed"):
+        try:
+            return _cluster(default_client())
+        except ValueError:
+            pass
+    if scheduler in ("sync", "synchronous", "single-threaded"):
+        return Executor(1, 1, MEMORY_LIMIT, scheduler="synchronous")
+    return Executor(1, int(dask.config.get("num_workers", None) or CPU_COUNT), MEMORY_LIMIT)
+
+
+def _cluster(client: Any) -> Executor:
+    workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
+    if not workers:
+        raise PlanError(
+            f"the Dask cluster at {client.scheduler.address} has no workers. "
+            "Start some, or wait for them with client.wait_for_workers(1), and fit again."
+        )
+    processes, slots = len(workers), max(worker["nthreads"] for worker in workers)
+    # A worker without a limit of its own may be one of several on its machine.
+    limits = [worker["memory_limit"] or MEMORY_LIMIT / processes for worker in workers]
+    return Executor(processes, slots, math.floor(min(limits)), base=WORKER_BASE, cluster=True)

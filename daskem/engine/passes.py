@@ -1,0 +1,197 @@
+"""Passes over a data set: which tasks there are, where they run, and the tree that adds what they return."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from dask.delayed import Delayed, delayed
+
+from daskem.core import Array, Chunk, Expectation, Model, Params
+from daskem.data.dataset import PIECE_BYTES, Dataset
+from daskem.data.units import Unit
+from daskem.engine.executor import Executor, find_executor
+from daskem.engine.planner import Plan, make_plan
+from daskem.engine.tasks import ExpectTask, Partial, combine, draw_rows, expect_unit, load_unit, map_unit
+from daskem.errors import ContractError
+
+__all__ = ["Engine", "start_engine"]
+
+logger = logging.getLogger("daskem")
+
+# Units that a sample of rows is drawn from: many enough to see sorted data from end to end, few enough to be cheap.
+SAMPLE_UNITS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """Runs passes over one data set, in one place, within one plan.
+
+    Attributes
+    ----------
+    data, plan, executor, seed : what, how much, where, and what random E-steps draw from.
+    parts : what each unit's task is given to read from: the shared source, a Dask array's blocks, or kept rows.
+    """
+
+    data: Dataset
+    plan: Plan
+    executor: Executor
+    seed: int
+    parts: tuple[Any, ...]
+
+    def expect(
+        self, model: Model, members: Sequence[Params], units: Sequence[int] | None = None, step: int = 0
+    ) -> list[Expectation]:
+        """Return what one pass (or a part of one) says of each of `members`, in the order of the members.
+
+        Raises
+        ------
+        NonFiniteError
+            If rows hold NaN or infinity, or no component explains a row; names the store, the chunk and the rows.
+        ContractError
+            If a row was counted twice or not at all.
+        """
+        chosen = self.plan.units if units is None else [self.plan.units[i] for i in units]
+        task = ExpectTask(model, tuple(members), self.plan.block_rows, self.plan.segment_rows, self.seed, step)
+        node = _node(task)
+        leaves = [_call(expect_unit, self.parts[u.index], u.start, u.stop, u.index, node) for u in chosen]
+        total: Partial = self.compute(_add_up(leaves, self.plan.arity))
+        _check_complete(total, chosen)
+        return list(total.expectations)
+
+    def map_runs(
+        self, function: Callable[[Chunk], Any], runs: Sequence[tuple[int, int]] | None = None
+    ) -> list[Delayed]:
+        """Return one delayed list per run of rows (unit, by default): `function` of each of its blocks."""
+        node = _node(function)
+        if runs is None:
+            units, parts = list(self.plan.units), list(self.parts)
+        else:
+            units = [Unit(i, start, stop) for i, (start, stop) in enumerate(runs)]
+            parts = _bind(self.data, units)
+        return [
+            _call(map_unit, part, unit.start, unit.stop, self.plan.block_rows, node)
+            for part, unit in zip(parts, units, strict=True)
+        ]
+
+    def gather(self, function: Callable[[Chunk], Any]) -> list[Any]:
+        """Return `function` of every block, in row order. For results that are small beside the rows."""
+        return [result for unit in self.compute_all(self.map_runs(function)) for result in unit]
+
+    def sample(self, rows: int, rng: np.random.Generator) -> Chunk:
+        """Return about `rows` rows with their weights and labels, without those of weight zero.
+
+        All rows if there are no more; else rows drawn at random from one run of stored chunks in each of many units, so
+        that sorted data are seen from end to end while little is read.
+        """
+        draws = [(0, self.plan.n_rows, None)] if rows >= self.plan.n_rows else self._draws(rows, rng)
+        parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop, _) in enumerate(draws)])
+        drawn: list[Chunk] = self.compute_all(
+            [_call(draw_rows, part, *draw) for part, draw in zip(parts, draws, strict=True)]
+        )
+        return Chunk(
+            np.concatenate([chunk.rows for chunk in drawn]),
+            _concatenate([chunk.weight for chunk in drawn]),
+            _concatenate([chunk.labels for chunk in drawn]),
+            seed=self.seed,
+        )
+
+    def compute(self, node: Delayed) -> Any:
+        """Return the value of a node."""
+        return self.executor.compute(node, self.plan.slots)
+
+    def compute_all(self, nodes: Sequence[Delayed]) -> list[Any]:
+        """Return the values of nodes."""
+        values: list[Any] = self.compute(delayed(list, pure=False)(list(nodes)))
+        return values
+
+    def _draws(self, rows: int, rng: np.random.Generator) -> list[tuple[int, int, Array | None]]:
+        if self.data.rows.in_process:
+            return [(0, self.plan.n_rows, np.sort(rng.choice(self.plan.n_rows, rows, replace=False)))]
+        n_units = min(len(self.plan.units), SAMPLE_UNITS)
+        units = [self.plan.units[i] for i in np.sort(rng.choice(len(self.plan.units), n_units, replace=False))]
+        share = -(-rows // n_units)
+        draws: list[tuple[int, int, Array | None]] = []
+        for unit in units:
+            start, stop = self._run(unit, share, rng)
+            draws.append((start, stop, np.sort(rng.choice(stop - start, min(share, stop - start), replace=False))))
+        return draws
+
+    def _run(self, unit: Unit, share: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Return where to draw `share` rows of a unit: all of a small unit, else a random run of its chunks."""
+        if len(unit) * self.data.row_bytes <= PIECE_BYTES:
+            return unit.start, unit.stop
+        start = self.data.rows.piece_boundary(int(rng.integers(unit.start, unit.stop)))
+        start = start if unit.start <= start < unit.stop - share else unit.start
+        return start, min(self.data.rows.piece_boundary(min(start + 4 * share, unit.stop)), unit.stop)
+
+
+def start_engine(
+    data: Dataset, model: object, *, seed: int = 0, members: int = 1, cache: str = "auto", memory_limit: Any = None
+) -> Engine:
+    """Plan passes of `model` over `data` and return the engine that runs them.
+
+    Parameters
+    ----------
+    members : parameter sets that will share each pass.
+    cache, memory_limit : see `daskem.engine.planner.make_plan`.
+
+    Raises
+    ------
+    PlanError
+        If the work cannot fit into memory, or the cluster has no workers.
+    """
+    executor = find_executor(local=data.in_process)
+    plan = make_plan(data, model, executor, members=members, cache=cache, memory_limit=memory_limit)
+    parts = _bind(data, plan.units)
+    if plan.cached_units:
+        logger.info(
+            "keeping %d of %d units (%.3g GB) decoded in memory; cache='none' streams them instead",
+            plan.cached_units,
+            len(plan.units),
+            plan.cache * plan.processes / 1e9,
+        )
+        kept = [_call(load_unit, parts[u.index], u.start, u.stop) for u in plan.units[: plan.cached_units]]
+        parts = [*executor.keep(kept, plan.slots), *parts[plan.cached_units :]]
+    return Engine(data, plan, executor, seed, tuple(parts))
+
+
+def _bind(data: Dataset, units: Sequence[Unit]) -> list[Any]:
+    shared = _node(data)
+    bound = [data.bind(unit) for unit in units]
+    return [shared if part is data else part for part in bound]
+
+
+def _node(value: Any) -> Delayed:
+    # One node of the graph, whoever uses it: scattered values die with their worker, embedded ones are sent each time.
+    return delayed(value, traverse=False, name=f"daskem-{type(value).__name__}-{uuid4().hex}")
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Delayed:
+    node: Delayed = delayed(function, pure=False)(*args, dask_key_name=f"{function.__name__}-{uuid4().hex}")
+    return node
+
+
+def _add_up(nodes: list[Delayed], arity: int) -> Delayed:
+    """Build the reduction tree: its shape depends on positions alone, so that sums do not depend on arrival."""
+    while len(nodes) > 1:
+        nodes = [_call(combine, nodes[i : i + arity]) for i in range(0, len(nodes), arity)]
+    return nodes[0]
+
+
+def _check_complete(total: Partial, units: Sequence[Unit]) -> None:
+    expected_rows = sum(len(unit) for unit in units)
+    if total.rows != expected_rows or sorted(total.units) != sorted(unit.index for unit in units):
+        raise ContractError(
+            f"a pass counted {total.rows} rows of {len(total.units)} units where there are {expected_rows} rows in "
+            f"{len(units)} units. Its sums are wrong and were discarded; has the store changed its size during the run?"
+        )
+
+
+def _concatenate(parts: Sequence[Array | None]) -> Array | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None

@@ -1,0 +1,256 @@
+"""What a run will cost, computed before anything is read: units, tasks, bytes per task, bytes on the driver."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+
+from daskem.core import Footprint, HasFootprint
+from daskem.data.dataset import Dataset
+from daskem.data.units import Unit, nominal_rows
+from daskem.engine.executor import Executor
+from daskem.errors import OptionError, PlanError
+
+__all__ = ["CACHE_MODES", "Plan", "make_plan", "parse_bytes"]
+
+CACHE_MODES = ("auto", "none", "memory")
+# Of the memory that is there, what daskem takes unless told otherwise; Dask workers begin to spill at 0.6 of theirs.
+SHARE = 0.6
+# Of the memory it may take, what a cache of decoded rows may fill: the rest absorbs what no plan foresees.
+CACHE_SHARE = 0.7
+# What allocators keep of freed blocks, thread stacks, imports on first use: measured 20-60 MB on runs of many shapes.
+SLACK = 64 << 20
+# Records of statistics larger than this travel one by one rather than eight to a tree task.
+LARGE_STATS = 8 << 20
+# Assumed of a model that does not tell its footprint.
+DEFAULT_BLOCK_BYTES = 1 << 20
+DEFAULT_WORKSPACE_BLOCKS = 8
+DEFAULT_STATS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Figures of a pass and of the memory it needs. All sizes in bytes.
+
+    Attributes
+    ----------
+    n_rows, n_features : shape of the data.
+    data : decoded size of the data.
+    units : the work units, one task each.
+    block_rows : rows that a task walks at a time.
+    segment_rows : rows whose statistics are added one block after the other; segments are added pairwise.
+    arity : records that one task of the reduction tree adds.
+    tasks : tasks of a pass.
+    members : parameter sets that share each pass (restarts).
+    slots : tasks that run at once in a process.
+    processes : processes that tasks run in.
+    cluster : whether these are a cluster's workers; else tasks are threads of this process.
+    reader, workspace, stats, params : bytes of each in a task.
+    base : resident bytes of a process before work.
+    cache : bytes of decoded rows kept per process from pass to pass.
+    cached_units : units that are kept.
+    limit : bytes a process may reach.
+    """
+
+    n_rows: int
+    n_features: int
+    data: int
+    units: tuple[Unit, ...]
+    block_rows: int
+    segment_rows: int
+    arity: int
+    tasks: int
+    members: int
+    slots: int
+    processes: int
+    cluster: bool
+    reader: int
+    workspace: int
+    stats: int
+    params: int
+    base: int
+    cache: int
+    cached_units: int
+    limit: int
+
+    @property
+    def task(self) -> int:
+        """Bytes of one running task: reading, workspace, and the statistics of a segment and of a block."""
+        levels = 2 + math.ceil(math.log2(max(1, max(map(len, self.units)) / self.segment_rows)))
+        return self.reader + self.members * (self.workspace + levels * self.stats + 2 * self.params)
+
+    @property
+    def tree(self) -> int:
+        """Bytes of the records of statistics that wait in the reduction tree of a process."""
+        depth = math.ceil(math.log(max(2, len(self.units)), self.arity))
+        return self.members * self.stats * min(len(self.units), self.slots + (self.arity - 1) * depth)
+
+    @property
+    def driver(self) -> int:
+        """Bytes on the driver: one record of statistics, what the M-step makes of it, old and new parameters."""
+        return self.members * (3 * self.stats + 6 * self.params)
+
+    @property
+    def peak(self) -> int:
+        """Resident bytes that a process may reach: this one where threads do the work, else the largest worker."""
+        local = 0 if self.cluster else self.driver
+        return self.base + self.slots * self.task + self.tree + self.cache + local + SLACK
+
+    def __str__(self) -> str:
+        where = f"{self.processes} worker processes" if self.cluster else "threads of this process"
+        rows = [
+            ("data", f"{self.n_rows:,} rows x {self.n_features} features, {_size(self.data)}"),
+            ("pass", f"{len(self.units):,} units, {self.tasks:,} tasks, blocks of {self.block_rows:,} rows"),
+            ("where", f"{where}, {self.slots} tasks at once in each"),
+            ("task", f"{_size(self.task)} ({self._parts()})"),
+            ("cache", f"{_size(self.cache)} per process, {self.cached_units:,} of {len(self.units):,} units"),
+            ("driver", _size(self.driver)),
+            ("peak", f"{_size(self.peak)} of {_size(self.limit)} per process ({_size(self.base)} before work)"),
+        ]
+        return "\n".join(f"{name:<7} {text}" for name, text in rows)
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the figures as plain numbers, for JSON."""
+        names = (
+            "n_rows n_features data block_rows tasks members slots processes reader workspace stats params base cache"
+        )
+        figures = {name: int(getattr(self, name)) for name in (*names.split(), "cached_units", "limit")}
+        return figures | {"units": len(self.units), "task": self.task, "driver": self.driver, "peak": self.peak}
+
+    def _parts(self) -> str:
+        return f"reader {_size(self.reader)} + workspace {_size(self.workspace)} + statistics {_size(self.stats)}"
+
+
+def make_plan(
+    data: Dataset, model: object, executor: Executor, *, members: int = 1, cache: str = "auto", memory_limit: Any = None
+) -> Plan:
+    """Plan a pass of `model` over `data`.
+
+    Parameters
+    ----------
+    members : parameter sets that share each pass.
+    cache : ``"auto"`` keeps decoded rows where all of them fit, ``"memory"`` as many as fit, ``"none"`` none.
+    memory_limit : bytes (or ``"2GB"``) that a process may reach; by default a share (0.6) of the machine's memory, or
+        of the workers' own limits on a cluster.
+
+    Raises
+    ------
+    PlanError
+        If the work cannot fit, even with one task at a time.
+    """
+    if cache not in CACHE_MODES:
+        raise OptionError(f"cache={cache!r} is not one of {', '.join(map(repr, CACHE_MODES))}.")
+    limit = parse_bytes(memory_limit) if memory_limit is not None else int(SHARE * executor.memory)
+    footprint = _footprint(data, model)
+    units = tuple(data.units())
+    arity = 2 if footprint.stats > LARGE_STATS else 8
+    plan = Plan(
+        n_rows=data.n_rows,
+        n_features=data.n_features,
+        data=data.nbytes,
+        units=units,
+        block_rows=footprint.block_rows,
+        segment_rows=nominal_rows(data.n_rows, data.row_bytes),
+        arity=arity,
+        tasks=count_tasks(len(units), arity),
+        members=members,
+        slots=executor.slots,
+        processes=executor.processes,
+        cluster=executor.cluster,
+        reader=data.read_bytes(),
+        workspace=footprint.workspace,
+        stats=footprint.stats,
+        params=footprint.params,
+        base=executor.base if executor.cluster else psutil.Process().memory_info().rss,
+        cache=0,
+        cached_units=0,
+        limit=limit,
+    )
+    return _with_cache(_fit_slots(plan), data, cache)
+
+
+def parse_bytes(size: Any) -> int:
+    """Return a size in bytes of a number or of text such as ``"2GB"`` (10^9) or ``"2GiB"`` (2^30)."""
+    text = str(size).strip().upper().removesuffix("B")
+    powers = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+    number, factor = text, 1
+    for unit, power in powers.items():
+        if text.endswith(unit):
+            number, factor = text.removesuffix(unit), power
+    try:
+        size_in_bytes = float(number) * factor
+    except ValueError:
+        size_in_bytes = math.nan
+    if not (size_in_bytes > 0 and math.isfinite(size_in_bytes)):
+        raise OptionError(f"memory_limit={size!r} is not a size. Give a number of bytes, or text such as '2GB'.")
+    return int(size_in_bytes)
+
+
+def count_tasks(leaves: int, arity: int) -> int:
+    """Return the tasks of a map over `leaves` units and a reduction tree of `arity` above it."""
+    total = level = leaves
+    while level > 1:
+        level = -(-level // arity)
+        total += level
+    return total
+
+
+def _footprint(data: Dataset, model: object) -> Footprint:
+    if isinstance(model, HasFootprint):
+        return model.footprint(data.n_features, data.dtype)
+    row = data.n_features * data.dtype.itemsize
+    block_rows = 1 << max(0, min(4096, DEFAULT_BLOCK_BYTES // max(row, 1)).bit_length() - 1)
+    return Footprint(block_rows, DEFAULT_WORKSPACE_BLOCKS * block_rows * row, DEFAULT_STATS, DEFAULT_STATS)
+
+
+def _fit_slots(plan: Plan) -> Plan:
+    """Run as many tasks at once as memory allows; fewer threads are slower, but not wrong."""
+    slots = plan.slots
+    while slots > 1 and not plan.cluster and replace(plan, slots=slots).peak > plan.limit:
+        slots -= 1
+    plan = replace(plan, slots=slots)
+    if plan.peak > plan.limit:
+        raise PlanError(_too_large(plan))
+    return plan
+
+
+def _with_cache(plan: Plan, data: Dataset, cache: str) -> Plan:
+    room = int(CACHE_SHARE * (plan.limit - plan.peak))
+    if cache == "none" or data.in_process or room <= 0:
+        return plan
+    kept, size = 0, 0
+    for unit in plan.units:
+        size_with = size + len(unit) * data.row_bytes
+        if size_with > room * plan.processes:
+            break
+        kept, size = kept + 1, size_with
+    if cache == "auto" and kept < len(plan.units):
+        return plan
+    return replace(plan, cached_units=kept, cache=-(-size // plan.processes))
+
+
+def _too_large(plan: Plan) -> str:
+    biggest = max(
+        (plan.reader, "reader"), (plan.members * plan.workspace, "workspace"), (plan.members * plan.stats, "stats")
+    )
+    remedy = {
+        "reader": "Rechunk the store to fewer rows per chunk, or select fewer columns",
+        "workspace": "Use fewer components or features, or a simpler covariance",
+        "stats": "Use fewer components or features, or a simpler covariance ('diag', 'tied')",
+    }[biggest[1]]
+    return (
+        f"a process needs {_size(plan.peak)} ({_size(plan.base)} before work, {plan.slots} tasks x {_size(plan.task)} "
+        f"({plan._parts()}, {plan.members} starts), waiting statistics {_size(plan.tree)}, driver "
+        f"{_size(plan.driver)}), but may use {_size(plan.limit)}. {remedy}, or raise memory_limit. Nothing was read."
+    )
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(n) < 1000:
+            return f"{n:.3g} {unit}" if unit != "B" else f"{int(n)} B"
+        n /= 1000
+    return f"{n:,.4g} TB"

@@ -1,0 +1,179 @@
+"""What a task does with its unit of rows. These functions run on workers; each takes the part of the data it reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from daskem import tree
+from daskem.core import Array, Chunk, Expectation, Model, Params, Scratch
+from daskem.data.dataset import Dataset, blocks
+from daskem.engine.blas import one_blas_thread
+from daskem.errors import NonFiniteError
+
+__all__ = ["ExpectTask", "Partial", "combine", "draw_rows", "expect_unit", "load_unit", "map_unit"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectTask:
+    """What all tasks of an E-step have in common.
+
+    Attributes
+    ----------
+    model : the model.
+    members : parameter sets that share the pass.
+    block_rows, segment_rows : see `daskem.engine.planner.Plan`.
+    seed, step : what random E-steps draw from, beside the row number.
+    """
+
+    model: Model
+    members: tuple[Params, ...]
+    block_rows: int
+    segment_rows: int
+    seed: int
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """What some units say of each member, and how many rows and which units that is."""
+
+    expectations: tuple[Expectation, ...]
+    rows: int
+    units: tuple[int, ...]
+
+
+def expect_unit(data: Dataset, start: int, stop: int, index: int, task: ExpectTask) -> Partial:
+    """Run the E-step over a unit: blocks are added one after the other into segments, segments pairwise."""
+    scratches = [Scratch() for _ in task.members]
+    counted = 0
+
+    def block_expectations() -> Iterator[tuple[int, tuple[Expectation, ...]]]:
+        nonlocal counted
+        for chunk in blocks(data, start, stop, task.block_rows, task.seed, task.step):
+            counted += len(chunk)
+            present = _present(chunk)
+            yield (
+                chunk.start // task.segment_rows,
+                tuple(
+                    _expect_block(data, task.model, params, replace(present, scratch=scratch))
+                    for params, scratch in zip(task.members, scratches, strict=True)
+                ),
+            )
+
+    with one_blas_thread():
+        expectations = tree.reduce(_segments(block_expectations()))
+    for expectation in expectations:
+        _check_stats(data, task.model, expectation, start, stop)
+    return Partial(expectations, counted, (index,))
+
+
+def combine(partials: list[Partial]) -> Partial:
+    """Add the partials of consecutive units."""
+    return Partial(
+        tree.reduce(partial.expectations for partial in partials),
+        sum(partial.rows for partial in partials),
+        tuple(index for partial in partials for index in partial.units),
+    )
+
+
+def map_unit(data: Dataset, start: int, stop: int, block_rows: int, function: Callable[[Chunk], Any]) -> list[Any]:
+    """Return `function` of each block of a unit, in row order.
+
+    Raises
+    ------
+    NonFiniteError
+        If rows hold NaN or infinity: no function of rows is asked to make sense of them.
+    """
+    scratch, results = Scratch(), []
+    with one_blas_thread():
+        for chunk in blocks(data, start, stop, block_rows):
+            present = _present(chunk)
+            _check_rows(data, present)
+            results.append(function(replace(present, scratch=scratch)))
+    return results
+
+
+def load_unit(data: Dataset, start: int, stop: int) -> Dataset:
+    """Return a unit decoded in memory."""
+    return data.load(start, stop)
+
+
+def draw_rows(data: Dataset, start: int, stop: int, chosen: Array | None) -> Chunk:
+    """Return the `chosen` rows of ``start:stop`` (offsets into it; None for all) without those of weight zero."""
+    chunk = next(blocks(data.load(start, stop), start, stop, stop))
+    _check_rows(data, _present(chunk))
+    if chosen is not None:
+        chunk = _select(chunk, chosen)
+    return chunk if chunk.weight is None else _select(chunk, chunk.weight > 0)
+
+
+def _segments(blocks: Iterator[tuple[int, tuple[Expectation, ...]]]) -> Iterator[tuple[Expectation, ...]]:
+    segment, total = next(blocks)
+    for current, expectations in blocks:
+        if current == segment:
+            total = tree.accumulate(total, expectations)
+        else:
+            yield total
+            segment, total = current, expectations
+    yield total
+
+
+def _present(chunk: Chunk) -> Chunk:
+    """Return `chunk` without the harm that rows of weight zero, being absent, might do: they may hold NaN."""
+    if chunk.weight is None or chunk.weight.all():
+        return chunk
+    if not chunk.weight.any():
+        return _select(chunk, np.zeros(len(chunk), bool))
+    rows = chunk.rows.copy()
+    rows[chunk.weight == 0] = rows[np.argmax(chunk.weight > 0)]
+    return replace(chunk, rows=rows)
+
+
+def _select(chunk: Chunk, chosen: Array) -> Chunk:
+    weight = None if chunk.weight is None else chunk.weight[chosen]
+    labels = None if chunk.labels is None else chunk.labels[chosen]
+    return replace(chunk, rows=chunk.rows[chosen], weight=weight, labels=labels)
+
+
+def _expect_block(data: Dataset, model: Model, params: Params, chunk: Chunk) -> Expectation:
+    # A row with NaN or infinity makes the objective so: one look at one number is all that finding it costs.
+    expectation = model.e_step(params, chunk)
+    if not math.isfinite(expectation.objective):
+        _check_rows(data, chunk)
+        start, stop = chunk.start, chunk.start + len(chunk)
+        raise NonFiniteError(
+            f"{type(model).__name__}.e_step: the objective of rows {start}:{stop} of {data.rows.name} "
+            f"({data.rows.locate(start, stop)}) is {expectation.objective}, though all their values are finite: "
+            "no component explains some row, or a value is too large to be squared. Look for outliers and rescale."
+        )
+    return expectation
+
+
+def _check_stats(data: Dataset, model: Model, expectation: Expectation, start: int, stop: int) -> None:
+    for path, leaf in tree.leaves(expectation):
+        if not np.isfinite(leaf).all():
+            raise NonFiniteError(
+                f"{type(model).__name__}.e_step returned NaN or infinity in {path} for rows {start}:{stop} of "
+                f"{data.rows.name} ({data.rows.locate(start, stop)}), whose objective is finite. "
+                "A sum overflowed: rescale the data, or mend the model."
+            )
+
+
+def _check_rows(data: Dataset, chunk: Chunk) -> None:
+    if np.isfinite(chunk.rows).all():
+        return
+    bad = np.flatnonzero(~np.isfinite(chunk.rows).all(axis=1))
+    start, stop = chunk.start + int(bad[0]), chunk.start + int(bad[-1]) + 1
+    first = chunk.rows[bad[0]]
+    feature = int(np.flatnonzero(~np.isfinite(first))[0])
+    raise NonFiniteError(
+        f"Input X contains {'NaN' if np.isnan(chunk.rows).any() else 'infinity'}: {data.rows.name}, "
+        f"{data.rows.locate(start, stop)}, rows {start}:{stop} hold {bad.size} row(s) with NaN or infinity; the "
+        f"first has {first[feature]} in feature {feature}. Clean the data, leave these rows out, or give them "
+        "sample_weight 0."
+    )

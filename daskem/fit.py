@@ -1,0 +1,223 @@
+"""fit(): the one loop of the library."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from daskem.algorithms import AnyOf, BatchEM, Gain, MaxSteps, decrease, step_together
+from daskem.core import Algorithm, Event, Model, Params, State, StepInfo, StopRule
+from daskem.data import open_dataset
+from daskem.engine import DataProblem, Engine, Plan, start_engine
+from daskem.errors import DaskEMWarning, OptionError
+from daskem.starts import check_side_columns, draw_start
+
+__all__ = ["FitResult", "fit"]
+
+logger = logging.getLogger("daskem")
+
+Callback = Callable[[StepInfo, Params], None]
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """What a fit found, and how.
+
+    Attributes
+    ----------
+    model, params : what was fitted, and the parameters found.
+    trace : log lines of the steps, in order; of the best start, where there were several.
+    converged : whether a stop rule that means convergence ended the fit.
+    reason : why it ended, in words.
+    plan : what the planner computed before the first read.
+    seconds : wall-clock seconds, the start included.
+    objectives : last objective of each start.
+    """
+
+    model: Model
+    params: Params
+    trace: tuple[StepInfo, ...]
+    converged: bool
+    reason: str
+    plan: Plan
+    seconds: float
+    objectives: tuple[float, ...]
+
+    @property
+    def objective(self) -> float:
+        """Mean objective per unit weight, nats, at the params that the last step started from."""
+        return self.trace[-1].objective
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.trace)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All that steps had to repair, such as empty components."""
+        return tuple(event for info in self.trace for event in info.events)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of the fit as plain values, for JSON and model files."""
+        return {
+            "objective": self.objective,
+            "objectives": [info.objective for info in self.trace],
+            "starts": list(self.objectives),
+            "steps": self.n_steps,
+            "passes": self.trace[-1].passes,
+            "weight": self.trace[-1].weight,
+            "converged": self.converged,
+            "reason": self.reason,
+            "seconds": self.seconds,
+            "events": [[event.step, event.component, event.what] for event in self.events],
+            "plan": self.plan.as_dict(),
+        }
+
+
+def fit(
+    model: Model,
+    data: Any,
+    *,
+    algorithm: Algorithm | None = None,
+    stop: StopRule | Sequence[StopRule] | None = None,
+    callbacks: Iterable[Callback] = (),
+    params: Params | Sequence[Params] | None = None,
+    n_init: int = 1,
+    init_sample: str | int = "auto",
+    sample_weight: Any = None,
+    y: Any = None,
+    seed: int = 0,
+    cache: str = "auto",
+    memory_limit: Any = None,
+    **source: Any,
+) -> FitResult:
+    """Fit `model` to `data`, wherever the data are and wherever Dask runs.
+
+    Parameters
+    ----------
+    model : any object with ``init``, ``e_step`` and ``m_step`` (see `daskem.core.Model`).
+    data : anything `daskem.data.open_source` takes: Zarr path, URL or array, Dask array, numpy array, ...
+    algorithm : how parameters move; `BatchEM` by default.
+    stop : one or more rules, by default a gain per step below 1e-3 nats per row, or 100 steps.
+    callbacks : each called with (StepInfo, params) after every step of the best start so far.
+    params : where to start; a list of several for several starts. By default ``model.init`` on a sample of rows.
+    n_init : number of starts. They run side by side and share each pass; the best final objective wins.
+    init_sample : rows to draw for the start, ``"auto"`` for as many as cost little, or ``"k-means||"`` for
+        a weighted sample that six passes over all data gather where rows are far from those chosen before.
+    sample_weight, y : weight and label (-1 = unknown) of each row, from any source aligned with the rows.
+    seed : seed of everything random.
+    cache : ``"auto"``, ``"none"`` or ``"memory"``: whether decoded rows are kept from pass to pass.
+    memory_limit : bytes, or text such as ``"2GB"``, that a process may reach; by default 0.6 of what there is.
+    **source : ``columns``, ``rows``, ``array``, ``allow_missing``: see `daskem.data.open_source`.
+
+    Returns
+    -------
+    FitResult
+
+    Raises
+    ------
+    DataError, OptionError, PlanError
+        Before work starts, if the data, an option or the memory needed cannot be right.
+    NonFiniteError
+        If rows hold NaN or infinity; names the store, the chunk and the rows.
+    """
+    clock = time.perf_counter()
+    rules = _stop_rules(stop)
+    starts = None if params is None else (list(params) if isinstance(params, list) else [params])
+    dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
+    n_starts = len(starts) if starts else _positive("n_init", n_init)
+    engine = start_engine(dataset, model, seed=seed, members=n_starts, cache=cache, memory_limit=memory_limit)
+    check_side_columns(dataset, engine.plan.limit, getattr(model, "n_components", None))
+    if starts is None:
+        starts = _starts(model, engine, n_starts, init_sample)
+    algorithm = BatchEM() if algorithm is None else algorithm
+    runs = _run(algorithm, DataProblem(model, engine), starts, rules, tuple(callbacks))
+    best = max(runs, key=lambda run: run.trace[-1].objective)
+    logger.info("%s after %d steps: %s", "converged" if best.converged else "stopped", len(best.trace), best.reason)
+    return FitResult(
+        model,
+        best.state.params,
+        best.trace,
+        best.converged,
+        best.reason or "",
+        engine.plan,
+        time.perf_counter() - clock,
+        tuple(run.trace[-1].objective for run in runs),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One start on its way: its state, what it has logged, and why it ended."""
+
+    state: State
+    trace: tuple[StepInfo, ...] = ()
+    reason: str | None = None
+    converged: bool = False
+
+
+def _run(
+    algorithm: Algorithm,
+    problem: DataProblem,
+    starts: Sequence[Params],
+    rules: AnyOf,
+    callbacks: tuple[Callback, ...],
+) -> list[_Run]:
+    runs = [_Run(algorithm.init(problem, params)) for params in starts]
+    # Rounding is of the type computed in: float32 blocks shift an objective by more than float64 ones.
+    rounding = 1e-10 if problem.engine.data.dtype == np.float64 else 1e-6
+    while active := [i for i, run in enumerate(runs) if run.reason is None]:
+        stepped = step_together(algorithm, problem, [runs[i].state for i in active])
+        for i, (state, info) in zip(active, stepped, strict=True):
+            runs[i] = _advance(runs[i], state, info, rules, rounding)
+        best = max((runs[i] for i in active), key=lambda run: run.trace[-1].objective)
+        for callback in callbacks:
+            callback(best.trace[-1], best.state.params)
+    return runs
+
+
+def _advance(run: _Run, state: State, info: StepInfo, rules: AnyOf, rounding: float) -> _Run:
+    trace = (*run.trace, info)
+    for event in info.events:
+        logger.warning("step %d, component %d: %s", event.step, event.component, event.what)
+    amount = decrease(trace, rounding)
+    if amount and not trace[-2].events:
+        warnings.warn(
+            f"the objective fell by {amount:.3g} nats per row at step {info.step - 1}, beyond rounding. EM cannot do "
+            "that: the M-step does not maximise what the E-step states, or a penalty is left out of the objective.",
+            DaskEMWarning,
+            stacklevel=4,
+        )
+    ended = rules.which(trace)
+    if ended is None:
+        return replace(run, state=state, trace=trace)
+    return _Run(state, trace, ended[1], ended[0].converged)
+
+
+def _starts(model: Model, engine: Engine, n: int, init_sample: str | int) -> list[Params]:
+    sample = draw_start(engine, model, init_sample)
+    return [
+        model.init(sample, np.random.Generator(np.random.Philox(key=engine.seed, counter=[0, 0, 0, i])))
+        for i in range(n)
+    ]
+
+
+def _stop_rules(stop: StopRule | Sequence[StopRule] | None) -> AnyOf:
+    if stop is None:
+        return AnyOf((Gain(), MaxSteps(100)))
+    rules = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
+    if not rules:
+        raise OptionError("stop=() never stops. Give at least one rule, such as daskem.MaxSteps(100).")
+    return AnyOf(rules)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise OptionError(f"{name}={value} is not positive.")
+    return value
