@@ -1,0 +1,163 @@
+"""Where centers start: k-means++ on a sample, Lloyd's iterations on it, and the pure parts of k-means|| over all data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from daskem.core import Array, Float, Int
+from daskem.errors import OptionError
+
+__all__ = ["assign", "kmeans_plus_plus", "lloyd", "oversample", "squared_distances", "unit_scaled"]
+
+# Rows at a time, so that distances to many centers stay small.
+BLOCK = 4096
+
+
+def unit_scaled(rows: Array) -> tuple[Float, Float, float]:
+    """Return ``(rows - center) * factor`` in float64 with entries of at most about one, the center, and the factor.
+
+    The factor is one power of two for all features: distances keep their order, and their squares stay in range.
+    """
+    center = np.asarray(rows, np.float64).mean(axis=0)
+    moved = rows - center
+    largest = float(np.abs(moved).max(initial=0.0))
+    factor = float(np.ldexp(1.0, -int(np.frexp(largest)[1]))) if largest > 0 else 1.0
+    return moved * factor, center, factor
+
+
+def squared_distances(rows: Array, centers: Array) -> Float:
+    """Return |x - c|^2, (n, k), by |x|^2 - 2 x c + |c|^2: rows should be about the origin (see `unit_scaled`)."""
+    out = rows @ centers.T
+    out *= -2.0
+    out += np.einsum("nd,nd->n", rows, rows)[:, None]
+    out += np.einsum("kd,kd->k", centers, centers)
+    return np.asarray(np.maximum(out, 0.0, out=out))
+
+
+def assign(rows: Array, centers: Array) -> tuple[Int, Float]:
+    """Return the nearest center of each row, the first of equals, and the squared distance to it."""
+    labels, nearest = np.empty(len(rows), np.int64), np.empty(len(rows))
+    for start in range(0, len(rows), BLOCK):
+        block = slice(start, start + BLOCK)
+        distances = squared_distances(rows[block], centers)
+        labels[block] = distances.argmin(axis=1)
+        nearest[block] = np.take_along_axis(distances, labels[block, None], axis=1)[:, 0]
+    return labels, nearest
+
+
+def kmeans_plus_plus(
+    rows: Array,
+    weight: Float | None,
+    n_clusters: int,
+    rng: np.random.Generator,
+    centers: Array | None = None,
+) -> Float:
+    """Choose rows as centers, each with probability proportional to its squared distance from those chosen before.
+
+    Greedy: of 2 + log k candidates the one that leaves the least sum of squares is taken, as scikit-learn does.
+
+    Parameters
+    ----------
+    rows : (n, d).
+    weight : (n,) or None; a row of weight 2 is as likely as two rows.
+    n_clusters : number of centers to return.
+    rng : source of the choices.
+    centers : (m, d) centers that are given already, m <= n_clusters; they come first in the result.
+
+    Returns
+    -------
+    (n_clusters, d) float64. Where fewer rows differ than centers are wanted, some rows are chosen more than once.
+
+    References
+    ----------
+    .. [1] Arthur & Vassilvitskii (2007), SODA, 1027-1035; the greedy variant is in their section 5.
+    """
+    if len(rows) == 0:
+        raise OptionError("k-means++ needs at least one row, got none.")
+    weight = np.ones(len(rows)) if weight is None else np.asarray(weight, np.float64)
+    u, origin, factor = unit_scaled(rows)
+    chosen: list[Float] = [] if centers is None else list((np.asarray(centers, np.float64) - origin) * factor)
+    if not chosen:
+        chosen.append(u[_draw(weight, 1, rng)[0]])
+    _, cost = assign(u, np.stack(chosen))
+    trials = 2 + int(np.log(n_clusters))
+    while len(chosen) < n_clusters:
+        candidates = _draw(cost * weight if (cost * weight).any() else weight, trials, rng)
+        left = np.minimum(squared_distances(u[candidates], u), cost)
+        best = int((left @ weight).argmin())
+        cost = left[best]
+        chosen.append(u[candidates[best]])
+    return np.stack(chosen) / factor + origin
+
+
+def lloyd(
+    rows: Array, weight: Float | None, centers: Array, max_iter: int = 30, tol: float = 1e-4
+) -> tuple[Float, Int, float]:
+    """Run Lloyd's iterations on rows in memory.
+
+    Parameters
+    ----------
+    rows : (n, d).
+    weight : (n,) or None.
+    centers : (k, d) to start from. A center that loses all rows stays where it is.
+    max_iter : most iterations.
+    tol : stops when the squared shifts of the centers sum to at most `tol` times the mean variance of the features.
+
+    Returns
+    -------
+    centers : (k, d).
+    labels : (n,) nearest of these centers.
+    inertia : weighted sum of squared distances to them.
+
+    References
+    ----------
+    .. [1] Lloyd (1982), IEEE Transactions on Information Theory 28(2), 129-137.
+    """
+    weight = np.ones(len(rows)) if weight is None else np.asarray(weight, np.float64)
+    u, origin, factor = unit_scaled(rows)
+    moved = (np.asarray(centers, np.float64) - origin) * factor
+    limit = tol * float(u.var(axis=0).mean())
+    for _ in range(max_iter):
+        labels, _ = assign(u, moved)
+        previous, moved = moved, _means(u, weight, labels, moved)
+        if float(((moved - previous) ** 2).sum()) <= limit:
+            break
+    labels, cost = assign(u, moved)
+    return moved / factor + origin, labels, float(cost @ weight) / factor**2
+
+
+def oversample(rows: Array, centers: Array, cost: float, ell: float, uniforms: Float) -> tuple[Array, Float]:
+    """Return rows drawn for k-means||, each independently with probability ell |x - nearest center|^2 / cost.
+
+    One pass of the caller over all data applies this to block after block and joins what it gets to the centers. The
+    rows come with their squared distances, so that the caller may keep the best if there are too many.
+
+    Parameters
+    ----------
+    rows : (n, d).
+    centers : (m, d) chosen so far.
+    cost : sum over all data of the squared distance to the nearest center.
+    ell : rows expected from a whole pass (twice the number of clusters is usual).
+    uniforms : (n,) uniform numbers that belong to the rows, so that the draw does not depend on blocks.
+
+    References
+    ----------
+    .. [1] Bahmani, Moseley, Vattani, Kumar & Vassilvitskii (2012), PVLDB 5(7), 622-633, Algorithm 2.
+    """
+    origin = np.asarray(centers, np.float64).mean(axis=0)
+    _, nearest = assign(np.asarray(rows - origin, np.float64), np.asarray(centers, np.float64) - origin)
+    drawn = uniforms * cost < ell * nearest
+    return rows[drawn], nearest[drawn]
+
+
+def _draw(mass: Float, size: int, rng: np.random.Generator) -> Int:
+    """Return indices drawn with probability proportional to `mass`."""
+    total = np.cumsum(mass)
+    drawn = np.searchsorted(total, rng.random(size) * total[-1], side="right")
+    return np.minimum(drawn, int(np.flatnonzero(mass)[-1]) if mass.any() else len(mass) - 1)
+
+
+def _means(rows: Float, weight: Float, labels: Int, centers: Float) -> Float:
+    n = np.bincount(labels, weight, len(centers))
+    sums = np.stack([np.bincount(labels, weight * column, len(centers)) for column in rows.T], axis=1)
+    return np.where(n[:, None] > 0, sums / np.where(n > 0, n, 1.0)[:, None], centers)

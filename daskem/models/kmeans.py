@@ -1,0 +1,308 @@
+"""K-means: hard assignment to the nearest center, on the same engine as every other model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+from scipy.sparse import csc_array
+
+from daskem.core import Array, Chunk, Expectation, Float, Footprint, Int
+from daskem.errors import OptionError
+from daskem.models.initialization import kmeans_plus_plus, lloyd, unit_scaled
+from daskem.models.mixture import block_rows, present
+from daskem.models.repair import EMPTY_KEPT, RESEEDED, Policy, check_policy, describe, raise_degenerate
+
+__all__ = ["KMeans", "KMeansParams", "KMeansStats"]
+
+# Distance of a center from the common shift, in units of the root mean squared distance of a row to its center, up to
+# which |c|^2 - 2 u c orders centers well enough: the error in that unit squared is the ratio's square times the rounding
+# unit of the type, here 6e-5 at worst in single precision and 1e-8 in double precision.
+SINGLE_RATIO, DOUBLE_RATIO = 32.0, 1e4
+# The same ratio up to which sums of squares may be expanded (about the shift) without losing more than 1e-5 in single
+# precision ("f") and 1e-11 in double precision ("d"); beyond, residuals are formed, at 20% more time.
+EXPANSION_RATIO = {"f": 8.0, "d": 256.0}
+# A replacement for an empty center is put this share of a root mean squared distance away from the center it relieves.
+STEP = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class KMeansParams:
+    """Parameters of k clusters.
+
+    Attributes
+    ----------
+    centers : (k, d), data units.
+    shift : (d,) point that sums are taken about, the mean of the sample.
+    scale : (1,) power of two that sums are taken in.
+    spread : (1,) mean squared distance of a row to its center, scaled units, where the last E-step measured it.
+    repaired : (k,) int8, zero or what the M-step did to the center (see `daskem.models.repair`).
+    """
+
+    centers: Float
+    shift: Float
+    scale: Float
+    spread: Float
+    repaired: Array
+
+
+@dataclass(frozen=True, eq=False)
+class KMeansStats:
+    """Weight n (k,), sums x (k, d) of u = (row - shift) * scale, and inertia (k,), sums of squared distances, scaled."""
+
+    n: Float
+    x: Float
+    inertia: Float
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """K-means by Lloyd's iterations. The objective is minus the weighted sum of squared distances.
+
+    Parameters
+    ----------
+    n_clusters : number of clusters, k.
+    init_method : how a sample gives the first centers: "kmeans" (k-means++, then Lloyd's iterations on the sample),
+        "k-means++", or "random" (rows of the sample).
+    centers_init : (k, d) explicit first centers, in place of `init_method`.
+    on_collapse : what to do with a cluster that has lost all rows: "keep" its center where it is, "reseed" it beside the
+        center with the largest sum of squared distances, or "raise".
+
+    References
+    ----------
+    .. [1] Lloyd (1982), IEEE Transactions on Information Theory 28(2), 129-137.
+    """
+
+    n_clusters: int
+    init_method: Literal["kmeans", "k-means++", "random"] = "kmeans"
+    centers_init: Array | None = field(default=None, compare=False, repr=False)
+    on_collapse: Policy = "keep"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n_clusters, (int, np.integer)) or self.n_clusters < 1:
+            raise OptionError(f"n_clusters is {self.n_clusters!r}; it must be a whole number, at least 1.")
+        if self.init_method not in ("kmeans", "k-means++", "random"):
+            raise OptionError(f"init_method is {self.init_method!r}; it must be 'kmeans', 'k-means++' or 'random'.")
+        check_policy(self.on_collapse)
+
+    def init(self, sample: Chunk, rng: np.random.Generator) -> KMeansParams:
+        """Return the first centers.
+
+        Raises
+        ------
+        OptionError
+            If the sample has no rows of positive weight or the explicit centers have a wrong shape.
+        """
+        sample = present(sample)
+        if len(sample) == 0:
+            raise OptionError("the sample to start from has no rows of positive weight.")
+        _, shift, factor = unit_scaled(sample.rows)
+        if sample.rows.dtype == np.float32:
+            # Single precision rows less a single precision shift lose nothing.
+            shift = shift.astype(np.float32).astype(np.float64)
+        # Within this range even single precision squares and sums safely.
+        factor = factor if not 2.0**-16 <= factor <= 2.0**16 else 1.0
+        centers = self._first_centers(sample, rng)
+        params = KMeansParams(centers, shift, np.array([factor]), np.zeros(1), np.zeros(len(centers), np.int8))
+        rows = Chunk(np.asarray(sample.rows, np.float64), sample.weight)
+        inertia = sum(float(_sums(params, block).inertia.sum()) for block in _blocks(rows))
+        return replace(params, spread=np.array([inertia / rows.total_weight]))
+
+    def e_step(self, params: KMeansParams, chunk: Chunk) -> Expectation:
+        """Return weight, sums and inertia of the rows nearest to each center, or known to belong to it."""
+        chunk = present(chunk)
+        with np.errstate(all="ignore"):
+            stats = _sums(params, chunk)
+            objective = -float(stats.inertia.sum()) / float(params.scale[0]) ** 2
+        return Expectation(stats, objective, chunk.total_weight)
+
+    def m_step(self, stats: KMeansStats, params: KMeansParams) -> KMeansParams:
+        """Return the means of the clusters; empty ones by the policy.
+
+        Raises
+        ------
+        DegenerateComponentError
+            If a cluster is empty and the policy is to raise.
+        """
+        empty = stats.n <= 0
+        n = np.where(empty, 1.0, stats.n)[:, None]
+        moved = params.shift + stats.x / n / params.scale
+        centers = np.where(empty[:, None], params.centers, moved)
+        if empty.any():
+            self._refill(centers, stats, params)
+        code = RESEEDED if self.on_collapse == "reseed" else EMPTY_KEPT
+        spread = np.array([stats.inertia.sum() / max(float(stats.n.sum()), np.finfo(float).tiny)])
+        return replace(params, centers=centers, spread=spread, repaired=np.where(empty, code, 0).astype(np.int8))
+
+    def distance(self, old: KMeansParams, new: KMeansParams) -> float:
+        """Return the sum of the squared shifts of the centers, which scikit-learn's `tol` is stated in."""
+        return float(((new.centers - old.centers) ** 2).sum())
+
+    def assign(self, params: KMeansParams, chunk: Chunk) -> Int:
+        """Return the nearest center of each row (n,), or the known one."""
+        with np.errstate(all="ignore"):
+            return _labels(_prepare(params, chunk), chunk)
+
+    def posterior(self, params: KMeansParams, chunk: Chunk) -> Array:
+        """Return one for the nearest center of each row and zero elsewhere, (n, k)."""
+        out = np.zeros((len(chunk), self.n_clusters))
+        out[np.arange(len(chunk)), self.assign(params, chunk)] = 1.0
+        return out
+
+    def transform(self, params: KMeansParams, chunk: Chunk) -> Float:
+        """Return the distances to all centers (n, k), by differences, accurate wherever the centers lie."""
+        block = _prepare(params, Chunk(np.asarray(chunk.rows, np.float64)))
+        return np.ascontiguousarray(np.sqrt(_distances(block.u, block.centers, chunk)).T / params.scale)
+
+    def events(self, params: KMeansParams) -> tuple[tuple[int, str], ...]:
+        """Return (cluster, what happened) of each cluster that the M-step had to repair."""
+        return describe(params.repaired)
+
+    def n_parameters(self, params: KMeansParams) -> int:
+        """Return the number of coordinates of the centers."""
+        return int(params.centers.size)
+
+    def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
+        """Return block length and bytes, by arithmetic alone."""
+        k, d = self.n_clusters, n_features
+        numbers = 2 * d + 2 + k
+        rows = block_rows(8 * numbers, dtype.itemsize / 8)
+        return Footprint(rows, 8 * rows * (numbers + 8) + 32 * k * d, 8 * k * (d + 2), 8 * (k * d + d + 2) + k)
+
+    def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:
+        shape = (self.n_clusters, sample.rows.shape[1])
+        if self.centers_init is not None:
+            centers = np.array(self.centers_init, float)
+            if centers.shape != shape or not np.isfinite(centers).all():
+                raise OptionError(f"centers_init must be finite and {shape}; its shape is {centers.shape}.")
+            return centers
+        if self.init_method == "random":
+            few = len(sample) < self.n_clusters
+            return np.array(sample.rows[rng.choice(len(sample), self.n_clusters, replace=few)], float)
+        centers = kmeans_plus_plus(sample.rows, sample.weight, self.n_clusters, rng)
+        return centers if self.init_method == "k-means++" else lloyd(sample.rows, sample.weight, centers)[0]
+
+    def _refill(self, centers: Float, stats: KMeansStats, params: KMeansParams) -> None:
+        """Put centers of empty clusters beside those with most to gain. No other center moves: the objective cannot fall."""
+        inertia = np.array(stats.inertia)
+        for k in np.flatnonzero(stats.n <= 0):
+            if self.on_collapse == "raise":
+                raise_degenerate(int(k), stats.n, False, "other starting centers")
+            donor = int(inertia.argmax())
+            if self.on_collapse == "keep" or stats.n[donor] <= 0:
+                continue
+            radius = np.sqrt(inertia[donor] / stats.n[donor] / centers.shape[1]) / float(params.scale[0])
+            centers[k] = centers[donor] + STEP * radius
+            inertia[donor] /= 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """One block ready for arithmetic, made by `_prepare`.
+
+    `table` (n, d + 2) holds u = (row - shift) * scale, then ones and |u|^2 where `product` allows their use; `centers`
+    (k, d) are in the same units.
+    """
+
+    table: Array
+    centers: Array
+    product: bool
+    exact: bool
+
+    @property
+    def u(self) -> Array:
+        return self.table[:, :-2]
+
+
+def _blocks(chunk: Chunk, rows: int = 4096) -> Iterator[Chunk]:
+    for start in range(0, len(chunk), rows):
+        block = slice(start, start + rows)
+        weight = None if chunk.weight is None else chunk.weight[block]
+        labels = None if chunk.labels is None else chunk.labels[block]
+        yield Chunk(chunk.rows[block], weight, labels, scratch=chunk.scratch)
+
+
+def _prepare(params: KMeansParams, chunk: Chunk) -> _Block:
+    centers = (params.centers - params.shift) * params.scale
+    spread = float(params.spread[0])
+    ratio = np.sqrt((centers * centers).sum(axis=1).max() / spread) if spread > 0 else np.inf
+    single = chunk.rows.dtype == np.float32 and ratio <= SINGLE_RATIO
+    dtype = np.dtype(np.float32 if single else np.float64)
+    n, d = chunk.rows.shape
+    table = chunk.scratch.empty("table", (n, d + 2), dtype)
+    u = table[:, :d]
+    # The shift of a single precision sample is exact in single precision; any other is subtracted in double.
+    same = dtype == chunk.rows.dtype and bool((params.shift.astype(dtype) == params.shift).all())
+    np.subtract(chunk.rows, params.shift, out=u, dtype=dtype if same else np.float64, casting="same_kind")
+    if params.scale[0] != 1.0:
+        u *= dtype.type(params.scale[0])
+    table[:, d] = 1.0
+    table[:, d + 1] = np.einsum("nd,nd->n", u, u)
+    return _Block(table, centers.astype(dtype), bool(ratio <= DOUBLE_RATIO), bool(ratio > EXPANSION_RATIO[dtype.char]))
+
+
+def _labels(block: _Block, chunk: Chunk) -> Int:
+    """Return the nearest center of each row, the first of equals; a known label stands."""
+    if block.product:
+        # One product for u c - |c|^2 / 2, which is largest for the nearest center: the ones take up the second term.
+        half = -0.5 * np.einsum("kd,kd->k", block.centers, block.centers)
+        factor = np.column_stack([block.centers, half, np.zeros_like(half)])
+        scores = chunk.scratch.empty("scores", (len(block.table), len(half)), block.table.dtype)
+        labels = np.matmul(block.table, factor.T, out=scores).argmax(axis=1)
+    else:
+        labels = _distances(block.u, block.centers, chunk).argmin(axis=0)
+    return labels if chunk.labels is None else np.where(chunk.labels >= 0, chunk.labels, labels)
+
+
+def _distances(u: Array, centers: Array, chunk: Chunk) -> Array:
+    """Return squared distances (k, n) by differences."""
+    out = chunk.scratch.empty("distances", (len(centers), len(u)), u.dtype)
+    difference = chunk.scratch.empty("difference", u.shape, u.dtype)
+    for k, center in enumerate(centers):
+        np.subtract(u, center, out=difference)
+        np.einsum("nd,nd->n", difference, difference, out=out[k])
+    return out
+
+
+def _sums(params: KMeansParams, chunk: Chunk) -> KMeansStats:
+    """Return weight, sums and inertia of the clusters, float64."""
+    block = _prepare(params, chunk)
+    labels = _labels(block, chunk)
+    k, d = block.centers.shape
+    sums = np.asarray(_membership(params, chunk, labels, block) @ block.table, np.float64)
+    n, x = np.ascontiguousarray(sums[:, d]), np.ascontiguousarray(sums[:, :d])
+    if block.exact:
+        squared = _squared_residuals(block, chunk, labels)
+        return KMeansStats(n, x, np.bincount(labels, squared, k))
+    centers = block.centers.astype(np.float64)
+    cross, square = np.einsum("kd,kd->k", x, centers), np.einsum("kd,kd->k", centers, centers)
+    return KMeansStats(n, x, sums[:, d + 1] - 2.0 * cross + n * square)
+
+
+def _membership(params: KMeansParams, chunk: Chunk, labels: Int, block: _Block) -> csc_array:
+    """Return the sparse matrix (k, n) with the weight of each row in the place of its cluster.
+
+    Its product with the rows adds each row to one sum and does nothing else; it runs without the interpreter's lock.
+    """
+    n, k, dtype = len(labels), len(block.centers), block.table.dtype
+
+    def make() -> csc_array:
+        index = np.arange(n + 1, dtype=np.int32)
+        return csc_array((np.ones(n, dtype), np.zeros(n, np.int32), index), shape=(k, n))
+
+    # Making one costs as much as a fifth of the block; its arrays are filled again instead.
+    matrix = cast(csc_array, chunk.scratch.keep(("membership", n, dtype.char), params, make))
+    matrix.indices[:] = labels
+    matrix.data[:] = 1.0 if chunk.weight is None else chunk.weight
+    return matrix
+
+
+def _squared_residuals(block: _Block, chunk: Chunk, labels: Int) -> Float:
+    """Return weight times squared distance of each row to its center, (n,), by differences."""
+    difference = chunk.scratch.empty("difference", block.u.shape, block.table.dtype)
+    np.take(block.centers, labels, axis=0, out=difference, mode="clip")
+    np.subtract(block.u, difference, out=difference)
+    squared = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
+    return np.asarray(squared if chunk.weight is None else squared * chunk.weight)

@@ -1,0 +1,289 @@
+"""Finite mixtures of any family, with rows whose component is known, partly or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+
+
+from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
+from daskem.errors import MissingCapabilityError, OptionError
+from daskem.models.initialization import assign, kmeans_plus_plus, lloyd
+from daskem.models.repair import RESEEDED, split_largest
+
+__all__ = ["Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows"]
+
+Init = Literal["kmeans", "k-means++", "random", "random_from_data"]
+
+# scikit-learn adds this to the weight of a component; no component then gets the weight zero, which none can leave.
+N_FLOOR = 10 * float(np.finfo(np.float64).eps)
+# A block's arrays should stay within about this many bytes: a few L2 caches of 1 MiB, since they are streamed through
+# in order. Blocks shorter than the first number pay more for calls than they gain (measured); blocks longer than the
+# second gain nothing.
+BLOCK_BYTES = 4 << 20
+MIN_BLOCK, MAX_BLOCK = 1024, 4096
+# With very many components or features even MIN_BLOCK rows would take too much memory.
+MAX_BLOCK_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureParams:
+    """Weights (k,), which sum to one, and the family's parameters of the components."""
+
+    weights: Float
+    components: Params
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureStats:
+    """Weight n (k,) of the rows in each component, and the family's statistics."""
+
+    n: Float
+    components: Stats
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A finite mixture: p(x) = sum_k w_k p(x | component k).
+
+    A row whose label is known counts for that component alone and adds log w_y + log p(x | y) to the objective. A row of
+    weight zero counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN.
+
+    Parameters
+    ----------
+    family : the components' family, such as ``Gaussian("full")``.
+    n_components : number of components, k.
+    init : how a sample is first shared out: "kmeans" (k-means++, then Lloyd's iterations), "k-means++" or
+        "random_from_data" (to the nearest of k chosen rows), "random" (random responsibilities). The names are
+        scikit-learn's; it starts the second and third from components of a single row each, daskem from the rows
+        nearest to the chosen ones, whose spread means something.
+    weights_init, means_init, precisions_init : starting values that take the place of what `init` gives, in
+        scikit-learn's shapes. Means and precisions need a family that has them.
+
+    References
+    ----------
+    .. [1] Dempster, Laird & Rubin (1977), J. R. Stat. Soc. B 39(1), 1-38, section 4.3.
+    """
+
+    family: Family
+    n_components: int
+    init_method: Init = "kmeans"
+    weights_init: Array | None = field(default=None, compare=False, repr=False)
+    means_init: Array | None = field(default=None, compare=False, repr=False)
+    precisions_init: Array | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n_components, (int, np.integer)) or self.n_components < 1:
+            raise OptionError(f"n_components is {self.n_components!r}; it must be a whole number, at least 1.")
+        if self.init_method not in ("kmeans", "k-means++", "random", "random_from_data"):
+            raise OptionError(
+                f"init_method is {self.init_method!r}; "
+                "it must be 'kmeans', 'k-means++', 'random' or 'random_from_data'."
+            )
+
+    def init(self, sample: Chunk, rng: np.random.Generator) -> MixtureParams:
+        """Return starting parameters from a sample; rows of the sample with known labels steer them.
+
+        Raises
+        ------
+        OptionError
+            If the sample is empty or an explicit start has a wrong shape or value.
+        """
+        sample = present(sample)
+        if len(sample) == 0:
+            raise OptionError("the sample to start from has no rows of positive weight.")
+        resp = self._first_resp(sample, rng)
+        weight = np.ones(len(sample)) if sample.weight is None else sample.weight
+        n = weight @ resp + N_FLOOR
+        weights = n / n.sum() if self.weights_init is None else _checked_weights(self.weights_init, self.n_components)
+        components = self.family.init(sample, resp)
+        if self.means_init is not None or self.precisions_init is not None:
+            start = self._of_family("with_start", "means_init and precisions_init")
+            components = start(components, self.means_init, self.precisions_init)
+        return MixtureParams(weights, components)
+
+    def e_step(self, params: MixtureParams, chunk: Chunk) -> Expectation:
+        """Return weights and the family's statistics under the posterior of the component, and the log-likelihood.
+
+        Responsibilities are w_k p(x | k) / p(x), in log space relative to the largest term of the row.
+        """
+        chunk = present(chunk)
+        with np.errstate(all="ignore"):
+            joint = self._joint(params, chunk)
+            row_log_prob = _normalise(joint, chunk.weight)
+            weighted = row_log_prob if chunk.weight is None else row_log_prob * chunk.weight
+            components = self.family.stats(params.components, chunk, joint.T)
+            n = getattr(components, "n", None)
+            n = joint.sum(axis=1, dtype=np.float64) if n is None else np.array(n)
+            return Expectation(MixtureStats(n, components), float(weighted.sum()), chunk.total_weight)
+
+    def m_step(self, stats: MixtureStats, params: MixtureParams) -> MixtureParams:
+        """Return weights n_k / N and the family's parameters; a reseeded component shares the weight of its donor."""
+        components = self.family.m_step(stats.components, params.components)
+        n = stats.n
+        repaired = getattr(components, "repaired", None)
+        if repaired is not None and (repaired == RESEEDED).any():
+            _, n = split_largest(n, np.flatnonzero(repaired == RESEEDED).tolist())
+        n = n + N_FLOOR
+        return MixtureParams(n / n.sum(), components)
+
+    def log_prob(self, params: MixtureParams, chunk: Chunk) -> Float:
+        """Return log p(x | params) of each row, (n,), nats."""
+        with np.errstate(all="ignore"):
+            return _normalise(self._joint(params, chunk), None)
+
+    def posterior(self, params: MixtureParams, chunk: Chunk) -> Array:
+        """Return p(component | x), (n, k), one for the known component of a labelled row."""
+        with np.errstate(all="ignore"):
+            joint = self._joint(params, chunk)
+            _normalise(joint, None)
+        return np.ascontiguousarray(joint.T)
+
+    def surrogate(self, stats: MixtureStats, params: MixtureParams) -> float:
+        """Return Q = sum_k n_k log w_k + the family's expected log density, nats."""
+        expected = self._of_family("surrogate", "the surrogate of a mixture")(stats.components, params.components)
+        return float((stats.n * np.log(params.weights)).sum() + expected)
+
+    def log_prior(self, params: MixtureParams) -> float:
+        """Return the family's log prior density; weights have a flat prior."""
+        prior = getattr(self.family, "log_prior", None)
+        return 0.0 if prior is None else float(prior(params.components))
+
+    def events(self, params: MixtureParams) -> tuple[tuple[int, str], ...]:
+        """Return (component, what happened) of each component that the M-step had to repair."""
+        events = getattr(self.family, "events", None)
+        return () if events is None else cast(tuple[tuple[int, str], ...], events(params.components))
+
+    def n_parameters(self, params: MixtureParams) -> int:
+        """Return the number of free parameters: k - 1 weights and the family's."""
+        own = self._of_family("n_parameters", "the number of parameters of a mixture")
+        return len(params.weights) - 1 + int(own(params.components))
+
+    def to_vector(self, params: MixtureParams) -> Float:
+        """Return log(w_k / w_K) for k < K, then the family's vector, (p,)."""
+        log_weights = np.log(params.weights)
+        own = self._of_family("to_vector", "the vector of a mixture")
+        return np.concatenate([log_weights[:-1] - log_weights[-1], own(params.components)])
+
+    def from_vector(self, vector: Float, params: MixtureParams) -> MixtureParams:
+        """Return the parameters of a vector of `to_vector`; `params` supplies what is fixed."""
+        k = len(params.weights)
+        logits = np.append(vector[: k - 1], 0.0)
+        weights = np.exp(logits - logits.max())
+        own = self._of_family("from_vector", "the vector of a mixture")
+        return MixtureParams(weights / weights.sum(), own(vector[k - 1 :], params.components))
+
+    def sample(self, params: MixtureParams, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Return (n, d) rows drawn from the mixture, and the component (n,) of each."""
+        components = rng.choice(len(params.weights), size=n, p=params.weights / params.weights.sum())
+        return self._of_family("draw", "sampling from a mixture")(params.components, components, rng), components
+
+    def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
+        """Return block length and bytes, by arithmetic alone (see `block_rows`)."""
+        k, d = self.n_components, n_features
+        numbers = self._of_family("row_numbers", "planning memory")(k, d)
+        stats, params = self._of_family("record_bytes", "planning memory")(k, d)
+        rows = block_rows(8 * (numbers + k), dtype.itemsize / 8)
+        # Single precision rows may need double precision arithmetic; log densities have three small row vectors beside.
+        workspace = 8 * rows * (numbers + 2 * k + 8) + 3 * params
+        return Footprint(rows, workspace, stats + 8 * k, params + 8 * k)
+
+    def _joint(self, params: MixtureParams, chunk: Chunk) -> Array:
+        """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
+        joint = self.family.log_prob(params.components, chunk).T
+        joint += np.log(params.weights).astype(joint.dtype)[:, None]
+        if chunk.labels is not None:
+            known = np.flatnonzero(chunk.labels >= 0)
+            which = chunk.labels[known]
+            values = joint[which, known]
+            joint[:, known] = -np.inf
+            joint[which, known] = values
+        return joint
+
+    def _of_family(self, name: str, purpose: str) -> Callable[..., Any]:
+        method = getattr(self.family, name, None)
+        if method is None:
+            raise MissingCapabilityError(f"{type(self.family).__name__} cannot be used for {purpose}: it has no {name}.")
+        return cast(Callable[..., Any], method)
+
+    def _first_resp(self, sample: Chunk, rng: np.random.Generator) -> Float:
+        """Return the responsibilities (n, k) that a start is estimated from."""
+        k = self.n_components
+        if all(given is not None for given in (self.weights_init, self.means_init, self.precisions_init)):
+            resp = np.full((len(sample), k), 1.0 / k)
+        elif self.init_method == "random":
+            resp = rng.random((len(sample), k))
+            resp /= resp.sum(axis=1, keepdims=True)
+        else:
+            labels = self._first_labels(sample, rng)
+            resp = np.zeros((len(sample), k))
+            resp[np.arange(len(sample)), labels] = 1.0
+        if sample.labels is not None:
+            known = np.flatnonzero(sample.labels >= 0)
+            resp[known] = 0.0
+            resp[known, sample.labels[known]] = 1.0
+        return resp
+
+    def _first_labels(self, sample: Chunk, rng: np.random.Generator) -> Array:
+        """Return a component for each row of the sample; components with labelled rows start at those rows' mean."""
+        k, rows = self.n_components, sample.rows
+        known = np.zeros(0, np.int64)
+        means = None
+        if sample.labels is not None and (sample.labels >= 0).any():
+            known = np.unique(sample.labels[sample.labels >= 0])
+            means = np.stack([rows[sample.labels == j].mean(axis=0, dtype=np.float64) for j in known])
+        if self.init_method == "random_from_data":
+            drawn = rows[rng.choice(len(rows), k - len(known), replace=len(rows) < k)]
+            centers = np.asarray(drawn if means is None else np.concatenate([means, drawn]), np.float64)
+        else:
+            centers = kmeans_plus_plus(rows, sample.weight, k, rng, means)
+        order = np.concatenate([known, np.setdiff1d(np.arange(k), known)])
+        centers = centers[np.argsort(order)]
+        if self.init_method == "kmeans":
+            return lloyd(rows, sample.weight, centers)[1]
+        origin = centers.mean(axis=0)
+        return assign(rows - origin, centers - origin)[0]
+
+
+def block_rows(row_bytes: float, shrink: float = 1.0) -> int:
+    """Return how many rows to walk at a time, a power of two, from the bytes of scratch that a row needs.
+
+    `shrink` is the size of the type that is computed in, relative to double precision.
+    """
+    fitting = min(max(BLOCK_BYTES / (row_bytes * shrink), MIN_BLOCK), MAX_BLOCK, MAX_BLOCK_BYTES / row_bytes)
+    return 1 << max(0, math.floor(math.log2(max(fitting, 1.0))))
+
+
+def present(chunk: Chunk) -> Chunk:
+    """Return the chunk without its rows of weight zero: they may hold anything, NaN included."""
+    if chunk.weight is None or chunk.weight.all():
+        return chunk
+    present = chunk.weight > 0
+    labels = None if chunk.labels is None else chunk.labels[present]
+    return replace(chunk, rows=chunk.rows[present], weight=chunk.weight[present], labels=labels)
+
+
+def _normalise(joint: Array, weight: Float | None) -> Float:
+    """Turn log joint densities (k, n) into responsibilities times weight, in place, and return log p(x), (n,), nats."""
+    largest = joint.max(axis=0)
+    # Where no component explains the row, subtracting -inf would make NaN of what is -inf.
+    largest[largest == -np.inf] = 0.0
+    joint -= largest
+    np.exp(joint, out=joint)
+    total = joint.sum(axis=0)
+    factor = 1.0 / np.where(total == 0, 1.0, total)
+    joint *= factor if weight is None else (factor * weight).astype(joint.dtype)
+    return np.log(total, dtype=np.float64) + largest
+
+
+def _checked_weights(weights: Array, k: int) -> Float:
+    weights = np.asarray(weights, float)
+    if weights.shape != (k,):
+        raise OptionError(f"weights_init has shape {weights.shape}; it must be ({k},).")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and abs(weights.sum() - 1.0) <= 1e-6):
+        raise OptionError(f"weights_init must be numbers from 0 to 1 that sum to 1, got a sum of {weights.sum():.6g}.")
+    return weights / weights.sum()
