@@ -1,1 +1,27 @@
-"""Expectation-maximization for data that does not fit in memory."""
+"""Expectation-maximization for data that does not fit in memory, on one machine or on a Dask cluster."""
+
+from daskem.algorithms import BatchEM as BatchEM
+from daskem.algorithms import Change as Change
+from daskem.algorithms import Gain as Gain
+from daskem.algorithms import MaxSeconds as MaxSeconds
+from daskem.algorithms import MaxSteps as MaxSteps
+from daskem.core import Chunk as Chunk
+from daskem.core import Expectation as Expectation
+from daskem.estimators import GaussianMixture as GaussianMixture
+from daskem.estimators import KMeans as KMeans
+from daskem.fit import FitResult as FitResult
+from daskem.fit import fit as fit
+
+__all__ = [
+    "BatchEM",
+    "Change",
+    "Chunk",
+    "Expectation",
+    "FitResult",
+    "Gain",
+    "GaussianMixture",
+    "KMeans",
+    "MaxSeconds",
+    "MaxSteps",
+    "fit",
+]
