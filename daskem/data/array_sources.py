@@ -122,7 +122,7 @@ def open_array(
     x: Any, names: tuple[str, ...] | None, rows: slice | None, columns: Any, what: str, ndim: int
 ) -> ArraySource | FileSource:
     """Return a source of a numpy array, or of the file behind a memory map."""
-    array = x if isinstance(x, np.ndarray) and x.dtype != object else to_numeric(x, what)
+    array = x if isinstance(x, np.memmap) else to_numeric(x, what)
     check_dtype(array.dtype, what)
     check_shape(array.shape, what, ndim)
     if isinstance(array, np.memmap):

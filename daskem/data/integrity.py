@@ -104,7 +104,9 @@ def _fsspec_keys(store: FsspecStore, prefix: str) -> set[str]:
     # synchronous twin instead.
     fs = store.fs
     twin = getattr(fs, "sync_fs", None) or type(fs)(*fs.storage_args, **{**fs.storage_options, "asynchronous": False})
-    root = store.path.strip("/")
+    # What was listed before may have been written since.
     twin.invalidate_cache()
-    found = twin.find("/".join(part for part in (root, prefix.strip("/")) if part))
-    return {name.strip("/").removeprefix(root).lstrip("/") for name in found}
+    found = twin.find(f"{store.path.rstrip('/')}/{prefix}".rstrip("/"))
+    # Filesystems differ in whether their paths begin with a slash.
+    root = store.path.strip("/")
+    return {name.lstrip("/").removeprefix(root).lstrip("/") for name in found}
