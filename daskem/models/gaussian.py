@@ -1,11 +1,12 @@
 """Gaussian components with full, tied, diagonal or spherical covariances: records, M-step, prior, repair.
 
-Second moments are of u = (x - reference) * scale. `scale` holds powers of two, so it costs no precision; it differs from
-one only where features lie so far from unit size that squares would leave the range of the type. References start as one
-point, the mean of the sample. A component more than `COMMON_RATIO` standard deviations away from its reference takes its
-own mean as the next one, and goes back to the common point once it is within a quarter of that. So references stay fixed
-in all but tight, far-apart mixtures; where `params.reference` changes, statistics made before must not be blended with
-statistics made after, unless `Gaussian.rebase` has moved them.
+Second moments are of u = (x - reference) * scale. `scale` holds powers of two, so it costs no precision; it differs
+from one only where features lie so far from unit size that squares would leave the range of the type.
+
+References start as one point, the mean of the sample. A component more than `COMMON_RATIO` standard deviations from its
+reference takes its own mean as the next one, and goes back to the common point once it is within a quarter of that.
+So references stay fixed in all but tight, far-apart mixtures. Where `params.reference` changes, statistics made before
+must not be blended with statistics made after, unless `Gaussian.rebase` has moved them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,25 @@ from typing import Literal, cast
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from daskem import tree
 from daskem.core import Array, Chunk, Float
 from daskem.errors import OptionError
+from daskem.models.gaussian_algebra import (
+    Covariance,
+    checked,
+    covariances_of,
+    factor_of_precisions,
+    factorise,
+    identity_like,
+    longest_axis,
+    outer,
+    pooled_covariance,
+    power_of_two,
+    ridge,
+    square,
+    unscaled,
+    variances,
+)
 from daskem.models.gaussian_kernels import (
     COMMON_RATIO,
     Kernel,
@@ -25,7 +43,6 @@ from daskem.models.gaussian_kernels import (
     n_statistics,
     pack,
     ratios,
-    unpack,
     uses_features,
 )
 from daskem.models.repair import (
@@ -43,15 +60,11 @@ from daskem.models.repair import (
 
 __all__ = ["Covariance", "Gaussian", "GaussianParams", "GaussianStats"]
 
-Covariance = Literal["full", "tied", "diag", "spherical"]
-
 EPS = float(np.finfo(np.float64).eps)
 # scikit-learn adds this to the weight of a component, so that an empty one divides by something.
 N_FLOOR = 10 * EPS
 # kappa_P of Fraley & Raftery's default prior: the prior mean counts as a hundredth of a row.
 SHRINKAGE = 0.01
-# Features within 2^-16 .. 2^16 of unit size are left alone: even single precision squares and sums them safely.
-PLAIN_EXPONENT = 16
 # Rows at a time while a sample is summed.
 SAMPLE_BLOCK = 1024
 
@@ -109,8 +122,8 @@ class Gaussian:
     Parameters
     ----------
     covariance : "full", "tied" (one matrix for all), "diag" or "spherical".
-    reg_covar : added to the diagonal of the covariances, data units squared; with a prior, to the prior's scale instead,
-        which keeps the penalised objective monotone.
+    reg_covar : added to the diagonal of the covariances, data units squared; with a prior, to the prior's scale
+        instead, which keeps the penalised objective monotone.
     prior : None, or "conjugate" for the maximum a posteriori estimate under a normal-inverse-Wishart prior [1]_.
     on_collapse : what to do with a component that is empty or whose covariance is not positive definite: "keep" its
         previous parameters, "reseed" it by splitting the heaviest component along its principal axis, or "raise".
@@ -120,9 +133,9 @@ class Gaussian:
     With mu_P the sample mean, kappa = 0.01, nu = d + 2 and Lambda = S / k^(2/d), S the sample covariance, the M-step is
     mu_k = (n_k xbar_k + kappa mu_P) / (n_k + kappa) and, W_k being the scatter about xbar_k,
     Sigma_k = (Lambda + kappa n_k / (kappa + n_k) (xbar_k - mu_P)(xbar_k - mu_P)^T + W_k) / (n_k + nu + d + 2)   (full);
-    tied sums over k and divides by N + nu + d + k + 1; diag divides by n_k + nu + 3, feature by feature; spherical takes
-    the trace and divides by (n_k + 1) d + nu + 2. For diag, Lambda keeps each feature's own variance, where [1]_ pools
-    them: the estimate then does not depend on units. The prior acts as kappa more rows at mu_P, which is how it is coded.
+    tied sums over k and divides by N + nu + d + k + 1; diag divides by n_k + nu + 3, feature by feature; spherical
+    takes the trace and divides by (n_k + 1) d + nu + 2. For diag, Lambda keeps each feature's own variance, where [1]_
+    pools them: the estimate then does not depend on units. The prior acts as kappa more rows at mu_P, and is coded so.
 
     References
     ----------
@@ -173,7 +186,7 @@ class Gaussian:
             If a component is empty or collapsed and the policy is to raise.
         """
         offset, covariance, unresolved = self._estimate(stats, params)
-        factor, positive = _factorise(self.covariance, covariance)
+        factor, positive = factorise(self.covariance, covariance)
         new = self._assemble(params, params.reference + offset / params.scale, covariance, factor)
         empty = stats.n <= EMPTY_SHARE * stats.n.sum()
         if self.prior is not None and positive.all():
@@ -190,10 +203,10 @@ class Gaussian:
         `stats` must be about ``params.reference`` (see `rebase`).
         """
         delta, factor = self._scaled(params)
-        k, d = delta.shape
-        cross = self._outer(stats.x, delta)
+        d = delta.shape[1]
+        cross = outer(self.covariance, stats.x, delta)
         cross = cross + cross.swapaxes(-1, -2) if self.covariance in ("full", "tied") else 2 * cross
-        scatter = self._square(stats.xx, d) - cross + self._outer(stats.n[:, None] * delta, delta)
+        scatter = square(self.covariance, stats.xx, d) - cross + outer(self.covariance, stats.n[:, None] * delta, delta)
         matrices = self.covariance in ("full", "tied")
         precision = factor @ factor.swapaxes(-1, -2) if matrices else factor * factor
         peak = log_det(self.covariance, factor, d) + np.log(params.scale).sum() - 0.5 * d * np.log(2 * np.pi)
@@ -211,15 +224,19 @@ class Gaussian:
         matrices = self.covariance in ("full", "tied")
         precision = factor @ factor.swapaxes(-1, -2) if matrices else factor * factor
         log_dets = log_det(self.covariance, factor, d) / (d if self.covariance == "spherical" else 1)
-        quadratic = (precision * (scatter + SHRINKAGE * self._outer(away, away))).sum()
+        quadratic = (precision * (scatter + SHRINKAGE * outer(self.covariance, away, away))).sum()
         return float(power * log_dets.sum() - 0.5 * quadratic)
 
     def rebase(self, stats: GaussianStats, old: Float, new: GaussianParams) -> GaussianStats:
         """Return `stats`, made about the references `old` (k, d), as moments about ``new.reference``."""
         move = (old - new.reference) * new.scale
-        cross = self._outer(stats.x, move)
+        cross = outer(self.covariance, stats.x, move)
         cross = cross + cross.swapaxes(-1, -2) if self.covariance in ("full", "tied") else 2 * cross
-        xx = self._square(stats.xx, len(new.scale)) + cross + self._outer(stats.n[:, None] * move, move)
+        xx = (
+            square(self.covariance, stats.xx, len(new.scale))
+            + cross
+            + outer(self.covariance, stats.n[:, None] * move, move)
+        )
         packed = self.covariance == "full" and stats.xx.ndim == 2
         return GaussianStats(stats.n, stats.x + stats.n[:, None] * move, pack(xx) if packed else xx)
 
@@ -231,7 +248,8 @@ class Gaussian:
         """Return the number of free parameters of all components."""
         k, d = params.means.shape
         triangle = d * (d + 1) // 2
-        return k * d + {"full": k * triangle, "tied": triangle, "diag": k * d, "spherical": k}[self.covariance]
+        own = {"full": k * triangle, "tied": triangle, "diag": k * d, "spherical": k}[self.covariance]
+        return int(k * d + own)
 
     def to_vector(self, params: GaussianParams) -> Float:
         """Return means, then Cholesky factors of the precisions with the logarithms of their diagonals, (p,)."""
@@ -260,11 +278,7 @@ class Gaussian:
         means, factor = np.array(means, float), np.array(precisions_cholesky, float)
         if self.covariance in ("diag", "spherical"):
             return replace(params, means=means, precisions_cholesky=factor, covariances=factor**-2.0)
-        stacked = factor.reshape(-1, *factor.shape[-2:])
-        inverse = np.stack([solve_triangular(p, np.eye(len(p))) for p in stacked]).reshape(factor.shape)
-        return replace(
-            params, means=means, precisions_cholesky=factor, covariances=inverse.swapaxes(-1, -2) @ inverse
-        )
+        return replace(params, means=means, precisions_cholesky=factor, covariances=covariances_of(factor))
 
     def with_start(self, params: GaussianParams, means: Float | None, precisions: Float | None) -> GaussianParams:
         """Return `params` with the means and precisions of a user, in scikit-learn's shapes.
@@ -276,10 +290,10 @@ class Gaussian:
         """
         factor = params.precisions_cholesky
         if means is not None:
-            means = _checked("means_init", means, params.means.shape)
+            means = checked("means_init", means, params.means.shape)
         if precisions is not None:
-            precisions = _checked("precisions_init", precisions, params.covariances.shape)
-            factor = _factor_of_precisions(self.covariance, precisions)
+            precisions = checked("precisions_init", precisions, params.covariances.shape)
+            factor = factor_of_precisions(self.covariance, precisions)
         new = self.with_precisions(params, params.means if means is None else means, factor)
         return self._place_references(new, np.zeros(len(new.means), bool))
 
@@ -339,7 +353,7 @@ class Gaussian:
             # Single precision rows less a single precision reference lose nothing.
             mean = mean.astype(np.float32).astype(np.float64)
         d = len(mean)
-        scale = _power_of_two(sample.rows, mean, self.covariance == "spherical")
+        scale = power_of_two(sample.rows, mean, self.covariance == "spherical")
         zero = np.zeros(0)
         blank = GaussianParams(
             means=np.tile(mean, (k, 1)),
@@ -352,18 +366,22 @@ class Gaussian:
             prior_mean=zero,
             prior_scale=zero,
         )
-        covariance = _covariance(self.covariance, sample.rows, mean, scale, share) + self._ridge(scale)
+        covariance = pooled_covariance(self.covariance, sample.rows, mean, scale, share) + ridge(
+            self.covariance, self.reg_covar, scale
+        )
         covariance = np.where(covariance == 0, 0.0, covariance)
         if self.prior is not None:
-            blank = replace(blank, prior_mean=mean, prior_scale=self._unscale(covariance / k ** (2 / d), scale))
+            blank = replace(
+                blank, prior_mean=mean, prior_scale=unscaled(self.covariance, covariance / k ** (2 / d), scale)
+            )
         every = covariance if self.covariance == "tied" else np.repeat(covariance[None], k, axis=0)
         if self.covariance == "spherical":
             every = every[:, 0]
-        factor, positive = _factorise(self.covariance, every)
+        factor, positive = factorise(self.covariance, every)
         if not positive.all():
             # No spread at all and reg_covar = 0: any positive start will do, the policy decides what becomes of it.
-            every = np.where(every == every, _identity_like(self.covariance, every), every)
-            factor, _ = _factorise(self.covariance, every)
+            every = np.where(every == every, identity_like(self.covariance, every), every)
+            factor, _ = factorise(self.covariance, every)
         return self._assemble(blank, blank.means, every, factor)
 
     def _sample_stats(self, params: GaussianParams, rows: Array, resp: Float) -> GaussianStats:
@@ -374,39 +392,36 @@ class Gaussian:
             stop = start + SAMPLE_BLOCK
             block = Chunk(np.ascontiguousarray(rows[start:stop], np.float64), scratch=scratch)
             part = self.stats(params, block, np.ascontiguousarray(resp[:, start:stop]).T)
-            if total is None:
-                total = part
-            else:
-                total = GaussianStats(total.n + part.n, total.x + part.x, total.xx + part.xx)
+            total = part if total is None else tree.accumulate(total, part)
         return cast(GaussianStats, total)
 
     def _estimate(self, stats: GaussianStats, params: GaussianParams) -> tuple[Float, Float, Array]:
         """Return offsets of the means from their references, covariances, and which of these are rounding error."""
         k, d = stats.x.shape
-        n, x, xx = stats.n + N_FLOOR, stats.x, self._square(stats.xx, d)
+        n, x, xx = stats.n + N_FLOOR, stats.x, square(self.covariance, stats.xx, d)
         if self.prior is not None:
             prior_mean, prior_scale = self._scaled_prior(params)
             n = stats.n + SHRINKAGE
             x = x + SHRINKAGE * prior_mean
-            xx = xx + prior_scale + SHRINKAGE * self._outer(prior_mean, prior_mean)
+            xx = xx + prior_scale + SHRINKAGE * outer(self.covariance, prior_mean, prior_mean)
         offset = x / n[:, None]
-        scatter = xx - self._outer(n[:, None] * offset, offset)
+        scatter = xx - outer(self.covariance, n[:, None] * offset, offset)
         freedom = self._freedom(stats.n, n, d)
         if self.covariance == "full":
             freedom = freedom[:, None, None]
         elif self.covariance == "diag":
             freedom = freedom[:, None]
-        ridge = self._ridge(params.scale) if self.prior is None else 0.0
-        if self.covariance == "spherical":
-            ridge = np.ravel(ridge)
-        covariance = scatter / freedom + ridge
-        lost = _variances(self.covariance, covariance) <= 16 * EPS * _variances(self.covariance, xx / freedom)
+        floor = ridge(self.covariance, self.reg_covar, params.scale) if self.prior is None else 0.0
+        covariance = scatter / freedom + floor
+        lost = variances(self.covariance, covariance) <= 16 * EPS * variances(self.covariance, xx / freedom)
         return offset, covariance, np.broadcast_to(lost.any(axis=-1), (k,))
 
     def _freedom(self, weight: Float, n: Float, d: int) -> Array:
         """Return what the scatter is divided by."""
         if self.prior is None:
-            return np.asarray(n.sum() if self.covariance == "tied" else n * (d if self.covariance == "spherical" else 1))
+            return np.asarray(
+                n.sum() if self.covariance == "tied" else n * (d if self.covariance == "spherical" else 1)
+            )
         k, nu = len(n), d + 2
         if self.covariance == "tied":
             return np.asarray(weight.sum() + nu + d + k + 1)
@@ -421,41 +436,18 @@ class Gaussian:
         factor = np.multiply.outer(s, s) if matrices else s**2 if self.covariance == "diag" else s[:1] ** 2
         return (params.prior_mean - params.reference) * s, params.prior_scale * factor
 
-    def _ridge(self, scale: Float) -> Float:
-        """Return `reg_covar` in scaled units, shaped as one component's covariance ((1,) for spherical)."""
-        if self.covariance in ("full", "tied"):
-            return np.diag(self.reg_covar * scale**2)
-        return self.reg_covar * (scale if self.covariance == "diag" else scale[:1]) ** 2
-
-    def _unscale(self, covariance: Float, scale: Float) -> Float:
-        if self.covariance in ("full", "tied"):
-            return np.asarray(covariance / scale[:, None] / scale)
-        one = scale if self.covariance == "diag" else scale[0]
-        return np.asarray(covariance / one / one)
-
     def _assemble(self, params: GaussianParams, means: Float, covariance: Float, factor: Float) -> GaussianParams:
         """Return `params` with new means and with covariances and factors that come in scaled units."""
         s = params.scale
         matrices = self.covariance in ("full", "tied")
-        unscaled = factor * (s[:, None] if matrices else s if self.covariance == "diag" else s[0])
+        factor = factor * (s[:, None] if matrices else s if self.covariance == "diag" else s[0])
         return replace(
             params,
             means=means,
-            covariances=self._unscale(covariance, s),
-            precisions_cholesky=unscaled,
+            covariances=unscaled(self.covariance, covariance, s),
+            precisions_cholesky=factor,
             repaired=np.zeros(len(means), np.int8),
         )
-
-    def _outer(self, a: Float, b: Float) -> Float:
-        """Return a b^T for each component, (k, d) and (k, d), as far as the second moments have it."""
-        if self.covariance == "tied":
-            return a.T @ b
-        if self.covariance == "full":
-            return np.asarray(a[:, :, None] * b[:, None, :])
-        return np.asarray(a * b if self.covariance == "diag" else (a * b).sum(axis=1))
-
-    def _square(self, xx: Float, d: int) -> Float:
-        return unpack(xx, d) if self.covariance == "full" else xx
 
     def _place_references(self, params: GaussianParams, unsure: Array) -> GaussianParams:
         """Return `params` with references moved where the accuracy rule demands (see the module).
@@ -469,7 +461,9 @@ class Gaussian:
         reference = np.where(home[:, None], params.shift, reference)
         return replace(params, reference=np.where(unsure[:, None], params.means, reference))
 
-    def _repair(self, new: GaussianParams, old: GaussianParams, n: Float, empty: Array, collapsed: Array) -> GaussianParams:
+    def _repair(
+        self, new: GaussianParams, old: GaussianParams, n: Float, empty: Array, collapsed: Array
+    ) -> GaussianParams:
         """Return `new` with empty and collapsed components dealt with by the policy."""
         vacant = np.flatnonzero(empty | collapsed)
         if self.on_collapse == "raise":
@@ -492,97 +486,11 @@ class Gaussian:
                 value[...] = getattr(old, name)
 
     def _split(self, fields: dict[str, Float], k: int, donor: int) -> None:
-        """Put half of component `donor` into k: means half a standard deviation apart from its along its longest axis."""
-        covariances = fields["covariances"]
+        """Put half of component `donor` into k: each half a standard deviation from its mean on its main axis."""
+        covariance = fields["covariances"] if self.covariance == "tied" else fields["covariances"][donor]
         means = fields["means"]
-        d = means.shape[1]
-        if self.covariance in ("full", "tied"):
-            values, axes = np.linalg.eigh(covariances if self.covariance == "tied" else covariances[donor])
-            step = 0.5 * np.sqrt(values[-1]) * axes[:, -1] * np.sign(axes[np.abs(axes[:, -1]).argmax(), -1])
-        else:
-            variances = np.broadcast_to(covariances[donor], (d,))
-            step = np.where(np.arange(d) == variances.argmax(), 0.5 * np.sqrt(variances.max()), 0.0)
+        step = 0.5 * longest_axis(self.covariance, covariance, means.shape[1])
         means[k], means[donor] = means[donor] + step, means[donor] - step
         if self.covariance != "tied":
             for name in ("covariances", "precisions_cholesky"):
                 fields[name][k] = fields[name][donor]
-
-
-def _checked(name: str, value: Array, shape: tuple[int, ...]) -> Float:
-    value = np.asarray(value, float)
-    if value.shape != shape:
-        raise OptionError(f"{name} has shape {value.shape}; it must be {shape}.")
-    if not np.isfinite(value).all():
-        raise OptionError(f"{name} holds NaN or infinity.")
-    return value
-
-
-def _factor_of_precisions(covariance: Covariance, precisions: Float) -> Float:
-    """Return upper triangular P with P P^T = precision: the Cholesky factor of the matrix turned round."""
-    positive = (precisions > 0).all() if covariance in ("diag", "spherical") else True
-    if not positive:
-        raise OptionError("precisions_init must be positive.")
-    if covariance in ("diag", "spherical"):
-        return np.sqrt(precisions)
-    if not np.allclose(precisions, precisions.swapaxes(-1, -2)):
-        raise OptionError("precisions_init must be symmetric.")
-    try:
-        return np.ascontiguousarray(np.linalg.cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1])
-    except np.linalg.LinAlgError as error:
-        raise OptionError("precisions_init must be positive definite.") from error
-
-
-def _factorise(covariance: Covariance, matrices: Float) -> tuple[Float, Array]:
-    """Return Cholesky factors P of the precisions, P P^T Sigma = I, and which covariances are positive definite (k,)."""
-    if covariance in ("diag", "spherical"):
-        fine = np.isfinite(matrices) & (matrices > 0)
-        factor = 1.0 / np.sqrt(np.where(fine, matrices, 1.0))
-        return factor, fine.all(axis=1) if covariance == "diag" else fine
-    stacked = matrices.reshape(-1, *matrices.shape[-2:])
-    factor, fine = np.empty_like(stacked), np.zeros(len(stacked), bool)
-    identity = np.eye(stacked.shape[-1])
-    for k, matrix in enumerate(stacked):
-        lower = _cholesky(matrix)
-        fine[k] = lower is not None
-        factor[k] = identity if lower is None else solve_triangular(lower, identity, lower=True).T
-    return factor.reshape(matrices.shape), fine
-
-
-def _cholesky(matrix: Float) -> Float | None:
-    if not np.isfinite(matrix).all():
-        return None
-    try:
-        return np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:
-        return None
-
-
-def _variances(covariance: Covariance, second: Float) -> Array:
-    """Return the diagonals, (k, d), (1, d) for tied, (k, 1) for spherical."""
-    if covariance in ("full", "tied"):
-        return np.atleast_2d(np.diagonal(second, axis1=-2, axis2=-1))
-    return second if covariance == "diag" else second[:, None]
-
-
-def _identity_like(covariance: Covariance, matrices: Float) -> Float:
-    if covariance in ("full", "tied"):
-        return np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
-    return np.ones_like(matrices)
-
-
-def _power_of_two(rows: Array, mean: Float, common: bool) -> Float:
-    """Return powers of two (d,) that bring features to about unit size, ones where they are near it already."""
-    largest = np.abs(rows - mean).max(axis=0).astype(np.float64)
-    if common:
-        largest = np.full_like(largest, largest.max())
-    _, exponent = np.frexp(largest)
-    return np.where((np.abs(exponent) > PLAIN_EXPONENT) & (largest > 0), np.ldexp(1.0, -exponent), 1.0)
-
-
-def _covariance(covariance: Covariance, rows: Array, mean: Float, scale: Float, share: Float) -> Float:
-    """Return the covariance of a sample in scaled units, shaped as one component's ((1,) for spherical)."""
-    u = (rows - mean) * scale
-    if covariance in ("full", "tied"):
-        return np.asarray((u * share[:, None]).T @ u)
-    variances = share @ (u * u)
-    return np.asarray(variances if covariance == "diag" else variances.mean(keepdims=True))

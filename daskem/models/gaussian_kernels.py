@@ -8,8 +8,8 @@ triangular  z_k = P_k^T u - P_k^T delta_k for each component, moments by symmetr
 own         u - delta_k formed for each component about its own reference: about twice the cost, always accurate.
 
 Rule of cost (float64 and float32 alike, measured with one BLAS thread, blocks of 1,024 rows): building T(u) costs about
-0.75 ns a feature and row whatever k is, the triangular form 2.5 times as much a component as the features form does. The
-lines cross near k = 0.4 d; beyond d = 64 the features of a block leave the caches. See `uses_features`.
+0.75 ns a feature and row whatever k is; a component costs 1.6 to 2.5 times as much in the triangular form as in the
+features form. The lines cross near k = 0.4 d; beyond d = 64 a block's features leave the caches. See `uses_features`.
 
 Rule of accuracy: products lose the square of r_k = |(mu_k - reference_k) P_k| (for diag the largest feature's), the
 distance in standard deviations. `FLOAT32_RATIO` bounds r for single precision, `COMMON_RATIO` for the common reference.

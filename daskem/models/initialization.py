@@ -1,4 +1,4 @@
-"""Where centers start: k-means++ on a sample, Lloyd's iterations on it, and the pure parts of k-means|| over all data."""
+"""Where centers start: k-means++ and Lloyd's iterations on a sample, and the pure part of k-means|| over all data."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _draw(mass: Float, size: int, rng: np.random.Generator) -> Int:
     """Return indices drawn with probability proportional to `mass`."""
     total = np.cumsum(mass)
     drawn = np.searchsorted(total, rng.random(size) * total[-1], side="right")
-    return np.minimum(drawn, int(np.flatnonzero(mass)[-1]) if mass.any() else len(mass) - 1)
+    return np.asarray(np.minimum(drawn, int(np.flatnonzero(mass)[-1]) if mass.any() else len(mass) - 1))
 
 
 def _means(rows: Float, weight: Float, labels: Int, centers: Float) -> Float:

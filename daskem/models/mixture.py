@@ -9,7 +9,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
 from daskem.models.initialization import assign, kmeans_plus_plus, lloyd
@@ -50,8 +49,8 @@ class MixtureStats:
 class Mixture:
     """A finite mixture: p(x) = sum_k w_k p(x | component k).
 
-    A row whose label is known counts for that component alone and adds log w_y + log p(x | y) to the objective. A row of
-    weight zero counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN.
+    A row whose label is known counts for that component alone and adds log w_y + log p(x | y) to the objective. A row
+    of weight zero counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN.
 
     Parameters
     ----------
@@ -207,7 +206,9 @@ class Mixture:
     def _of_family(self, name: str, purpose: str) -> Callable[..., Any]:
         method = getattr(self.family, name, None)
         if method is None:
-            raise MissingCapabilityError(f"{type(self.family).__name__} cannot be used for {purpose}: it has no {name}.")
+            raise MissingCapabilityError(
+                f"{type(self.family).__name__} cannot be used for {purpose}: it has no {name}."
+            )
         return cast(Callable[..., Any], method)
 
     def _first_resp(self, sample: Chunk, rng: np.random.Generator) -> Float:
@@ -249,12 +250,12 @@ class Mixture:
         return assign(rows - origin, centers - origin)[0]
 
 
-def block_rows(row_bytes: float, shrink: float = 1.0) -> int:
+def block_rows(row_bytes: float, shrink: float = 1.0, longest: int = MAX_BLOCK, budget: int = BLOCK_BYTES) -> int:
     """Return how many rows to walk at a time, a power of two, from the bytes of scratch that a row needs.
 
     `shrink` is the size of the type that is computed in, relative to double precision.
     """
-    fitting = min(max(BLOCK_BYTES / (row_bytes * shrink), MIN_BLOCK), MAX_BLOCK, MAX_BLOCK_BYTES / row_bytes)
+    fitting = min(max(budget / (row_bytes * shrink), MIN_BLOCK), longest, MAX_BLOCK_BYTES / row_bytes)
     return 1 << max(0, math.floor(math.log2(max(fitting, 1.0))))
 
 
@@ -277,7 +278,7 @@ def _normalise(joint: Array, weight: Float | None) -> Float:
     total = joint.sum(axis=0)
     factor = 1.0 / np.where(total == 0, 1.0, total)
     joint *= factor if weight is None else (factor * weight).astype(joint.dtype)
-    return np.log(total, dtype=np.float64) + largest
+    return np.asarray(np.log(total, dtype=np.float64) + largest)
 
 
 def _checked_weights(weights: Array, k: int) -> Float:
@@ -286,4 +287,4 @@ def _checked_weights(weights: Array, k: int) -> Float:
         raise OptionError(f"weights_init has shape {weights.shape}; it must be ({k},).")
     if not (np.isfinite(weights).all() and (weights >= 0).all() and abs(weights.sum() - 1.0) <= 1e-6):
         raise OptionError(f"weights_init must be numbers from 0 to 1 that sum to 1, got a sum of {weights.sum():.6g}.")
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
