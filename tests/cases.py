@@ -10,6 +10,9 @@ import numpy as np
 from scipy.special import gammaln, log_softmax
 
 from daskem.core import Chunk, Expectation, Footprint
+from daskem.models.gaussian import Gaussian
+from daskem.models.kmeans import KMeans
+from daskem.models.mixture import Mixture
 from daskem.testing import TwoCoins, family_model
 
 
@@ -24,7 +27,7 @@ class Case:
     draw : gives (n, d) rows of which the model makes sense.
     weighted : whether to try it with weights between 0.5 and 1.5.
     n_labels : if positive, every third row gets a known component below it.
-    skip : properties that the model does not keep by design, see `check_model`.
+    skip : properties that the model does not keep by design or cannot be asked for, see `check_model`.
     """
 
     name: str
@@ -148,10 +151,31 @@ def count_table(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.poisson(np.array([[1.0, 5.0, 9.0], [7.0, 5.0, 2.0]])[rng.integers(2, size=n)])
 
 
+def blobs(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Two overlapping correlated clouds in three dimensions, far from the origin."""
+    mix = np.array(
+        [[[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [0.0, 0.3, 0.5]], [[0.7, 0.0, 0.0], [-0.4, 1.2, 0.0], [0.2, 0.0, 1.0]]]
+    )
+    which = rng.integers(2, size=n)
+    return 100.0 + 2.5 * which[:, None] + np.einsum("nij,nj->ni", mix[which], rng.standard_normal((n, 3)))
+
+
 def heads(rng: np.random.Generator, n: int) -> np.ndarray:
     """Heads among ten tosses of one of two coins."""
     return rng.binomial(10, rng.choice([0.3, 0.8], size=(n, 1)))
 
+
+# What a mixture cannot do for a family that has nothing but the four methods of the contract.
+BARE_FAMILY = frozenset(
+    {
+        "footprint_suffices",
+        "fisher_identity",
+        "m_step_ascends",
+        "m_step_maximises",
+        "sample_is_like_the_rows",
+        "vector_round_trip",
+    }
+)
 
 CASES = [
     Case("two coins", TwoCoins(), heads),
@@ -160,4 +184,23 @@ CASES = [
     Case("Poisson mixture, weighted, 3 components", PoissonMixture(3), counts, weighted=True),
     Case("Poisson mixture with a prior", PoissonMixture(2, shape=3.0, scale=1.0), counts),
     Case("Poisson family", family_model(Poisson(), 2), count_table),
+    *(
+        Case(
+            f"Gaussian mixture, {covariance}, {prior or 'no'} prior",
+            Mixture(Gaussian(covariance, 0.0, prior), 2),
+            blobs,
+        )
+        for covariance in ("full", "tied", "diag", "spherical")
+        for prior in (None, "conjugate")
+    ),
+    *(
+        Case(f"Gaussian family, {covariance}", family_model(Gaussian(covariance, 0.0), 2), blobs)
+        for covariance in ("full", "tied", "diag", "spherical")
+    ),
+    Case("Gaussian mixture, weighted", Mixture(Gaussian("full", 0.0), 2), blobs, weighted=True),
+    Case("Gaussian mixture, partly labelled", Mixture(Gaussian("full", 0.0), 2), blobs, n_labels=2),
+    Case("Gaussian mixture, 3 components, defaults", Mixture(Gaussian(), 3), blobs),
+    Case("Poisson mixture of a family", Mixture(Poisson(), 2), count_table, skip=BARE_FAMILY),
+    Case("k-means", KMeans(3), blobs),
+    Case("k-means, weighted, partly labelled", KMeans(2), blobs, weighted=True, n_labels=2),
 ]

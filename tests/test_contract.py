@@ -262,6 +262,11 @@ def test_check_model_tells_what_it_checked() -> None:
         check_model(PoissonMixture(), chunk, skip=["additiv"])
 
 
+def test_what_a_family_lacks_is_passed_over() -> None:
+    case = next(case for case in CASES if case.skip)
+    assert set(MODEL_PROPERTIES) - set(check_model(case.model, case.chunk())) == case.skip
+
+
 class NeedsRows(PoissonMixture):
     def e_step(self, params: Any, chunk: Chunk) -> Expectation:
         if not len(chunk):

@@ -16,7 +16,15 @@ from daskem.core import Algorithm, Chunk, Expectation, Float, HasLogPrior, Model
 from daskem.errors import ContractError
 from daskem.testing.trial import ADDITIVE_RTOL, Property, bits, run_properties, take
 
-__all__ = ["ALGORITHM_PROPERTIES", "AlgorithmTrial", "CountingProblem", "TwoCoins", "check_algorithm", "toy_problem"]
+__all__ = [
+    "ALGORITHM_PROPERTIES",
+    "AlgorithmTrial",
+    "CoinStats",
+    "CountingProblem",
+    "TwoCoins",
+    "check_algorithm",
+    "toy_problem",
+]
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,6 @@ class CountingProblem:
     ----------
     model : the model.
     units : the work units.
-
-    Attributes
-    ----------
-    passes : passes over the data so far, each unit counting as its share of the units.
     """
 
     def __init__(self, model: Model, units: Sequence[Chunk]) -> None:
@@ -73,6 +77,7 @@ class CountingProblem:
 
     @property
     def passes(self) -> float:
+        """Passes over the data so far, each unit counting as its share of the units."""
         return self.read / len(self.units)
 
     @property

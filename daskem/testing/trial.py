@@ -11,7 +11,7 @@ import numpy as np
 
 from daskem import tree
 from daskem.core import Array, Chunk, Expectation, Float, HasLogPrior, Model, Params, Scratch
-from daskem.errors import ContractError, OptionError
+from daskem.errors import ContractError, MissingCapabilityError, OptionError
 
 __all__ = [
     "ADDITIVE_RTOL",
@@ -159,9 +159,13 @@ def run_properties(
         raise OptionError(f"skip={sorted(unknown)} names no property. There are: {', '.join(properties)}.")
     chosen = {key: one for key, one in properties.items() if key not in skip and one.applies(subject)}
     broken: dict[str, Exception] = {}
+    missing: set[str] = set()
     for key, one in chosen.items():
         try:
             one.check(trial)
+        except MissingCapabilityError:
+            # A model made of another has the method, and can lack what the method needs.
+            missing.add(key)
         except ContractError as error:
             broken[f"{key}: {error}"] = error
         except Exception as error:
@@ -169,7 +173,7 @@ def run_properties(
     if broken:
         text = "\n  ".join([f"{name} breaks {len(broken)} of {len(chosen)} properties.", *broken])
         raise ContractError(text) from next(iter(broken.values()))
-    return tuple(chosen)
+    return tuple(key for key in chosen if key not in missing)
 
 
 def take(chunk: Chunk, rows: Any) -> Chunk:
