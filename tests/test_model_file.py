@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import CASES, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from daskem import tree
 from daskem.errors import ContractError, FileFormatError, NonFiniteError, OptionError
 from daskem.persist import LoadedModel, inspect_model, load_model, save_model
+from daskem.testing import model_trial
 
 BIT_FLIP_STEP = 7
 
@@ -179,6 +182,24 @@ def test_any_tree_comes_back(params: Any, tmp_path_factory: pytest.TempPathFacto
 def test_fortran_order_is_not_transposed(tmp_path: Path) -> None:
     save_model(tmp_path / "m.st", Bare(), (np.asfortranarray(np.arange(6.0).reshape(2, 3)),))
     np.testing.assert_array_equal(read(tmp_path / "m.st").params[0], np.arange(6.0).reshape(2, 3))
+
+
+def classes_of(record: Any) -> set[type]:
+    """Return the dataclasses that a record is made of."""
+    if not dataclasses.is_dataclass(record):
+        return set()
+    children = [getattr(record, field.name) for field in dataclasses.fields(record)]
+    return {type(record)}.union(*(classes_of(child) for child in children))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_model_goes_on_with_the_same_bits(case: Case, tmp_path: Path) -> None:
+    trial = model_trial(case.model, case.chunk())
+    save_model(tmp_path / "m.st", trial.model, trial.params)
+    loaded = load_model(tmp_path / "m.st", classes_of(trial.model) | classes_of(trial.params))
+    assert loaded.model == trial.model
+    assert same(loaded.params, trial.params)
+    assert same(loaded.model.e_step(loaded.params, case.chunk()), trial.model.e_step(trial.params, case.chunk()))
 
 
 # What save refuses: nothing is left behind.
