@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ import scipy.sparse
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.storage import LocalStore, MemoryStore, WrapperStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore, ZipStore
 
 from daskem.data import Source, missing_chunks, open_source
 from daskem.data.array_sources import ArraySource, FileSource
@@ -200,13 +201,23 @@ class CountingStore(WrapperStore):
         super().__init__(store)
         self.fetched = Counter()
 
-    async def get(self, key, prototype, byte_range=None):
+    def note(self, key, byte_range):
         if not key.endswith(("zarr.json", ".zarray", ".zgroup", ".zattrs")):
             place = (getattr(byte_range, "start", None), getattr(byte_range, "end", None))
             # A range counted from the end of a shard is its index.
             if byte_range is None or place[0] is not None:
                 self.fetched[(key, *place)] += 1
+
+    async def get(self, key, prototype, byte_range=None):
+        self.note(key, byte_range)
         return await super().get(key, prototype, byte_range)
+
+    # Newer releases of zarr ask for all inner chunks of a shard at once, and may fetch neighbours in one request.
+    async def get_ranges(self, key, byte_ranges, **options):
+        for byte_range in byte_ranges:
+            self.note(key, byte_range)
+        async for group in super().get_ranges(key, byte_ranges, **options):
+            yield group
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -528,6 +539,61 @@ def test_hdf5_datasets_are_chosen_by_name(tmp_path):
         open_source(path)
     with pytest.raises(DataError, match="no dataset 'z'; it holds 'g/x'"):
         open_source(path, array="z")
+
+
+@pytest.mark.parametrize("kind", ["v3", "v3-sharded", "features", "fortran", "npy", "npy-fortran", "hdf5"])
+@pytest.mark.parametrize("columns", [None, [0, 2, 31]])
+def test_reading_stays_within_the_memory_that_is_planned(kind, columns, tmp_path):
+    x = np.random.default_rng(0).standard_normal((32_768, 32))
+    if kind.startswith("npy"):
+        stored = KINDS[kind](tmp_path, x)
+    elif kind == "hdf5":
+        stored = make_hdf5(tmp_path, x, (8192, 32))
+    else:
+        shape = {"chunks": (2048, 16 if kind == "features" else 32), "shards": None}
+        shape |= {"shards": (8192, 32)} if kind == "v3-sharded" else {}
+        shape |= {"zarr_format": 2, "order": "F"} if kind == "fortran" else {}
+        stored = zarr.create_array(tmp_path / "x.zarr", shape=x.shape, dtype="f8", **shape)
+        stored[:] = x
+    source = open_source(stored, columns=columns)
+    source.read(0, 10)
+    for rows in (8192, 24_576):
+        tracemalloc.start()
+        source.read(0, rows)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        slack = 300_000
+        assert rows * source.row_bytes <= peak <= source.read_bytes(rows) + slack
+        assert source.read_bytes(rows) <= 3 * peak + slack
+
+
+def test_zip_stores_are_read(tmp_path):
+    x = table("float32")
+    with ZipStore(tmp_path / "x.zip", mode="w") as store:
+        zarr_array(store, x)
+    source = open_source(tmp_path / "x.zip")
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).read(0, N), x)
+
+
+def test_a_source_is_its_own_source():
+    source = open_source(table("float32"))
+    assert open_source(source) is source
+    with pytest.raises(OptionError, match="source already"):
+        open_source(source, columns=[0])
+
+
+def test_dask_query_planning_is_refused():
+    lazy = da.zeros((20, 2), chunks=(10, 2))
+    with dask.config.set({"array.query-planning": True}), pytest.raises(DataError, match=r"array\.query-planning"):
+        open_source(lazy)
+
+
+def test_other_collections_are_refused():
+    with pytest.raises(TypeError, match="to_dask_array"):
+        open_source(dask.delayed(np.ones)((4, 2)))
+    xarray = pytest.importorskip("xarray")
+    with pytest.raises(TypeError, match="Choose one DataArray"):
+        open_source(xarray.Dataset({"x": (("a", "b"), np.ones((4, 2)))}))
 
 
 @given(n=st.integers(1, 60), chunk=st.integers(1, 20), cuts=st.lists(st.integers(0, 60), max_size=6))

@@ -64,10 +64,11 @@ class FileSource(Rows):
         return finish(block, self.dtype)
 
     def read_bytes(self, rows: int) -> int:
-        """Return the peak memory in bytes: the result, and whole stored rows where they are not the result."""
-        as_stored = self.selection.picked is None and self.stored == self.dtype and self.order == "C"
-        extra = 0 if as_stored else rows * self.selection.width * self.dtype.itemsize
-        return rows * self.row_bytes + extra
+        """Return the peak memory in bytes: the result, and what it is made from where that differs."""
+        swapped = 0 if self.stored == self.dtype else self.row_bytes
+        width = self.selection.width if self.order == "C" and self.selection.picked is not None else 0
+        column = self.dtype.itemsize if self.order == "F" else 0
+        return rows * (self.row_bytes + swapped + width * self.dtype.itemsize + column)
 
     def _by_row(self, file: Any, first: int, count: int) -> Array:
         width = self.selection.width
@@ -149,7 +150,9 @@ def _open_memmap(array: np.memmap[Any, Any], rows: slice | None, columns: Any, w
     root = _mapped_root(array)
     order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
     # Mode "c" is copy on write: changes are in this process alone.
-    if root is None or root.mode == "c" or root.filename is None or not array.flags.forc:
+    if root is None or root.mode == "c" or not array.flags.forc:
+        return None
+    if root.filename is None or not os.path.exists(root.filename):
         return None
     offset = root.offset + array.ctypes.data - root.ctypes.data
     selection = select(array.shape, None, rows, columns, what)

@@ -22,6 +22,8 @@ __all__ = [
     "check_shape",
     "column_runs",
     "finish",
+    "gather",
+    "is_direct",
     "next_bound",
     "next_multiple",
     "select",
@@ -188,6 +190,26 @@ def column_runs(selection: Selection, chunk: int) -> tuple[ColumnRun, ...]:
 def finish(block: Any, dtype: np.dtype[Any]) -> Array:
     """Return `block` C-contiguous and of native byte order, copied only where it has to be."""
     return np.ascontiguousarray(block, dtype=dtype)
+
+
+def is_direct(selection: Selection, runs: tuple[ColumnRun, ...]) -> bool:
+    """Return whether one read along the columns fetches just the chosen columns, in their order."""
+    return len(runs) == 1 and selection.indices == tuple(range(runs[0].start, runs[0].stop))
+
+
+def gather(
+    selection: Selection, runs: tuple[ColumnRun, ...], start: int, stop: int, dtype: np.dtype[Any], stored: Any
+) -> Array:
+    """Return shown rows ``start:stop`` of `stored`, anything that is indexed as ``stored[rows, columns]``."""
+    rows = slice(selection.start + start, selection.start + stop)
+    if len(stored.shape) == 1:
+        return finish(stored[rows], dtype).reshape(-1, 1)
+    if is_direct(selection, runs):
+        return finish(stored[rows, runs[0].start : runs[0].stop], dtype)
+    block = np.empty((stop - start, selection.shape[1]), dtype)
+    for run in runs:
+        block[:, run.outer] = stored[rows, run.start : run.stop][:, run.inner]
+    return block
 
 
 def next_multiple(row: int, step: int, selection: Selection) -> int:

@@ -49,8 +49,8 @@ def open_source(
     Parameters
     ----------
     x : path or URL of a Zarr array or group, of a ``.npy`` file, of a Parquet file or directory, or of an HDF5 file;
-        or a Zarr array, group or store, dask array, numpy array or memory map, xarray DataArray, h5py Dataset,
-        data frame, or anything array-like, (n, d).
+        or a Zarr array, group or store, dask array, numpy array or memory map, xarray DataArray (one that was
+        opened with ``chunks={}`` stays on disk), h5py Dataset, data frame, anything array-like, (n, d), or a `Source`.
     columns : indices, or names where the source has any; all by default. A Zarr array names its columns in its
         attribute ``columns``.
     rows : slice of step 1; all by default.
@@ -67,6 +67,8 @@ def open_source(
         If `columns`, `rows` or `array` does not fit.
     """
     source: Any
+    if isinstance(x, Source) and _package(x) != "dask":
+        return _whole(x, columns, rows)
     if isinstance(x, (str, os.PathLike)):
         source = _open_path(os.fspath(x), columns, rows, array, ndim)
     elif isinstance(x, (zarr.Array, zarr.Group, Store)):
@@ -80,6 +82,12 @@ def open_source(
     if isinstance(source, ZarrSource):
         check_missing(source, allow_missing)
     return cast(Source, source)
+
+
+def _whole(x: Source, columns: Any, rows: slice | None) -> Source:
+    if columns is not None or rows is not None:
+        raise OptionError(f"{x.name} is a source already. Choose columns and rows where it is made.")
+    return x
 
 
 def _open_path(path: str, columns: Any, rows: slice | None, array: str | None, ndim: int) -> Any:

@@ -18,7 +18,8 @@ from daskem.data.selection import (
     check_dtype,
     check_shape,
     column_runs,
-    finish,
+    gather,
+    is_direct,
     next_bound,
     next_multiple,
     select,
@@ -107,7 +108,6 @@ class Hdf5Source(Rows):
     ----------
     path : absolute path of the file.
     dataset : name of the dataset in it.
-    ndim : 1 or 2.
     chunk : shape of a stored chunk; ``(1, d)`` where the dataset is contiguous.
     chunked : whether the dataset has chunks.
     runs : the reads along the columns.
@@ -115,17 +115,15 @@ class Hdf5Source(Rows):
 
     path: str
     dataset: str
-    ndim: int
     chunk: tuple[int, ...]
     chunked: bool
     runs: tuple[ColumnRun, ...]
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``."""
-        rows = slice(self.selection.start + start, self.selection.start + stop)
         try:
             with extra("h5py", "hdf5").File(self.path, "r") as file:
-                return self._read(file[self.dataset], rows)
+                return gather(self.selection, self.runs, start, stop, self.dtype, file[self.dataset])
         except (OSError, KeyError, ValueError) as error:
             raise DataError(f"{self.name}: {self.locate(start, stop)} cannot be read: {error}") from error
 
@@ -138,10 +136,11 @@ class Hdf5Source(Rows):
         return next_multiple(row, self.chunk[0], self.selection)
 
     def read_bytes(self, rows: int) -> int:
-        """Return the peak memory in bytes: what is read, its copy where columns are picked, one chunk twice."""
+        """Return the peak memory in bytes: what is read, copies where columns are picked, one chunk twice."""
         width = sum(run.stop - run.start for run in self.runs)
+        copies = 0 if is_direct(self.selection, self.runs) else 2
         chunk = int(np.prod(self.chunk)) * self.dtype.itemsize if self.chunked else 0
-        return rows * (width * self.dtype.itemsize + self.row_bytes) + 2 * chunk
+        return rows * (width * self.dtype.itemsize + copies * self.row_bytes) + 2 * chunk
 
     def locate(self, start: int, stop: int) -> str:
         """Return the chunks of rows that hold rows ``start:stop``, or the rows where there are no chunks."""
@@ -149,14 +148,6 @@ class Hdf5Source(Rows):
             return super().locate(start, stop)
         low, high = ((self.selection.start + row) // self.chunk[0] for row in (start, max(stop - 1, start)))
         return f"chunk {low}" if low == high else f"chunks {low} to {high}"
-
-    def _read(self, dataset: Any, rows: slice) -> Array:
-        if self.ndim == 1:
-            return finish(dataset[rows], self.dtype).reshape(-1, 1)
-        block = np.empty((rows.stop - rows.start, self.shape[1]), self.dtype)
-        for run in self.runs:
-            block[:, run.outer] = dataset[rows, run.start : run.stop][:, run.inner]
-        return block
 
 
 def extra(module: str, name: str) -> Any:
@@ -216,7 +207,7 @@ def _hdf5_source(dataset: Any, rows: slice | None, columns: Any, ndim: int) -> H
     chunk = dataset.chunks or (1, *dataset.shape[1:])
     runs = column_runs(selection, chunk[1] if len(chunk) == 2 else 1)
     dtype, chunked = dataset.dtype.newbyteorder("="), dataset.chunks is not None
-    return Hdf5Source(name, dtype, selection, False, path, dataset.name, dataset.ndim, chunk, chunked, runs)
+    return Hdf5Source(name, dtype, selection, False, path, dataset.name, chunk, chunked, runs)
 
 
 def _dataset(file: Any, array: str | None, path: str) -> Any:

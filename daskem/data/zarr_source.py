@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, ZipStore
 
 from daskem.core import Array
 from daskem.data.selection import (
@@ -18,7 +18,8 @@ from daskem.data.selection import (
     check_dtype,
     check_shape,
     column_runs,
-    finish,
+    gather,
+    is_direct,
     next_multiple,
     select,
 )
@@ -76,7 +77,8 @@ class ZarrSource(Rows):
         chunk = int(np.prod(self.chunk)) * self.dtype.itemsize
         chunks = columns * (-(-rows // self.chunk[0]) + (self.selection.start % self.chunk[0] > 0))
         flying = min(chunks, int(zarr.config.get("async.concurrency"))) * (2 * chunk + chunk // 16)
-        copies = 0 if self._direct else rows * self.row_bytes
+        # Chosen columns pass through a temporary on their way into the result.
+        copies = 0 if self._direct else 2 * rows * self.row_bytes
         sharded = result + chunks * (chunk + chunk // 16) if self.shard != self.chunk else 0
         return result + copies + sharded + flying
 
@@ -87,27 +89,11 @@ class ZarrSource(Rows):
     @property
     def _direct(self) -> bool:
         """Whether what zarr returns needs no copy to be what `read` returns."""
-        return self.array.dtype == self.dtype and self.array.order == "C" and len(self.runs) == 1 and self._plain
-
-    @property
-    def _plain(self) -> bool:
-        """Whether the one read along the columns fetches just the chosen columns, in their order."""
-        return self.selection.indices == tuple(range(self.runs[0].start, self.runs[0].stop))
+        return self.array.dtype == self.dtype and self.array.order == "C" and is_direct(self.selection, self.runs)
 
     def _read(self, start: int, stop: int) -> Array:
-        rows = slice(self.selection.start + start, self.selection.start + stop)
-        if self.array.ndim == 1:
-            return finish(self.array[rows], self.dtype).reshape(-1, 1)
-        # One call for the whole run: zarr overlaps its chunks, which a loop over chunks would forgo.
-        if len(self.runs) == 1 and self._plain:
-            return finish(self._fetch(rows, self.runs[0]), self.dtype)
-        block = np.empty((stop - start, self.shape[1]), self.dtype)
-        for run in self.runs:
-            block[:, run.outer] = self._fetch(rows, run)[:, run.inner]
-        return block
-
-    def _fetch(self, rows: slice, run: ColumnRun) -> Array:
-        return np.asarray(self.array[rows, run.start : run.stop])
+        # One call for a whole run: zarr overlaps its chunks, which a loop over chunks would forgo.
+        return gather(self.selection, self.runs, start, stop, self.dtype, self.array)
 
     def _column_chunks(self, run: ColumnRun) -> int:
         if len(self.chunk) == 1:
@@ -195,6 +181,8 @@ def _column_names(array: zarr.Array[Any]) -> list[str] | None:
 def _open_node(x: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.Group:
     where = os.fspath(x) if isinstance(x, os.PathLike) else x
     try:
+        if isinstance(where, str) and where.endswith(".zip") and os.path.isfile(where):
+            where = ZipStore(where, mode="r")
         return zarr.open(where, mode="r")
     except FileNotFoundError as error:
         raise _absent(where) from error
