@@ -1,0 +1,61 @@
+"""Connects to a Dask cluster, or starts one on this machine, for the duration of a ``with`` block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from distributed import Client, LocalCluster
+
+from daskem.errors import OptionError
+
+__all__ = ["CONNECT_SECONDS", "connect"]
+
+# How long a scheduler may take to answer before it counts as not there.
+CONNECT_SECONDS = 10
+
+
+@contextmanager
+def connect(scheduler: str | None = None, workers: int | None = None) -> Iterator[Client | None]:
+    """Make a Dask cluster the place where passes run.
+
+    Parameters
+    ----------
+    scheduler : address of a running scheduler, such as ``tcp://10.0.0.1:8786``.
+    workers : number of single-threaded worker processes to start on this machine, and to stop at the end. Each may use
+        an equal share of the machine's memory.
+
+    Yields
+    ------
+    Client or None
+        The connected client; None where neither was asked for, and passes run in threads of this process.
+
+    Raises
+    ------
+    OptionError
+        If both were asked for, or no scheduler answers within `CONNECT_SECONDS`.
+    """
+    if scheduler and workers:
+        raise OptionError("choose either the address of a scheduler or a number of workers to start, not both.")
+    if scheduler:
+        with _reach(scheduler) as client:
+            yield client
+    elif workers:
+        # No dashboard: its port may be taken, and nobody was told of it.
+        with (
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+    else:
+        yield None
+
+
+def _reach(address: str) -> Client:
+    try:
+        return Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"no Dask scheduler answers at {address} within {CONNECT_SECONDS} s ({type(error).__name__}). "
+            "Check the address and port, that the scheduler runs, and that no firewall is between."
+        ) from error
