@@ -56,6 +56,7 @@ class FitResult:
 
     @property
     def n_steps(self) -> int:
+        """Number of steps made."""
         return len(self.trace)
 
     @property

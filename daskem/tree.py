@@ -147,7 +147,7 @@ def _map(function: Callable[..., Any], tree: Any, others: tuple[Any, ...], path:
                 f"{path or 'records'}: cannot combine {type(tree).__name__} with {type(other).__name__}. "
                 "An E-step must return the same record for every chunk, an empty one included."
             )
-    if isinstance(tree, np.ndarray):
+    if isinstance(tree, np.ndarray) and tree.ndim:
         for other in others:
             if other.shape != tree.shape:
                 raise ContractError(
@@ -158,6 +158,8 @@ def _map(function: Callable[..., Any], tree: Any, others: tuple[Any, ...], path:
     if _is_number(tree):
         return function(tree, *others)
     parts = _children(tree, path)
+    if isinstance(tree, dict):
+        others = tuple({key: other[key] for key in tree if key in other} | other for other in others)
     other_parts = [_children(other, path) for other in others]
     if any([name for name, _ in part] != [name for name, _ in parts] for part in other_parts):
         raise ContractError(f"{path or 'records'}: the two records have different fields or lengths.")

@@ -17,7 +17,7 @@ from daskem.data.sources import open_source
 from daskem.data.units import Unit, plan_units, walk
 from daskem.errors import DataError
 
-__all__ = ["Dataset", "Memory", "blocks", "is_array_like", "open_dataset", "pieces"]
+__all__ = ["PIECE_BYTES", "Dataset", "Memory", "blocks", "is_array_like", "open_dataset", "pieces"]
 
 # Long enough a read for its fixed cost not to matter, short enough for two of them to be small beside any worker.
 PIECE_BYTES = 16 << 20
@@ -40,10 +40,12 @@ class Dataset:
 
     @property
     def n_rows(self) -> int:
+        """Rows of the data set, those of weight zero included."""
         return self.rows.shape[0]
 
     @property
     def n_features(self) -> int:
+        """Features of a row, d."""
         return self.rows.shape[1]
 
     @property
@@ -59,6 +61,7 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all rows, decoded."""
         return self.n_rows * self.row_bytes
 
     @property
@@ -68,6 +71,7 @@ class Dataset:
 
     @property
     def sources(self) -> tuple[Source, ...]:
+        """The sources there are: rows, and weights and labels where known."""
         return tuple(source for source in (self.rows, self.weight, self.labels) if source is not None)
 
     def units(self) -> list[Unit]:

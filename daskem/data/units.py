@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Unit", "plan_units", "walk"]
+__all__ = ["Unit", "nominal_rows", "plan_units", "walk"]
 
 # A task costs the scheduler 2-4 ms, so that this many cost a pass a few seconds at most.
 MAX_UNITS = 2048

@@ -14,7 +14,7 @@ from daskem.data.units import Unit, nominal_rows
 from daskem.engine.executor import Executor
 from daskem.errors import OptionError, PlanError
 
-__all__ = ["CACHE_MODES", "Plan", "make_plan", "parse_bytes"]
+__all__ = ["CACHE_MODES", "Plan", "count_tasks", "make_plan", "parse_bytes"]
 
 CACHE_MODES = ("auto", "none", "memory")
 # Of the memory that is there, what daskem takes unless told otherwise; Dask workers begin to spill at 0.6 of theirs.
