@@ -185,12 +185,13 @@ def test_an_overwrite_that_is_killed_leaves_no_old_mark(deletions, output, tmp_p
 
 
 def test_outputs_at_urls(tmp_path):
-    output = create_output("memory://daskem-test-out/out.zarr", LAYOUT, N, CHUNK)
+    url = f"memory://{tmp_path.name}/out.zarr"
+    output = create_output(url, LAYOUT, N, CHUNK)
     write_all(output, skip=(10,))
     with pytest.raises(DataError, match=r"lacks 1 chunks"):
         output.finish()
     output.write(10, rows(10, 20))
     output.finish()
-    np.testing.assert_array_equal(open_source("memory://daskem-test-out/out.zarr").read(0, N), rows(0, N)["proba"])
+    np.testing.assert_array_equal(open_source(url).read(0, N), rows(0, N)["proba"])
     with pytest.raises(OptionError, match="exists already"):
-        create_output("memory://daskem-test-out/out.zarr", LAYOUT, N, CHUNK)
+        create_output(url, LAYOUT, N, CHUNK)
