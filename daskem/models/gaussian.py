@@ -12,7 +12,7 @@ must not be blended with statistics made after, unless `Gaussian.rebase` has mov
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -45,6 +45,7 @@ from daskem.models.gaussian_kernels import (
     ratios,
     uses_features,
 )
+from daskem.models.gaussian_records import GaussianParams, GaussianStats
 from daskem.models.repair import (
     AT_PRIOR,
     COLLAPSED_KEPT,
@@ -67,52 +68,6 @@ N_FLOOR = 10 * EPS
 SHRINKAGE = 0.01
 # Rows at a time while a sample is summed.
 SAMPLE_BLOCK = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianParams:
-    """Parameters of k Gaussian components.
-
-    Attributes
-    ----------
-    means : (k, d), data units.
-    covariances : (k, d, d) full, (d, d) tied, (k, d) diag, (k,) spherical; data units squared.
-    precisions_cholesky : upper triangular P with P P^T the precision, shaped alike (diag, spherical: one over the
-        standard deviation).
-    reference : (k, d) points that the moments are taken about.
-    shift : (d,) the common point that references start from.
-    scale : (d,) powers of two that the moments are taken in.
-    repaired : (k,) int8, zero or what the M-step did to the component (see `daskem.models.repair`).
-    prior_mean : (d,), or (0,) without a prior.
-    prior_scale : the matrix Lambda of the prior, (d, d), (d,) or (1,) as for one component; (0,) without a prior.
-    """
-
-    means: Float
-    covariances: Float
-    precisions_cholesky: Float
-    reference: Float
-    shift: Float
-    scale: Float
-    repaired: Array
-    prior_mean: Float
-    prior_scale: Float
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianStats:
-    """Expected moments of u = (x - reference) * scale.
-
-    Attributes
-    ----------
-    n : (k,) weight.
-    x : (k, d) sum of u.
-    xx : sum of u u^T: (k, d (d + 1) / 2) upper triangles or (k, d, d) for full, (d, d) over all components for tied,
-        (k, d) for diag, (k,) sum of |u|^2 for spherical.
-    """
-
-    n: Float
-    x: Float
-    xx: Float
 
 
 @dataclass(frozen=True)
@@ -332,9 +287,15 @@ class Gaussian:
             chunk.scratch.keep(
                 ("kernel", dtype.char),
                 params,
-                lambda: Kernel.make(self.covariance, params.reference, params.scale, *self._scaled(params), dtype),
+                lambda: self._make_kernel(params, dtype),
             ),
         )
+
+    def _make_kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:
+        delta, factor = self._scaled(params)
+        deviation = np.sqrt(variances(self.covariance, params.covariances)) * params.scale
+        deviation = np.broadcast_to(deviation, delta.shape)
+        return Kernel.make(self.covariance, params.reference, params.scale, delta, factor, deviation, dtype)
 
     def _scaled(self, params: GaussianParams) -> tuple[Float, Float]:
         """Return means minus references and Cholesky factors of the precisions, both in scaled units."""

@@ -11,8 +11,11 @@ Rule of cost (float64 and float32 alike, measured with one BLAS thread, blocks o
 0.75 ns a feature and row whatever k is; a component costs 1.6 to 2.5 times as much in the triangular form as in the
 features form. The lines cross near k = 0.4 d; beyond d = 64 a block's features leave the caches. See `uses_features`.
 
-Rule of accuracy: products lose the square of r_k = |(mu_k - reference_k) P_k| (for diag the largest feature's), the
-distance in standard deviations. `FLOAT32_RATIO` bounds r for single precision, `COMMON_RATIO` for the common reference.
+Rule of accuracy: second moments lose the square of the distance between mean and reference, in standard deviations.
+`COMMON_RATIO` bounds r_k = |(mu_k - reference_k) P_k| (for diag the largest feature's) for the common reference; beyond
+it the own form is taken. Single precision rows are computed with in single precision where `FLOAT32_RATIO` bounds the
+distance of each feature and `FLOAT32_TERMS` the sum of the magnitudes of the terms that make up a log density, else in
+double precision.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from daskem.core import Array, Chunk, Float
 
 __all__ = ["COMMON_RATIO", "FLOAT32_RATIO", "Kernel", "Moments", "ratios", "uses_features"]
 
-# Largest r at which moments about a common reference keep 1e-12: r^2 eps = 7e-12 at worst, its mean over rows far less.
+# Measured relative error of covariances about a common reference: 3e-13 at r = 32, 2e-12 at 64, 2e-11 at 256.
 COMMON_RATIO = 256.0
-# Largest r at which single precision keeps 1e-5 (measured: see tests/test_gaussian.py).
-FLOAT32_RATIO = 32.0
+# Measured likewise in single precision: 3e-6 at 8 standard deviations, 7e-6 at 16, 7e-5 at 32.
+FLOAT32_RATIO = 16.0
+# Rounding errors of a row's log density stay below 6e-8 times this, 2e-4, and cancel over rows.
+FLOAT32_TERMS = 4096.0
 LOG_2PI = float(np.log(2.0 * np.pi))
 
 Moments = tuple[Float, Float, Float]
@@ -75,7 +80,7 @@ class Kernel:
     reference, scale : (k, d), (d,), see the module.
     delta : (k, d) means minus references, scaled.
     factor : Cholesky factors of the precisions, scaled, transposed where they are matrices.
-    constant : (k,) log density at the mean, in data units.
+    constant : (k,) log density at the mean, in data units; for "features" what rounding took from it.
     natural : (k, p) for "features", (k, d, d + 1) for "triangular", else empty.
     """
 
@@ -94,23 +99,32 @@ class Kernel:
 
     @classmethod
     def make(
-        cls, covariance: str, reference: Float, scale: Float, delta: Float, factor: Float, rows_dtype: np.dtype[Any]
+        cls,
+        covariance: str,
+        reference: Float,
+        scale: Float,
+        delta: Float,
+        factor: Float,
+        deviation: Float,
+        rows_dtype: np.dtype[Any],
     ) -> Kernel:
         """Return the kernel for rows of a type: chooses the form and the precision by the rules of the module.
 
-        `factor` holds the Cholesky factors of the precisions in scaled units, as the parameters have them.
+        `factor` holds the Cholesky factors of the precisions, shaped as the parameters have them, `deviation` (k, d)
+        the standard deviations, both in scaled units.
         """
         k, d = delta.shape
         packed = uses_features(covariance, d, k)
         common = bool((reference == reference[0]).all())
         form = ("features" if packed else "triangular") if common else "own"
-        worst = float(ratios(covariance, delta, factor).max())
-        single = rows_dtype == np.float32 and common and worst <= FLOAT32_RATIO
+        single = rows_dtype == np.float32 and common and _single_suffices(form, covariance, delta, factor, deviation)
         dtype = np.dtype(np.float32 if single else np.float64)
         natural: Array = np.empty(0)
         constant = _log_peak(covariance, factor, scale, k)
         if form == "features":
-            natural = _natural(covariance, delta, factor, constant).astype(dtype)
+            exact = _natural(covariance, delta, factor, constant)
+            natural = exact.astype(dtype)
+            constant = _rounding_loss(covariance, delta, exact, natural)
         elif form == "triangular":
             offset = np.einsum("kd,kde->ke", delta, factor)
             natural = np.concatenate([factor.swapaxes(-1, -2), -offset[:, :, None]], axis=2).astype(dtype)
@@ -135,7 +149,10 @@ class Kernel:
         k, n = len(self.delta), len(chunk)
         out = chunk.scratch.empty("log_prob", (k, n), self.dtype)
         if self.form == "features":
-            return np.matmul(self.natural, self._features(chunk), out=out)
+            np.matmul(self.natural, self._features(chunk), out=out)
+            if self.dtype == np.float32:
+                out += self.constant.astype(np.float32)[:, None]
+            return out
         if self.form == "triangular":
             self._log_prob_triangular(chunk, out)
         else:
@@ -307,6 +324,40 @@ def _natural(covariance: str, delta: Float, factor: Float, constant: Float) -> F
     out[:, 1 : d + 1] = linear
     out[:, 0] = constant - 0.5 * (linear * delta).sum(axis=1)
     return out
+
+
+def _rounding_loss(covariance: str, delta: Float, exact: Float, rounded: Array) -> Float:
+    """Return (exact - rounded) . T(delta), (k,): what rounded parameters miss at the mean."""
+    d = delta.shape[1]
+    lost = exact - rounded
+    if covariance == "full":
+        i, j = np.triu_indices(d)
+        second = delta[:, i] * delta[:, j]
+    elif covariance == "diag":
+        second = delta * delta
+    else:
+        # -1/2 is exact (tied), and 1 / (2 variance) multiplies |delta|^2 (spherical).
+        second = (delta * delta).sum(axis=1, keepdims=True)
+    return np.asarray(lost[:, 0] + (lost[:, 1 : d + 1] * delta).sum(axis=1) + (lost[:, d + 1 :] * second).sum(axis=1))
+
+
+def _single_suffices(form: str, covariance: str, delta: Float, factor: Float, deviation: Float) -> bool:
+    """Return whether single precision keeps 1e-5 (see the rule of accuracy)."""
+    if not np.abs(delta / deviation).max() <= FLOAT32_RATIO:
+        return False
+    reach = np.abs(delta) + deviation
+    if covariance == "diag":
+        terms = ((reach * factor) ** 2).sum(axis=1)
+    elif covariance == "spherical":
+        terms = (reach**2).sum(axis=1) * factor**2
+    else:
+        factors = np.broadcast_to(factor, (len(delta), *factor.shape[-2:]))
+        if form == "triangular":
+            # z is about one and carries the error of the terms that add up to it.
+            terms = np.einsum("kd,kde->k", reach, np.abs(factors))
+        else:
+            terms = np.array([r @ np.abs(p @ p.T) @ r for r, p in zip(reach, factors, strict=True)])
+    return bool(terms.max() <= FLOAT32_TERMS)
 
 
 def _upper_products(u: Array, out: Array) -> None:
