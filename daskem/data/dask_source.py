@@ -24,7 +24,7 @@ from daskem.data.selection import (
 )
 from daskem.errors import ContractError, DataError
 
-__all__ = ["DaskBlocks", "DaskSource", "open_dask"]
+__all__ = ["DaskBlocks", "DaskSource", "open_dask", "refuse_query_planning"]
 
 logger = logging.getLogger("daskem")
 
