@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from daskem.core import Array, Chunk, Float
-from daskem.data import Dataset
+from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
-from daskem.errors import DataError, OptionError
+from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
+from daskem.models import Gaussian
 
-__all__ = ["check_side_columns", "draw_start"]
+__all__ = ["check_side_columns", "draw_start", "mean_variance"]
 
 # Enough rows for a start (a fit corrects the rest), little enough to be read and clustered in about a second.
 SAMPLE_BYTES = 32 << 20
@@ -21,16 +24,66 @@ MIN_SAMPLE_ROWS = 1_000
 # Bahmani et al. (2012), section 5: five rounds with l = 2k bring the cost to that of k-means++.
 ROUNDS = 5
 OVERSAMPLING = 2
+# Features that a message names before it only counts.
+MAX_NAMED = 10
 
 
 def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
     """Return the rows that ``model.init`` gets: a uniform sample, or the weighted candidates of k-means||."""
     rng = np.random.Generator(np.random.Philox(key=engine.seed, counter=[0, 0, 1, 0]))
+    k = int(getattr(model, "n_components", 0) or getattr(model, "n_clusters", 1))
     if init_sample == "k-means||":
-        return _oversample(engine, int(getattr(model, "n_components", 0) or getattr(model, "n_clusters", 1)), rng)
-    if init_sample != "auto" and (isinstance(init_sample, str) or init_sample < 1):
+        sample = _oversample(engine, k, rng)
+    else:
+        sample = distinct(engine.sample(_wanted_rows(engine, init_sample), rng))
+    _check_distinct(engine.data, sample, k)
+    family = getattr(model, "family", None)
+    if isinstance(family, Gaussian) and family.covariance != "spherical":
+        _warn_of_constants(engine.data, sample, family.reg_covar)
+    return sample
+
+
+def _wanted_rows(engine: Engine, init_sample: str | int) -> int:
+    if init_sample == "auto":
+        return sample_rows(engine)
+    if isinstance(init_sample, bool) or not isinstance(init_sample, Integral) or init_sample < 1:
         raise OptionError(f"init_sample={init_sample!r} is neither 'auto', 'k-means||' nor a positive number of rows.")
-    return distinct(engine.sample(sample_rows(engine) if init_sample == "auto" else int(init_sample), rng))
+    return int(init_sample)
+
+
+def _check_distinct(data: Dataset, sample: Chunk, n_components: int) -> None:
+    """Refuse to look for several components in copies of one row; warn where components outnumber distinct rows."""
+    # The sample holds a row once for each of its labels, -1 among them.
+    few = len(sample) <= n_components * (n_components + 1)
+    n_distinct = len(np.unique(sample.rows, axis=0)) if few else n_components
+    if n_distinct == 1 and n_components > 1:
+        raise DataError(
+            f"{data.rows.name} has one distinct row: all that were drawn for the start are equal, so that "
+            f"{n_components} components cannot be told apart. Look whether the right array and columns were chosen, or "
+            "draw more rows with init_sample."
+        )
+    if 0 < n_distinct < n_components:
+        warnings.warn(
+            f"{data.rows.name} has {n_distinct} distinct rows among those drawn for the start, fewer than the "
+            f"{n_components} components. Some components will share a row or be empty: use fewer.",
+            DaskEMWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_constants(data: Dataset, sample: Chunk, reg_covar: float) -> None:
+    constant = np.flatnonzero((sample.rows == sample.rows[:1]).all(axis=0)).tolist()
+    if not constant:
+        return
+    names = [data.rows.columns[i] if data.rows.columns else i for i in constant[:MAX_NAMED]]
+    more = f" and {len(constant) - MAX_NAMED} more" if len(constant) > MAX_NAMED else ""
+    warnings.warn(
+        f"{data.rows.name}: constant feature(s) {', '.join(map(str, names))}{more} in all rows drawn for the start. "
+        f"Their variance is the floor alone (reg_covar={reg_covar:g}), and adds a constant to every log density. "
+        "Leave them out if they are constant throughout.",
+        DaskEMWarning,
+        stacklevel=2,
+    )
 
 
 def distinct(sample: Chunk) -> Chunk:
@@ -104,35 +157,68 @@ def _cost(chunk: Chunk, centres: Float) -> tuple[Float, Array, Float]:
     return np.where(weight > 0, weight * distance, 0.0), np.asarray(nearest), weight
 
 
+def mean_variance(data: Dataset, memory_limit: Any = None) -> float:
+    """Return the variance of a feature (weighted; data units squared), averaged over the features.
+
+    Of all rows where there are no more than a sample holds, else of a sample drawn like that of a start.
+    """
+    engine = start_engine(data, None, cache="none", memory_limit=memory_limit)
+    sample = engine.sample(sample_rows(engine), np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 2, 0])))
+    if len(sample) == 0:
+        return 0.0
+    rows = sample.rows.astype(np.float64)
+    mean = np.average(rows, axis=0, weights=sample.weight)
+    return float(np.average((rows - mean) ** 2, axis=0, weights=sample.weight).mean())
+
+
 def check_side_columns(data: Dataset, memory_limit: int, n_components: int | None) -> None:
     """Check weights and labels before any work.
 
     Raises
     ------
     DataError
-        If weights are negative, not finite or all zero, or labels are not -1 or the index of a component.
+        If weights are negative, not finite or all zero, or labels are neither -1 nor the index of a component.
     """
     if data.weight is not None:
-        low, total, _ = _summary(data.weight, memory_limit)
-        if not (low >= 0 and math.isfinite(total)):
+        weight = _summary(data.weight, memory_limit)
+        if not (weight.low >= 0 and math.isfinite(weight.total)):
             raise DataError(f"sample_weight ({data.weight.name}) holds negative, NaN or infinite values.")
-        if total == 0:
+        if weight.total == 0:
             raise DataError(f"sample_weight ({data.weight.name}) is zero for all rows: there is nothing to fit.")
     if data.labels is not None:
-        low, total, high = _summary(data.labels, memory_limit)
-        if not math.isfinite(total) or low < -1 or (n_components is not None and high >= n_components):
-            upper = "the number of components" if n_components is None else str(n_components)
+        labels = _summary(data.labels, memory_limit)
+        upper = math.inf if n_components is None else n_components
+        if not (labels.whole and labels.low >= -1 and labels.high < upper):
+            most = "the number of components" if n_components is None else str(n_components)
             raise DataError(
-                f"labels ({data.labels.name}) range from {low:g} to {high:g}. A label is the index of a component, "
-                f"0 to {upper} - 1, or -1 where it is not known."
+                f"labels ({data.labels.name}) range from {labels.low:g} to {labels.high:g}"
+                f"{'' if labels.whole else ' and are not all whole numbers'}. A label is the index of a component, "
+                f"0 to {most} - 1, or -1 where it is not known."
             )
 
 
-def _summary(source: Any, memory_limit: int) -> tuple[float, float, float]:
+@dataclass(frozen=True)
+class _Summary:
+    low: float
+    high: float
+    total: float
+    whole: bool
+
+
+def _summary(source: Source, memory_limit: Any) -> _Summary:
     engine = start_engine(Dataset(source), None, cache="none", memory_limit=memory_limit)
-    blocks = engine.gather(_low_total_high)
-    return min(b[0] for b in blocks), math.fsum(b[1] for b in blocks), max(b[2] for b in blocks)
+    try:
+        blocks = engine.gather(_summarise)
+    except NonFiniteError:
+        return _Summary(math.nan, math.nan, math.nan, False)
+    return _Summary(
+        min(b.low for b in blocks),
+        max(b.high for b in blocks),
+        math.fsum(b.total for b in blocks),
+        all(b.whole for b in blocks),
+    )
 
 
-def _low_total_high(chunk: Chunk) -> tuple[float, float, float]:
-    return float(chunk.rows.min()), float(chunk.rows.sum()), float(chunk.rows.max())
+def _summarise(chunk: Chunk) -> _Summary:
+    x = chunk.rows
+    return _Summary(float(x.min()), float(x.max()), float(x.sum(dtype=np.float64)), bool((x == np.floor(x)).all()))
