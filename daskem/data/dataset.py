@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -82,10 +82,18 @@ class Dataset:
         """Return the rows of the longest read, chunks being as regular as the first one says."""
         return min(self.rows.piece_boundary(self._nominal_piece), self.n_rows)
 
-    def read_bytes(self) -> int:
-        """Return the peak bytes of reading in a task: one piece in use while the next is read."""
+    def read_bytes(self, units: Sequence[Unit]) -> int:
+        """Return the peak bytes of reading in a task over one of `units`.
+
+        One piece in use while the next is read; but a Dask array's blocks are made for the whole unit at once. Weights
+        and labels are read for the whole unit too.
+        """
+        longest = max(units, key=len)
+        side = len(longest) * 8 * (len(self.sources) - 1)
+        if self.bind(longest) is not self:
+            return side + self.rows.read_bytes(len(longest))
         rows = self.piece_rows()
-        return rows * self.row_bytes + self.rows.read_bytes(rows)
+        return side + rows * self.row_bytes + self.rows.read_bytes(rows)
 
     def bind(self, unit: Unit) -> Any:
         """Return what a task over `unit` must be given: this data set itself, or a delayed part of it."""
@@ -101,7 +109,9 @@ class Dataset:
         for at, piece in pieces(self, start, stop):
             rows[at - start : at - start + len(piece)] = piece
         loaded = [None if s is None else Memory(s.name, s.read(start, stop), start) for s in (self.weight, self.labels)]
-        return Dataset(Memory(self.rows.name, rows, start), *loaded)
+        # What a task was handed in memory is not kept a second time just to name its chunks.
+        stored = None if self.rows.in_process else self.rows
+        return Dataset(Memory(self.rows.name, rows, start, stored), *loaded)
 
     @property
     def _nominal_piece(self) -> int:
@@ -110,11 +120,12 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """Decoded rows that keep the row numbers of the source they were read from."""
+    """Decoded rows that keep the row numbers, and the names of chunks, of the source they were read from."""
 
     name: str
     values: Array
     origin: int = 0
+    stored: Source | None = None
     columns: tuple[str, ...] | None = None
     in_process: bool = True
 
@@ -139,7 +150,7 @@ class Memory:
         return 0
 
     def locate(self, start: int, stop: int) -> str:
-        return f"rows {start}:{stop}"
+        return f"rows {start}:{stop}" if self.stored is None else self.stored.locate(start, stop)
 
     def bind(self, start: int, stop: int) -> Memory:
         return self

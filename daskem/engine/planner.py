@@ -160,7 +160,7 @@ def make_plan(
         slots=executor.slots,
         processes=executor.processes,
         cluster=executor.cluster,
-        reader=data.read_bytes(),
+        reader=data.read_bytes(units),
         workspace=footprint.workspace,
         stats=footprint.stats,
         params=footprint.params,
