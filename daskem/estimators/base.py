@@ -1,0 +1,200 @@
+"""What all estimators share: opening X, running `daskem.fit`, results for each row of X, and checks of options."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state, estimator_html_repr
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from daskem.algorithms import BatchEM, MaxSeconds
+from daskem.core import Algorithm, Model, Params, StepInfo, StopRule
+from daskem.data import Dataset, is_array_like, open_dataset
+from daskem.errors import DaskEMWarning, DataError, OptionError
+from daskem.fit import FitResult, fit
+from daskem.predict import predict_rows
+from daskem.report import fit_html
+
+__all__ = [
+    "ALGORITHMS",
+    "OutOfCoreEstimator",
+    "check_choice",
+    "check_number",
+    "check_whole",
+    "known_labels",
+    "rounding",
+]
+
+ALGORITHMS = {"batch": BatchEM, "lloyd": BatchEM}
+
+
+class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
+    """What all estimators share."""
+
+    # Set by the subclasses' constructors; scikit-learn wants constructors written out.
+    algorithm: Any
+    max_iter: int
+    tol: float
+    max_seconds: float | None
+    n_init: Any
+    init_sample: Any
+    cache: str
+    memory_limit: Any
+    random_state: Any
+    verbose: int
+
+    result_: FitResult
+    n_features_in_: int
+
+    def _dataset(
+        self, X: Any, *, sample_weight: Any = None, y: Any = None, reset: bool = False, least: int = 1
+    ) -> Dataset:
+        """Open X; arrays in memory pass scikit-learn's own checks, all else those of `daskem.data`."""
+        if is_array_like(X):
+            kinds = [np.float64, np.float32]
+            X = validate_data(
+                self, X, reset=reset, dtype=kinds, order="C", ensure_all_finite=False, ensure_min_samples=least
+            )
+        elif reset and hasattr(self, "feature_names_in_"):
+            # Names of the data frame of an earlier fit say nothing of this store.
+            del self.feature_names_in_
+        data = open_dataset(X, sample_weight=sample_weight, y=y)
+        if reset:
+            self.n_features_in_ = data.n_features
+        elif data.n_features != self.n_features_in_:
+            raise DataError(
+                f"X has {data.n_features} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                "features as input."
+            )
+        if data.n_rows < least:
+            raise DataError(
+                f"Found array with {data.n_rows} sample(s) (shape={data.rows.shape}) while a minimum of {least} is "
+                f"required by {type(self).__name__}."
+            )
+        return data
+
+    def _check_options(self) -> None:
+        """Check the options that all estimators have."""
+        check_whole("max_iter", self.max_iter)
+        check_number("tol", self.tol)
+        if self.max_seconds is not None:
+            check_number("max_seconds", self.max_seconds)
+        if self.n_init != "auto":
+            check_whole("n_init", self.n_init)
+
+    def _run_fit(
+        self, model: Model, data: Dataset, stop: list[StopRule], init: Any, params: Params | None = None
+    ) -> FitResult:
+        if self.max_seconds is not None:
+            stop.append(MaxSeconds(self.max_seconds))
+        result = fit(
+            model,
+            data,
+            algorithm=_algorithm(self.algorithm),
+            stop=stop,
+            callbacks=[_PrintStep(getattr(self, "verbose_interval", 1))] if self.verbose else [],
+            params=params,
+            n_init=_n_init(self.n_init, init),
+            init_sample="k-means||" if _is(init, "k-means||") else self.init_sample,
+            seed=self._seed(),
+            cache=self.cache,
+            memory_limit=self.memory_limit,
+        )
+        if not result.converged:
+            warnings.warn(
+                f"{type(self).__name__} stopped before it converged: {result.reason}. The parameters are those of the "
+                "last step. Allow more steps (max_iter), a larger tol, or another start (random_state).",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        return result
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+
+    def _rows(self, X: Any, what: str, width: int, y: Any = None) -> Any:
+        check_is_fitted(self)
+        lazy = not (is_array_like(X) or isinstance(X, np.ndarray))
+        model, params, data = self.result_.model, self.result_.params, self._dataset(X, y=y)
+        return predict_rows(model, params, data, what, width, lazy=lazy, memory_limit=self.memory_limit)
+
+    def _repr_html_(self) -> str:
+        fitted = fit_html(self.result_) if hasattr(self, "result_") else ""
+        return str(estimator_html_repr(self)) + fitted
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise OptionError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral) or value < least:
+        raise OptionError(f"{name}={value!r} must be a whole number, at least {least}.")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise OptionError unless `value` is a finite number, zero or larger."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
+        raise OptionError(f"{name}={value!r} must be a finite number, not negative.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise OptionError unless `value` is one of `choices`."""
+    if not (isinstance(value, str) and value in choices):
+        raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
+
+
+def known_labels(y: Any) -> Any:
+    """Return `y` where it tells the component of some rows: by convention at least one other is -1, unknown.
+
+    A store or a lazy array is taken as labels without looking.
+    """
+    if y is None or not (is_array_like(y) or isinstance(y, np.ndarray)):
+        return y
+    labels = np.asarray(y)
+    if labels.dtype.kind in "iuf" and (labels == -1).any():
+        return labels
+    warnings.warn(
+        "y has no -1 and is ignored, as scikit-learn's mixtures ignore it. Labels are used when at least one is -1 "
+        "(unknown); for data labelled throughout give them to daskem.fit(model, X, y=y).",
+        DaskEMWarning,
+        stacklevel=3,
+    )
+    return None
+
+
+def rounding(data: Dataset) -> float:
+    """Return the relative size below which a fall of the objective is rounding, by the type computed in."""
+    return 1e-10 if data.dtype == np.float64 else 1e-6
+
+
+@dataclass(frozen=True)
+class _PrintStep:
+    interval: int
+
+    def __call__(self, info: StepInfo, params: Params) -> None:
+        if info.step % self.interval == 0:
+            print(f"step {info.step}: objective {info.objective:.8g} nats per row, {info.seconds:.3g} s")
+
+
+def _algorithm(algorithm: Any) -> Algorithm:
+    if not isinstance(algorithm, str):
+        return algorithm  # type: ignore[no-any-return]
+    check_choice("algorithm", algorithm, tuple(ALGORITHMS))
+    return ALGORITHMS[algorithm]()
+
+
+def _n_init(n_init: int | str, init: Any) -> int:
+    # As scikit-learn: a random start is worth repeating, a spread-out one less so.
+    return (10 if _is(init, "random") else 1) if n_init == "auto" else int(n_init)
+
+
+def _is(init: Any, name: str) -> bool:
+    return isinstance(init, str) and init == name

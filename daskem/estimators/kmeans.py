@@ -1,0 +1,158 @@
+"""K-means with scikit-learn's face."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from daskem.algorithms import Change, MaxSteps
+from daskem.core import Algorithm, StopRule
+from daskem.data import Dataset
+from daskem.errors import DataError, OptionError
+from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_whole
+from daskem.models import KMeans as KMeansModel
+from daskem.predict import evaluate
+from daskem.starts import mean_variance
+
+__all__ = ["KMeans"]
+
+INITS = ("k-means++", "random", "k-means||")
+
+
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, OutOfCoreEstimator):  # type: ignore[misc]
+    """K-means (Lloyd 1982) of data that need not fit into memory.
+
+    Parameters, defaults and fitted attributes are scikit-learn's (``sklearn.cluster.KMeans``); those after `algorithm`
+    are daskem's. ``X`` may be anything that `daskem.data.open_source` takes.
+
+    Parameters
+    ----------
+    n_clusters, init, n_init, max_iter, tol, verbose, random_state, copy_x
+        As in scikit-learn; `init` may also be ``"k-means||"`` (Bahmani et al. 2012, six passes). The `n_init` starts
+        run side by side, sharing each pass. X is never changed, whatever `copy_x`.
+    algorithm : ``"lloyd"`` or a `daskem.core.Algorithm`.
+    on_collapse : ``"keep"``, ``"reseed"`` or ``"raise"``: what happens to a cluster without rows.
+    init_sample, max_seconds, cache, memory_limit : see `GaussianMixture`.
+
+    Attributes
+    ----------
+    cluster_centers_, labels_, inertia_, n_iter_, n_features_in_
+        As in scikit-learn; `labels_` is a lazy Dask array for a store or a Dask array.
+    result_ : `daskem.FitResult`.
+
+    Examples
+    --------
+    >>> import daskem, numpy as np
+    >>> X = np.repeat([[0.0], [1.0], [10.0], [11.0]], 25, axis=0)
+    >>> daskem.KMeans(2, random_state=0).fit(X).cluster_centers_.ravel().tolist()
+    [0.5, 10.5]
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: str | npt.ArrayLike = "k-means++",
+        n_init: int | str = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        verbose: int = 0,
+        random_state: Any = None,
+        copy_x: bool = True,
+        algorithm: str | Algorithm = "lloyd",
+        on_collapse: str = "reseed",
+        init_sample: str | int = "auto",
+        max_seconds: float | None = None,
+        cache: str = "auto",
+        memory_limit: Any = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.verbose = verbose
+        self.random_state = random_state
+        self.copy_x = copy_x
+        self.algorithm = algorithm
+        self.on_collapse = on_collapse
+        self.init_sample = init_sample
+        self.max_seconds = max_seconds
+        self.cache = cache
+        self.memory_limit = memory_limit
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit the clusters.
+
+        Parameters
+        ----------
+        X : (n, d), from anywhere.
+        y : ignored; there for scikit-learn's convention.
+        sample_weight : (n,) not negative.
+
+        Returns
+        -------
+        KMeans
+            This estimator.
+        """
+        self._check_options()
+        data = self._dataset(X, sample_weight=sample_weight, reset=True)
+        model = self._model(data)
+        stop: list[StopRule] = [Change(self._shift_limit(data)), MaxSteps(self.max_iter)]
+        self.result_ = self._run_fit(model, data, stop, self.init)
+        self.cluster_centers_ = self.result_.params.centers.astype(data.dtype)
+        self.n_iter_ = self.result_.n_steps
+        self.labels_ = self._rows(X, "labels", self.n_clusters)
+        self.inertia_ = -evaluate(model, self.result_.params, data, memory_limit=self.memory_limit).objective
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, and return the nearest center of each row, (n,)."""
+        return self.fit(X, y, sample_weight).labels_
+
+    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, and return the distance of each row to each center, (n, k)."""
+        return self.fit(X, y, sample_weight).transform(X)
+
+    def predict(self, X: Any) -> Any:
+        """Return the nearest center of each row, (n,) int64."""
+        return self._rows(X, "labels", self.n_clusters)
+
+    def transform(self, X: Any) -> Any:
+        """Return the Euclidean distance of each row to each center, (n, k)."""
+        return self._rows(X, "transform", self.n_clusters)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Return minus the (weighted) sum of squared distances of rows to their nearest centers."""
+        check_is_fitted(self)
+        data = self._dataset(X, sample_weight=sample_weight)
+        return evaluate(self.result_.model, self.result_.params, data, memory_limit=self.memory_limit).objective
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        check_whole("n_clusters", self.n_clusters)
+        if callable(self.init):
+            raise OptionError("init is a function, which would need all rows in memory. Give the centers it returns.")
+        if isinstance(self.init, str):
+            check_choice("init", self.init, INITS)
+
+    def _model(self, data: Dataset) -> KMeansModel:
+        if data.n_rows < self.n_clusters:
+            raise DataError(f"n_samples={data.n_rows} should be >= n_clusters={self.n_clusters}.")
+        if not isinstance(self.init, str):
+            centers = np.asarray(self.init, dtype=np.float64)
+            return KMeansModel(self.n_clusters, "k-means++", centers, self.on_collapse)  # type: ignore[arg-type]
+        method = "kmeans" if self.init == "k-means||" else self.init
+        return KMeansModel(self.n_clusters, method, None, self.on_collapse)  # type: ignore[arg-type]
+
+    def _shift_limit(self, data: Dataset) -> float:
+        """Return `tol` in data units squared; like scikit-learn's it is relative to the mean variance of features."""
+        return self.tol * mean_variance(data, self.memory_limit) if self.tol else 0.0
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_clusters
