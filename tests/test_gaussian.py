@@ -13,7 +13,7 @@ from daskem.core import Chunk, Scratch
 from daskem.errors import DegenerateComponentError, MissingCapabilityError, OptionError
 from daskem.models import gaussian_kernels
 from daskem.models.gaussian import Gaussian, GaussianStats
-from daskem.models.gaussian_kernels import Kernel
+from daskem.models.gaussian_kernels import unpack
 from daskem.models.mixture import Mixture, block_rows
 from daskem.models.repair import AT_PRIOR, COLLAPSED_KEPT, EMPTY_KEPT, RESEEDED
 
@@ -214,35 +214,25 @@ def test_references_stay_while_the_ratio_is_small_and_statistics_can_be_moved_be
 def test_all_forms_of_the_kernel_agree(covariance, monkeypatch):
     rows = draw(d=5, k=4, n=300)
     model, params, _ = started(covariance, rows, k=4)
-    params = steps(model, params, rows, 2)
-    found = {}
-    for form in ("features", "triangular", "own"):
+    home = steps(model, params, rows, 2).components
+    mixed = replace(home, reference=home.reference + np.array([[0.0], [0.1], [0.2], [0.0]]))
+    apart = replace(home, reference=home.reference + np.array([[0.1], [0.2], [0.3], [0.4]]))
+    cases = [("features", places) for places in (home, mixed, apart)]
+    if covariance == "full":
+        cases += [("triangular", places) for places in (home, mixed, apart)]
+    found = []
+    for form, places in cases:
         if form == "triangular":
-            if covariance != "full":
-                continue
             monkeypatch.setattr(gaussian_kernels, "uses_features", lambda *shape: False)
-        components = params.components
-        if form == "own":
-            components = replace(components, reference=[*components.reference, [0.0], [0.1], [0.2], [0.3]])
-        kernel = model.family._make_kernel(components, rows.dtype)
-        assert kernel.form == form
-        density = kernel.log_prob(Chunk(rows)).copy()
-        found[form] = (
-            density,
-            model.family.rebase(_record(kernel, rows, np.exp(density)), components.reference, params.components),
-        )
-    for density, stats in found.values():
-        np.testing.assert_allclose(density, found["features"][0], rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(stats.n, found["features"][1].n, rtol=1e-9)
-        np.testing.assert_allclose(stats.x, found["features"][1].x, rtol=1e-9, atol=1e-9)
-        square = [
-            gaussian_kernels.unpack(s.xx, 5) if covariance == "full" else s.xx for s in (stats, found["features"][1])
-        ]
-        np.testing.assert_allclose(square[0], square[1], rtol=1e-8, atol=1e-8)
-
-
-def _record(kernel: Kernel, rows, resp):
-    return GaussianStats(*kernel.moments(Chunk(rows), resp))
+        kernel = model.family.kernel(places, rows.dtype)
+        assert (kernel.form, len(kernel.own)) == (form, {id(home): 0, id(mixed): 2, id(apart): 4}[id(places)])
+        chunk = Chunk(rows)
+        density = kernel.log_prob(chunk).copy()
+        stats = model.family.rebase(GaussianStats(*kernel.moments(chunk, np.exp(density))), places.reference, home)
+        found.append((density, stats.n, stats.x, unpack(stats.xx, 5) if covariance == "full" else stats.xx))
+    for case in found[1:]:
+        for a, b in zip(found[0], case, strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)

@@ -268,9 +268,7 @@ class Gaussian:
 
     def row_numbers(self, k: int, d: int) -> int:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
-        if uses_features(self.covariance, d, k):
-            return n_statistics(self.covariance, d) + 2 * d
-        return 4 * d + 1
+        return 5 * d + (n_statistics(self.covariance, d) if uses_features(self.covariance, d, k) else d + 1)
 
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""
@@ -287,15 +285,17 @@ class Gaussian:
             chunk.scratch.keep(
                 ("kernel", dtype.char),
                 params,
-                lambda: self._make_kernel(params, dtype),
+                lambda: self.kernel(params, dtype),
             ),
         )
 
-    def _make_kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:
+    def kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:
+        """Return the arithmetic for rows of a type (see `daskem.models.gaussian_kernels`)."""
         delta, factor = self._scaled(params)
         deviation = np.sqrt(variances(self.covariance, params.covariances)) * params.scale
         deviation = np.broadcast_to(deviation, delta.shape)
-        return Kernel.make(self.covariance, params.reference, params.scale, delta, factor, deviation, dtype)
+        places = params.shift, params.reference, params.scale
+        return Kernel.make(self.covariance, *places, delta, factor, deviation, dtype)
 
     def _scaled(self, params: GaussianParams) -> tuple[Float, Float]:
         """Return means minus references and Cholesky factors of the precisions, both in scaled units."""

@@ -5,17 +5,18 @@ Everything is feature-major, (features, rows), in units u = (x - reference) * sc
 features    log_prob = natural (k, p) @ T(u) (p, n) and moments = resp (k, n) @ T(u)^T, with T(u) = [1, u, upper(u u^T)]
             (full), [1, u, u^2] (diag) or [1, u, |u A|^2] (spherical; tied, where A whitens).
 triangular  z_k = P_k^T u - P_k^T delta_k for each component, moments by symmetric rank-n updates (full only).
-own         u - delta_k formed for each component about its own reference: about twice the cost, always accurate.
+own         u - delta_k formed about the component's own reference, in double precision: always accurate, and with many
+            components several times the cost, so only those components take it that need it.
 
 Rule of cost (float64 and float32 alike, measured with one BLAS thread, blocks of 1,024 rows): building T(u) costs about
 0.75 ns a feature and row whatever k is; a component costs 1.6 to 2.5 times as much in the triangular form as in the
 features form. The lines cross near k = 0.4 d; beyond d = 64 a block's features leave the caches. See `uses_features`.
 
 Rule of accuracy: second moments lose the square of the distance between mean and reference, in standard deviations.
-`COMMON_RATIO` bounds r_k = |(mu_k - reference_k) P_k| (for diag the largest feature's) for the common reference; beyond
-it the own form is taken. Single precision rows are computed with in single precision where `FLOAT32_RATIO` bounds the
-distance of each feature and `FLOAT32_TERMS` the sum of the magnitudes of the terms that make up a log density, else in
-double precision.
+`COMMON_RATIO` bounds r_k = |(mu_k - reference_k) P_k| (for diag the largest feature's) for the common reference; a
+component beyond it takes the own form. Single precision rows are computed with in single precision where
+`FLOAT32_RATIO` bounds the distance of each feature and `FLOAT32_TERMS` the sum of the magnitudes of the terms that make
+up a log density, else in double precision.
 """
 
 from __future__ import annotations
@@ -74,33 +75,39 @@ class Kernel:
 
     Attributes
     ----------
-    form : "features", "triangular" or "own".
+    form : "features" or "triangular", for the components whose reference is the common point.
+    own : components with a reference of their own, in increasing order.
     packed : whether full second moments are (k, d (d + 1) / 2), the upper triangle by rows, rather than (k, d, d).
-    dtype : type that the products are computed in.
-    reference, scale : (k, d), (d,), see the module.
+    dtype : type that the products are computed in; those of `own` are double.
+    shift : (d,) the common point. reference : (k, d). scale : (d,), or None for ones.
+    key : what T(u) depends on.
     delta : (k, d) means minus references, scaled.
     factor : Cholesky factors of the precisions, scaled, transposed where they are matrices.
-    constant : (k,) log density at the mean, in data units; for "features" what rounding took from it.
-    natural : (k, p) for "features", (k, d, d + 1) for "triangular", else empty.
+    peak : (k,) log density at the mean, in data units.
+    natural : (k, p) for "features", (k, d, d + 1) for "triangular".
+    lost : (k,) what rounding took from `natural` (see `_rounding_loss`).
     """
 
     covariance: str
     form: str
+    own: list[int]
     packed: bool
     dtype: np.dtype[Any]
+    shift: Float
     reference: Float
-    scale: Float
-    scaled: bool
+    scale: Float | None
     key: bytes
     delta: Float
-    factor: Array
-    constant: Float
+    factor: Float
+    peak: Float
     natural: Array
+    lost: Float
 
     @classmethod
     def make(
         cls,
         covariance: str,
+        shift: Float,
         reference: Float,
         scale: Float,
         delta: Float,
@@ -115,71 +122,63 @@ class Kernel:
         """
         k, d = delta.shape
         packed = uses_features(covariance, d, k)
-        common = bool((reference == reference[0]).all())
-        form = ("features" if packed else "triangular") if common else "own"
-        single = rows_dtype == np.float32 and common and _single_suffices(form, covariance, delta, factor, deviation)
+        form = "features" if packed else "triangular"
+        home = (reference == shift).all(axis=1)
+        single = rows_dtype == np.float32 and _single_suffices(form, covariance, delta, factor, deviation, home)
         dtype = np.dtype(np.float32 if single else np.float64)
-        natural: Array = np.empty(0)
-        constant = _log_peak(covariance, factor, scale, k)
-        if form == "features":
-            exact = _natural(covariance, delta, factor, constant)
-            natural = exact.astype(dtype)
-            constant = _rounding_loss(covariance, delta, exact, natural)
-        elif form == "triangular":
-            offset = np.einsum("kd,kde->ke", delta, factor)
-            natural = np.concatenate([factor.swapaxes(-1, -2), -offset[:, :, None]], axis=2).astype(dtype)
-        turned = np.ascontiguousarray(factor.swapaxes(-1, -2)) if covariance in ("full", "tied") else factor
+        peak = _log_peak(covariance, factor, scale, k)
+        exact = _natural(covariance, delta, factor, peak) if packed else _offset_factors(delta, factor)
+        # These products are overwritten: they must not overflow before.
+        exact[~home] = 0.0
+        natural = exact.astype(dtype)
+        matrices = covariance in ("full", "tied")
         return cls(
             covariance=covariance,
             form=form,
+            own=np.flatnonzero(~home).tolist(),
             packed=packed,
             dtype=dtype,
+            shift=shift,
             reference=reference,
-            scale=scale,
-            scaled=bool((scale != 1.0).any()),
-            key=dtype.char.encode() + reference[0].tobytes() + scale.tobytes() + _whitening(covariance, factor),
+            scale=scale if (scale != 1.0).any() else None,
+            key=_key(covariance, form, dtype, shift, scale, factor),
             delta=delta,
-            factor=turned.astype(dtype),
-            constant=constant,
+            factor=np.ascontiguousarray(factor.swapaxes(-1, -2)) if matrices else factor,
+            peak=peak,
             natural=natural,
+            lost=_rounding_loss(covariance, delta, exact, natural) if single and packed else np.zeros(k),
         )
 
     def log_prob(self, chunk: Chunk) -> Array:
         """Return log p(x | component) as (k, n), in the scratch of the chunk."""
         k, n = len(self.delta), len(chunk)
         out = chunk.scratch.empty("log_prob", (k, n), self.dtype)
-        if self.form == "features":
+        if len(self.own) < k and self.packed:
             np.matmul(self.natural, self._features(chunk), out=out)
-            if self.dtype == np.float32:
-                out += self.constant.astype(np.float32)[:, None]
-            return out
-        if self.form == "triangular":
+            if self.lost.any():
+                out += self.lost.astype(self.dtype)[:, None]
+        elif len(self.own) < k:
             self._log_prob_triangular(chunk, out)
-        else:
-            self._log_prob_own(chunk, out)
-        out *= -0.5
-        out += self.constant.astype(self.dtype)[:, None]
+        for component in self.own:
+            self._log_prob_own(chunk, component, out[component])
         return out
 
     def moments(self, chunk: Chunk, resp: Array) -> Moments:
         """Return n (k,), x (k, d) and xx of the rows under `resp` (k, n), in scaled units about the references."""
-        d = chunk.rows.shape[1]
-        resp = np.asarray(resp, self.dtype)
-        if self.form == "own":
-            return self._moments_own(chunk, resp)
-        features = self._features(chunk)
-        if self.form == "features" and self.covariance != "tied":
-            sums = np.matmul(resp, features.T).astype(np.float64, copy=False)
-            xx = sums[:, -1] if self.covariance == "spherical" else sums[:, d + 1 :]
-            return sums[:, 0], sums[:, 1 : d + 1], xx
-        if self.covariance == "tied":
-            sums = np.matmul(resp, features[: d + 1].T).astype(np.float64, copy=False)
-            return sums[:, 0], sums[:, 1:], self._scatter(chunk, features[1 : d + 1], resp.sum(axis=0))
-        sums = np.matmul(resp, features.T).astype(np.float64, copy=False)
-        xx = np.empty((len(resp), d, d))
-        for k in range(len(resp)):
-            xx[k] = self._scatter(chunk, features[:d], resp[k])
-        return sums[:, d], sums[:, :d], xx
+        k, d = self.delta.shape
+        if len(self.own) == k:
+            n, x, xx = resp.sum(axis=1, dtype=np.float64), np.empty((k, d)), self._no_moments()
+        elif self.packed:
+            n, x, xx = self._moments_features(chunk, resp.astype(self.dtype, copy=False))
+        else:
+            n, x, xx = self._moments_triangular(chunk, resp.astype(self.dtype, copy=False))
+        for component in self.own:
+            x[component], second = self._moments_own(chunk, component, resp[component].astype(np.float64, copy=False))
+            if self.covariance == "tied":
+                xx += second
+            else:
+                xx[component] = second
+        return n, x, xx
 
     def _features(self, chunk: Chunk) -> Array:
         """Return T(u), or [u, 1] for the triangular form; shared by log_prob and moments of one block."""
@@ -190,84 +189,110 @@ class Kernel:
 
     def _build(self, chunk: Chunk) -> Array:
         n, d = chunk.rows.shape
-        if self.form == "triangular":
+        if not self.packed:
             out = chunk.scratch.empty("features", (d + 1, n), self.dtype)
-            self._shifted(chunk.rows, 0, out[:d])
+            self._shifted(chunk.rows, out[:d])
             out[d] = 1.0
             return out
         out = chunk.scratch.empty("features", (n_statistics(self.covariance, d), n), self.dtype)
         out[0] = 1.0
-        u = self._shifted(chunk.rows, 0, out[1 : d + 1])
+        u = self._shifted(chunk.rows, out[1 : d + 1])
         if self.covariance == "diag":
             np.multiply(u, u, out=out[d + 1 :])
         elif self.covariance == "full":
             _upper_products(u, out[d + 1 :])
         else:
-            z = u if self.covariance == "spherical" else self._product(chunk, self.factor, u)
+            z = u if self.covariance == "spherical" else _product(chunk, self.factor.astype(self.dtype), u)
             np.einsum("dn,dn->n", z, z, out=out[d + 1])
         return out
 
-    def _shifted(self, rows: Array, k: int, out: Array) -> Array:
-        """Write (x - reference_k) * scale into `out` (d, n)."""
-        reference = self.reference[k][:, None]
-        # A reference that single precision cannot hold is subtracted in double, else it would move the means.
-        exact = out.dtype == rows.dtype and bool((reference.astype(rows.dtype) == reference).all())
-        np.subtract(rows.T, reference, out=out, dtype=out.dtype if exact else np.float64, casting="same_kind")
-        if self.scaled:
+    def _shifted(self, rows: Array, out: Array) -> Array:
+        """Write (x - shift) * scale into `out` (d, n)."""
+        shift = self.shift[:, None]
+        # A point that single precision cannot hold is subtracted in double, else it would move the means.
+        exact = out.dtype == rows.dtype and bool((shift.astype(rows.dtype) == shift).all())
+        np.subtract(rows.T, shift, out=out, dtype=out.dtype if exact else np.float64, casting="same_kind")
+        if self.scale is not None:
             out *= self.scale.astype(out.dtype)[:, None]
         return out
 
-    def _product(self, chunk: Chunk, factor: Array, u: Array) -> Array:
-        return np.matmul(factor, u, out=chunk.scratch.empty("product", (len(factor), u.shape[1]), self.dtype))
-
-    def _scatter(self, chunk: Chunk, u: Array, resp: Array) -> Array:
-        """Return sum_n resp_n u_n u_n^T, (d, d); numpy turns the product of a matrix with its transpose into syrk."""
-        y = np.multiply(u, np.sqrt(resp), out=chunk.scratch.empty("product", u.shape, self.dtype))
-        return y @ y.T
-
     def _log_prob_triangular(self, chunk: Chunk, out: Array) -> None:
         u = self._features(chunk)
-        d, n = chunk.rows.shape[1], len(chunk)
-        z = chunk.scratch.empty("product", (d, n), self.dtype)
+        d = len(u) - 1
+        z = chunk.scratch.empty(("product", self.dtype.char), (d, len(chunk)), self.dtype)
         # The factors are lower triangular here: the upper right quarter need not be multiplied.
         half = d // 2
-        ones = u[d]
-        for k, factor in enumerate(self.natural):
+        for k in np.setdiff1d(np.arange(len(out)), self.own):
+            factor = self.natural[k]
             np.matmul(factor[:half, :half], u[:half], out=z[:half])
-            z[:half] += np.multiply(factor[:half, d, None], ones)
+            z[:half] += factor[:half, d, None]
             np.matmul(factor[half:], u, out=z[half:])
             np.einsum("dn,dn->n", z, z, out=out[k])
+            out[k] *= -0.5
+            out[k] += self.dtype.type(self.peak[k])
 
-    def _log_prob_own(self, chunk: Chunk, out: Array) -> None:
-        n, d = chunk.rows.shape
-        u = chunk.scratch.empty("own", (d, n), self.dtype)
-        for k in range(len(out)):
-            self._shifted(chunk.rows, k, u)
-            u -= self.delta[k][:, None]
-            if self.covariance in ("diag", "spherical"):
-                u *= self.factor[k][:, None] if self.covariance == "diag" else self.factor[k]
-                z = u
-            else:
-                z = self._product(chunk, self.factor if self.covariance == "tied" else self.factor[k], u)
-            np.einsum("dn,dn->n", z, z, out=out[k])
+    def _moments_features(self, chunk: Chunk, resp: Array) -> Moments:
+        features, d = self._features(chunk), self.delta.shape[1]
+        if self.covariance != "tied":
+            sums = np.matmul(resp, features.T).astype(np.float64, copy=False)
+            return sums[:, 0], sums[:, 1 : d + 1], sums[:, -1] if self.covariance == "spherical" else sums[:, d + 1 :]
+        sums = np.matmul(resp, features[: d + 1].T).astype(np.float64, copy=False)
+        shares = np.delete(resp, self.own, axis=0) if self.own else resp
+        return sums[:, 0], sums[:, 1:], _scatter(chunk, features[1 : d + 1], shares.sum(axis=0)).astype(np.float64)
 
-    def _moments_own(self, chunk: Chunk, resp: Array) -> Moments:
-        n, d = chunk.rows.shape
-        u = chunk.scratch.empty("own", (d, n), self.dtype)
-        x = np.empty((len(resp), d))
-        second: list[Array] = []
-        for k, r in enumerate(resp):
-            self._shifted(chunk.rows, k, u)
-            x[k] = u @ r
-            if self.covariance in ("full", "tied"):
-                second.append(self._scatter(chunk, u, r))
-                if self.covariance == "tied" and k:
-                    second[0] += second.pop()
-            else:
-                u *= u
-                second.append(u @ r if self.covariance == "diag" else (u @ r).sum())
-        xx = second[0] if self.covariance == "tied" else np.stack(second)
-        return resp.sum(axis=1), x, pack(xx) if self.covariance == "full" and self.packed else np.asarray(xx)
+    def _moments_triangular(self, chunk: Chunk, resp: Array) -> Moments:
+        features, (k, d) = self._features(chunk), self.delta.shape
+        sums = np.matmul(resp, features.T).astype(np.float64, copy=False)
+        xx = np.empty((k, d, d))
+        for component in np.setdiff1d(np.arange(k), self.own):
+            xx[component] = _scatter(chunk, features[:d], resp[component])
+        return sums[:, d], sums[:, :d], xx
+
+    def _no_moments(self) -> Float:
+        """Return an array for the second moments where all components have references of their own."""
+        k, d = self.delta.shape
+        full = (k, d * (d + 1) // 2) if self.packed else (k, d, d)
+        shape = {"full": full, "tied": (d, d), "diag": (k, d), "spherical": (k,)}[self.covariance]
+        return np.zeros(shape)
+
+    def _about_own(self, chunk: Chunk, k: int) -> Float:
+        """Return (x - reference_k) * scale, (d, n), in double precision."""
+        rows = chunk.scratch.keep("transposed", chunk, lambda: np.ascontiguousarray(chunk.rows.T, np.float64))
+        out = chunk.scratch.empty("own", rows.shape)
+        np.subtract(rows, self.reference[k][:, None], out=out)
+        if self.scale is not None:
+            out *= self.scale[:, None]
+        return out
+
+    def _log_prob_own(self, chunk: Chunk, k: int, out: Array) -> None:
+        z = self._about_own(chunk, k)
+        z -= self.delta[k][:, None]
+        if self.covariance in ("diag", "spherical"):
+            z *= self.factor[k][:, None] if self.covariance == "diag" else self.factor[k]
+        else:
+            z = _product(chunk, self.factor if self.covariance == "tied" else self.factor[k], z)
+        out[:] = self.peak[k] - 0.5 * np.einsum("dn,dn->n", z, z)
+
+    def _moments_own(self, chunk: Chunk, k: int, resp: Array) -> tuple[Array, Array]:
+        """Return x (d,) and the second moments of one component."""
+        u = self._about_own(chunk, k)
+        x = u @ resp
+        if self.covariance in ("full", "tied"):
+            second = _scatter(chunk, u, resp)
+            return x, pack(second[None])[0] if self.covariance == "full" and self.packed else second
+        u *= u
+        second = u @ resp
+        return x, second if self.covariance == "diag" else second.sum()
+
+
+def _product(chunk: Chunk, factor: Array, u: Array) -> Array:
+    return np.matmul(factor, u, out=chunk.scratch.empty(("product", u.dtype.char), u.shape, u.dtype))
+
+
+def _scatter(chunk: Chunk, u: Array, resp: Array) -> Array:
+    """Return sum_n resp_n u_n u_n^T, (d, d); numpy turns the product of a matrix with its transpose into syrk."""
+    y = np.multiply(u, np.sqrt(resp), out=chunk.scratch.empty(("product", u.dtype.char), u.shape, u.dtype))
+    return y @ y.T
 
 
 def pack(square: Array) -> Array:
@@ -294,9 +319,16 @@ def log_det(covariance: str, factor: Float, d: int) -> Array:
     return np.asarray(np.log(factor).sum(axis=-1) if covariance == "diag" else d * np.log(factor))
 
 
-def _whitening(covariance: str, factor: Float) -> bytes:
-    """Return what else T(u) depends on: the whitening matrix, for tied."""
-    return factor.tobytes() if covariance == "tied" else b""
+def _key(covariance: str, form: str, dtype: np.dtype[Any], shift: Float, scale: Float, factor: Float) -> bytes:
+    """Return what T(u) depends on; for tied that includes the whitening matrix."""
+    whitening = factor.tobytes() if covariance == "tied" else b""
+    return f"{covariance} {form} {dtype.char}".encode() + shift.tobytes() + scale.tobytes() + whitening
+
+
+def _offset_factors(delta: Float, factor: Float) -> Float:
+    """Return [P^T, -P^T delta], (k, d, d + 1), which takes [u, 1] to z."""
+    offset = np.einsum("kd,kde->ke", delta, factor)
+    return np.concatenate([factor.swapaxes(-1, -2), -offset[:, :, None]], axis=2)
 
 
 def _log_peak(covariance: str, factor: Float, scale: Float, k: int) -> Float:
@@ -341,8 +373,12 @@ def _rounding_loss(covariance: str, delta: Float, exact: Float, rounded: Array) 
     return np.asarray(lost[:, 0] + (lost[:, 1 : d + 1] * delta).sum(axis=1) + (lost[:, d + 1 :] * second).sum(axis=1))
 
 
-def _single_suffices(form: str, covariance: str, delta: Float, factor: Float, deviation: Float) -> bool:
-    """Return whether single precision keeps 1e-5 (see the rule of accuracy)."""
+def _single_suffices(form: str, covariance: str, delta: Float, factor: Float, deviation: Float, home: Array) -> bool:
+    """Return whether single precision keeps 1e-5 of the components at `home` (see the rule of accuracy)."""
+    if not home.any():
+        return False
+    delta, deviation = delta[home], deviation[home]
+    factor = factor if covariance == "tied" else factor[home]
     if not np.abs(delta / deviation).max() <= FLOAT32_RATIO:
         return False
     reach = np.abs(delta) + deviation
