@@ -1,0 +1,140 @@
+"""``daskem predict`` and ``daskem score``: what a saved model says of rows."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+import numpy as np
+
+from daskem.cli.app import announce, to_json
+from daskem.cli.fitting import describe_data
+from daskem.cli.models import KNOWN, n_components, n_features
+from daskem.cli.options import (
+    DataOptions,
+    EngineOptions,
+    ReportOptions,
+    data_options,
+    engine_options,
+    overwrite_option,
+    report_options,
+    weight_options,
+)
+from daskem.core import HasLogProb, HasNParameters, require
+from daskem.data import Dataset
+from daskem.engine.watch import watch_units
+from daskem.errors import DataError, OptionError
+from daskem.persist import LoadedModel, load_model
+from daskem.predict import evaluate, predict_to_store, score
+from daskem.report.progress import PassProgress
+
+__all__ = ["predict_command", "score_command"]
+
+
+@click.command("predict")
+@click.argument("model", type=click.Path())
+@data_options
+@click.option("-o", "--output", required=True, help="Zarr group to write.")
+@click.option("--proba", is_flag=True, help="Also the probability of each component, (rows, k).")
+@click.option("--log-prob", is_flag=True, help="Also the log density of each row, nats.")
+@click.option("--transform", is_flag=True, help="Also the distance to each center (k-means), (rows, k).")
+@overwrite_option
+@engine_options
+@report_options
+def predict_command(
+    model: str,
+    source: DataOptions,
+    output: str,
+    proba: bool,
+    log_prob: bool,
+    transform: bool,
+    overwrite: bool,
+    where: EngineOptions,
+    report: ReportOptions,
+) -> None:
+    """Write the most probable component of each row of DATA, by MODEL, to a Zarr group: array ``labels``."""
+    loaded = load_model(model, KNOWN)
+    chosen = {"labels": True, "proba": proba, "log_prob": log_prob, "transform": transform}
+    what = [name for name, wanted in chosen.items() if wanted]
+    _check_what(loaded.model, what)
+    with where.connect():
+        data = _open_for(loaded, source, report)
+        with _one_pass(data, report) as progress, watch_units(progress.unit_done):
+            predict_to_store(
+                loaded.model,
+                loaded.params,
+                data,
+                output,
+                what,
+                n_components(loaded.model),
+                overwrite=overwrite,
+                attributes={"daskem:model": os.path.abspath(model), "daskem:data": data.rows.name},
+                memory_limit=where.memory_limit,
+            )
+    if report.json:
+        click.echo(to_json({"output": output, "rows": data.n_rows, "arrays": what}))
+    elif not report.quiet:
+        click.echo(f"{', '.join(what)} of {data.n_rows:,} rows written to {output}")
+
+
+@click.command("score")
+@click.argument("model", type=click.Path())
+@weight_options
+@engine_options
+@report_options
+def score_command(model: str, source: DataOptions, where: EngineOptions, report: ReportOptions) -> None:
+    """Say how well MODEL fits DATA: mean log density, AIC and BIC; for k-means the sum of squared distances."""
+    loaded = load_model(model, KNOWN)
+    with where.connect():
+        data = _open_for(loaded, source, report)
+        with _one_pass(data, report) as progress, watch_units(progress.unit_done):
+            figures = _figures(loaded, data, where.memory_limit)
+    if report.json:
+        click.echo(to_json(figures))
+    else:
+        click.echo("\n".join(f"{name.replace('_', ' '):<22} {value:.10g}" for name, value in figures.items()))
+
+
+def _figures(loaded: LoadedModel, data: Dataset, memory_limit: Any) -> dict[str, float]:
+    model, params = loaded.model, loaded.params
+    if not hasattr(model, "log_prob"):
+        said = evaluate(model, params, data, memory_limit=memory_limit)
+        return {"inertia": -said.objective, "inertia_per_row": -said.objective / said.weight, "rows": said.weight}
+    total, weight = score(model, params, data, memory_limit=memory_limit)
+    figures = {"log_prob_per_row": total / weight, "log_prob": total, "rows": weight}
+    if isinstance(model, HasNParameters):
+        p = model.n_parameters(params)
+        figures |= {"parameters": p, "aic": 2 * p - 2 * total, "bic": float(p * np.log(weight)) - 2 * total}
+    return figures
+
+
+def _check_what(model: Any, what: list[str]) -> None:
+    """Refuse results that the model does not have, before an output is made."""
+    if "log_prob" in what:
+        require(model, HasLogProb, "log densities (--log-prob)")
+    if "transform" in what and not hasattr(model, "transform"):
+        raise OptionError(f"--transform gives distances to centers, which a {type(model).__name__} does not have.")
+
+
+def _open_for(loaded: LoadedModel, source: DataOptions, report: ReportOptions) -> Dataset:
+    """Open the data, which must have the features that the model was fitted to."""
+    data = source.open()
+    announce(f"daskem: {describe_data(data)}", report.quiet)
+    fitted = (loaded.metadata.get("data") or {}).get("columns")
+    known = "" if not fitted else f" It was fitted to the columns {', '.join(fitted)}."
+    if data.n_features != n_features(loaded.params):
+        raise DataError(
+            f"{data.rows.name} has {data.n_features} features, but the model has {n_features(loaded.params)}.{known} "
+            "Choose the same ones with --columns."
+        )
+    if fitted and data.rows.columns and list(data.rows.columns) != fitted:
+        raise DataError(
+            f"{data.rows.name} has the columns {', '.join(data.rows.columns)}, in this order.{known} "
+            "Choose these with --columns, in their order."
+        )
+    return data
+
+
+def _one_pass(data: Dataset, report: ReportOptions) -> PassProgress:
+    return PassProgress(data.n_rows, data.nbytes, len(data.units()), quiet=report.quiet)

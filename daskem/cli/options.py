@@ -1,0 +1,152 @@
+"""Options that several commands share; each group of them reaches a command as one value."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import click
+
+from daskem.data import Dataset, open_dataset
+from daskem.engine import CACHE_MODES, parse_bytes
+from daskem.engine.cluster import connect
+from daskem.errors import OptionError
+
+__all__ = [
+    "DataOptions",
+    "EngineOptions",
+    "ReportOptions",
+    "as_one",
+    "data_options",
+    "engine_options",
+    "fit_engine_options",
+    "labelled_options",
+    "overwrite_option",
+    "report_options",
+    "weight_options",
+]
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def as_one(name: str, kind: type[Any], *options: Decorator) -> Decorator:
+    """Return a decorator that adds `options` to a command and gives it their values as one ``name=kind(...)``."""
+    taken = [field.name for field in fields(kind)]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(*args: Any, **values: Any) -> Any:
+            own = {field: values.pop(field) for field in taken if field in values}
+            return function(*args, **{name: kind(**own)}, **values)
+
+        wrapped: Callable[..., Any] = command
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def _row_range(ctx: click.Context, param: click.Parameter, value: str | None) -> slice | None:
+    if value is None:
+        return None
+    try:
+        start, stop = (int(part) if part else None for part in value.split(":"))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a range such as 0:1000000, :1000000 or 500:.") from error
+    return slice(start, stop)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where rows are, and which of them to take."""
+
+    data: str
+    array: str | None = None
+    columns: str | None = None
+    rows: slice | None = None
+    allow_missing: bool = False
+    weights: str | None = None
+    labels: str | None = None
+
+    def open(self) -> Dataset:
+        """Open the rows; reads metadata only."""
+        return open_dataset(
+            self.data,
+            sample_weight=self.weights,
+            y=self.labels,
+            array=self.array,
+            columns=self._columns(),
+            rows=self.rows,
+            allow_missing=self.allow_missing,
+        )
+
+    def _columns(self) -> list[int | str] | None:
+        if self.columns is None:
+            return None
+        names = [name.strip() for name in self.columns.split(",")]
+        return [int(name) if name.lstrip("-").isdigit() else name for name in names]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where passes run, and within which memory."""
+
+    cache: str = "auto"
+    memory_limit: str | None = None
+    scheduler: str | None = None
+    workers: int | None = None
+
+    @contextmanager
+    def connect(self) -> Iterator[None]:
+        """Connect to the cluster that was asked for, if any; options are checked before."""
+        if self.memory_limit is not None:
+            parse_bytes(self.memory_limit)
+        if self.scheduler and self.workers:
+            raise OptionError("--scheduler and --workers exclude each other: use a cluster that runs, or start one.")
+        with connect(self.scheduler, self.workers):
+            yield
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to tell, and how."""
+
+    quiet: bool = False
+    json: bool = False
+
+
+_DATA = (
+    click.argument("data"),
+    click.option("--array", metavar="NAME", help="Array of a Zarr group, or dataset of an HDF5 file."),
+    click.option("--columns", metavar="A,B,...", help="Columns to take, by name or by number from 0."),
+    click.option("--rows", metavar="A:B", callback=_row_range, help="Rows to take, such as 0:1000000."),
+    click.option("--allow-missing", is_flag=True, help="Read chunks that a Zarr store lacks as its fill value."),
+)
+_WEIGHTS = click.option("--weights", metavar="PATH", help="One weight for each row, not negative.")
+_LABELS = click.option("--labels", metavar="PATH", help="The known component of each row, -1 where unknown.")
+
+data_options = as_one("source", DataOptions, *_DATA)
+weight_options = as_one("source", DataOptions, *_DATA, _WEIGHTS)
+labelled_options = as_one("source", DataOptions, *_DATA, _WEIGHTS, _LABELS)
+
+_ENGINE = (
+    click.option("--memory-limit", metavar="SIZE", help="Memory a process may reach, such as 2GB."),
+    click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786."),
+    click.option("--workers", type=click.IntRange(min=1), help="Worker processes to start here for this command."),
+)
+_CACHE = click.option("--cache", type=click.Choice(CACHE_MODES), default="auto", help="Keep decoded rows in memory.")
+
+engine_options = as_one("where", EngineOptions, *_ENGINE)
+fit_engine_options = as_one("where", EngineOptions, _CACHE, *_ENGINE)
+
+report_options = as_one(
+    "report",
+    ReportOptions,
+    click.option("--quiet", is_flag=True, help="No progress and no summary."),
+    click.option("--json", is_flag=True, help="The result as JSON on standard output."),
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")

@@ -1,0 +1,115 @@
+"""``daskem inspect``: what a store, a file, an output or a model file is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from daskem.cli.app import to_json
+from daskem.cli.models import KNOWN, component_table, components
+from daskem.data import open_source
+from daskem.data.description import describe_store
+from daskem.errors import FileFormatError
+from daskem.persist import inspect_model, load_model
+from daskem.report.progress import size
+
+__all__ = ["inspect_command"]
+
+
+@click.command("inspect")
+@click.argument("what", metavar="X")
+@click.option("--array", metavar="NAME", help="Only this array of a Zarr group.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def inspect_command(what: str, array: str | None, as_json: bool) -> None:
+    """Say what X is: a Zarr store, an output of daskem, a .npy, Parquet or HDF5 file, or a model file."""
+    if os.path.isfile(what) and what.endswith(".safetensors"):
+        _show_model(what, as_json)
+    elif os.path.isfile(what) and not what.endswith(".zip"):
+        _show_table(what, array, as_json)
+    else:
+        _show_store(what, array, as_json)
+
+
+def _show_model(path: str, as_json: bool) -> None:
+    described = inspect_model(path)
+    try:
+        loaded = load_model(path, KNOWN)
+    except FileFormatError as error:
+        # A model of the user's own: what the file says of itself can be shown without its class.
+        if "known classes" not in str(error):
+            raise
+        loaded = None
+    if as_json:
+        found = None if loaded is None else components(loaded.model, loaded.params)
+        click.echo(to_json({"kind": "model", **described, "components": found}))
+        return
+    lines = [f"model file {path}, {size(os.path.getsize(path))}, written by daskem {described['daskem_version']}"]
+    lines.append(f"model       {loaded.model if loaded else described['model'].get('record')}")
+    lines += _metadata_lines(described["metadata"])
+    click.echo("\n".join(lines))
+    if loaded is not None:
+        columns = (described["metadata"].get("data") or {}).get("columns")
+        click.echo("\n" + component_table(loaded.model, loaded.params, columns))
+
+
+def _metadata_lines(metadata: dict[str, Any]) -> list[str]:
+    if "reason" not in metadata:
+        return [f"{name:<11} {value}" for name, value in metadata.items()]
+    ended = "converged" if metadata["converged"] else "not converged"
+    data = metadata.get("data") or {}
+    return [
+        f"data        {data.get('name')}, shape {tuple(data.get('shape') or ())}, {data.get('dtype')}",
+        f"fit         {ended} after {metadata['steps']} steps: {metadata['reason']}",
+        f"objective   {metadata['objective']:.8g} per row",
+        f"cost        {metadata['passes']:g} passes, {metadata['seconds']:.3g} s",
+    ]
+
+
+def _show_table(path: str, array: str | None, as_json: bool) -> None:
+    source = open_source(path, array=array)
+    described: dict[str, Any] = {
+        "kind": "file",
+        "name": source.name,
+        "shape": list(source.shape),
+        "dtype": str(source.dtype),
+        "columns": list(source.columns) if source.columns else None,
+        "stored_bytes": os.path.getsize(path),
+    }
+    if as_json:
+        click.echo(to_json(described))
+        return
+    columns = f"\ncolumns  {', '.join(source.columns)}" if source.columns else ""
+    click.echo(
+        f"{source.name}\nshape    {source.shape}, {source.dtype}\nsize     {size(described['stored_bytes'])}{columns}"
+    )
+
+
+def _show_store(where: str, array: str | None, as_json: bool) -> None:
+    described = describe_store(where, array)
+    if as_json:
+        click.echo(to_json(described))
+        return
+    lines = [f"{described['kind']} {described['url']}"]
+    lines += [f"{name:<9} {value}" for name, value in described["attributes"].items()]
+    for member in described["arrays"]:
+        lines += ["", *_array_lines(member)]
+    click.echo("\n".join(lines))
+
+
+def _array_lines(array: dict[str, Any]) -> list[str]:
+    stored = f"{size(array['stored_bytes'])} stored, " if array["stored_bytes"] is not None else ""
+    shards = f", shards {tuple(array['shards'])}" if array["shards"] else ""
+    lines = [
+        f"array    {array['name']}",
+        f"shape    {tuple(array['shape'])}, {array['dtype']}",
+        f"chunks   {tuple(array['chunks'])}{shards}, Zarr v{array['zarr_format']}",
+        f"size     {stored}{size(array['bytes'])} decoded",
+        f"missing  {array['missing']:,} of {array['objects']:,} {'shards' if array['shards'] else 'chunks'}",
+    ]
+    if array["status"]:
+        lines.append(f"status   {array['status']}")
+    if array["columns"]:
+        lines.append(f"columns  {', '.join(array['columns'])}")
+    return lines
