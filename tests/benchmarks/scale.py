@@ -1,0 +1,52 @@
+"""Seconds of a pass over 1, 2, 4, 8, 16 GB: proportional to the size (README.md)."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+from measure import parser, start, temporary
+from one_fit import Spec
+from out_of_core import CHUNK_ROWS, N_FEATURES, ROW_BYTES
+from stores import CODECS, make_store
+
+from daskem.engine import parse_bytes
+
+GB = 10**9
+TOLERANCE = 0.10
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser(__doc__)
+    options.add_argument("--smallest", type=parse_bytes, default="1GB", help="smallest size, times --scale")
+    options.add_argument("--largest", type=parse_bytes, default="16GB", help="largest size, times --scale")
+    options.add_argument("--codec", choices=sorted(CODECS), default="zstd", help="of the stored chunks")
+    options.add_argument("--memory-limit", default="2GB", help="of the fits")
+    options.add_argument("--components", type=int, default=16, help="components of the diagonal mixture")
+    chosen = options.parse_args(arguments)
+    report = start("scale: seconds of a pass against the size of the data")
+    sizes = [int(chosen.smallest * chosen.scale)]
+    while 2 * sizes[-1] <= chosen.largest * chosen.scale:
+        sizes.append(2 * sizes[-1])
+    rates = []
+    with temporary(chosen.directory) as directory:
+        # One store serves all sizes: the smaller ones are its first rows.
+        n_rows = sizes[-1] // ROW_BYTES
+        store = make_store(directory / "rows.zarr", n_rows, N_FEATURES, CHUNK_ROWS, chosen.codec, chosen.seed)
+        for size in sizes:
+            rows = size // ROW_BYTES
+            spec = Spec(str(store), rows, chosen.components, "diag", chosen.repeats, chosen.memory_limit)
+            result = spec.run()
+            took = statistics.median(result["seconds"])
+            rates.append(took / size * GB)
+            report.say(
+                f" {size / GB:6.3g} GB: pass {took:7.3f} s, {rates[-1]:.4f} s per GB, peak {result['peak'] / GB:.3f} GB"
+            )
+    middle = statistics.median(rates)
+    worst = max(abs(rate / middle - 1) for rate in rates)
+    report.check("largest deviation from the median seconds per GB", worst, TOLERANCE)
+    return report.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
