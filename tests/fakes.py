@@ -114,13 +114,16 @@ class Balls:
 
     def joint(self, params: Centers, chunk: Chunk) -> np.ndarray:
         residual = chunk.rows[:, None, :] - params.means
-        return np.log(params.weights) - 0.5 * (residual**2).sum(axis=2) - 0.5 * residual.shape[2] * np.log(2 * np.pi)
+        with np.errstate(over="ignore"):
+            square = (residual**2).sum(axis=2)
+        return np.log(params.weights) - 0.5 * square - 0.5 * residual.shape[2] * np.log(2 * np.pi)
 
     def e_step(self, params: Centers, chunk: Chunk) -> Expectation:
         joint = self.joint(params, chunk)
         log_prob = logsumexp(joint, axis=1)
         weight = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
-        resp = np.exp(joint - log_prob[:, None]) * weight[:, None]
+        with np.errstate(invalid="ignore"):
+            resp = np.exp(joint - log_prob[:, None]) * weight[:, None]
         return Expectation(Sums(resp.sum(axis=0), resp.T @ chunk.rows), float(weight @ log_prob), chunk.total_weight)
 
     def m_step(self, stats: Sums, params: Centers) -> Centers:

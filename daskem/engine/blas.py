@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["one_blas_thread"]
 
 _lock = threading.Lock()
 _holders = 0
-_limiter: Any = None
+_restore: Any = None
 
 
 @cache
@@ -31,11 +31,10 @@ def one_blas_thread() -> Iterator[None]:
     BLAS counts threads per process, not per caller: were each task to restore what it found, the first to end would
     set the others loose on all cores.
     """
-    global _holders, _limiter
+    global _holders, _restore
     with _lock:
         if _holders == 0:
-            _limiter = _controller().limit(limits=1, user_api="blas")
-            _limiter.__enter__()
+            _restore = _limit()
         _holders += 1
     try:
         yield
@@ -43,5 +42,26 @@ def one_blas_thread() -> Iterator[None]:
         with _lock:
             _holders -= 1
             if _holders == 0:
-                _limiter.__exit__(None, None, None)
-                _limiter = None
+                _restore()
+
+
+def _limit() -> Callable[[], None]:
+    """Limit BLAS to one thread and return what undoes it, from whichever thread that is called.
+
+    From release 3.8 threadpoolctl obeys the first thread that sets a limit and, silently, no other one while that
+    thread lives. The last holder to leave is rarely the first that came, so both are done by threads that end at once.
+    """
+    limiter = _elsewhere(lambda: _controller().limit(limits=1, user_api="blas"))
+    if all(library["num_threads"] == 1 for library in _controller().info() if library["user_api"] == "blas"):
+        return lambda: _elsewhere(limiter.restore_original_limits)
+    # A limit that the caller has set is still in force: its thread is the one that is obeyed.
+    own = _controller().limit(limits=1, user_api="blas").__enter__()
+    return lambda: own.__exit__(None, None, None)
+
+
+def _elsewhere(work: Callable[[], Any]) -> Any:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()), name="daskem-blas")
+    thread.start()
+    thread.join()
+    return results[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +16,7 @@ from daskem.data.dataset import PIECE_BYTES, Dataset
 from daskem.data.units import Unit
 from daskem.engine.executor import Executor, find_executor
 from daskem.engine.planner import Plan, make_plan
-from daskem.engine.tasks import ExpectTask, Partial, combine, draw_rows, expect_unit, load_unit, map_unit
+from daskem.engine.tasks import ExpectTask, Partial, combine, draw_rows, expect_unit, join, load_unit, map_unit
 from daskem.errors import ContractError
 
 __all__ = ["Engine", "start_engine"]
@@ -93,12 +93,7 @@ class Engine:
         drawn: list[Chunk] = self.compute_all(
             [_call(draw_rows, part, *draw) for part, draw in zip(parts, draws, strict=True)]
         )
-        return Chunk(
-            np.concatenate([chunk.rows for chunk in drawn]),
-            _concatenate([chunk.weight for chunk in drawn]),
-            _concatenate([chunk.labels for chunk in drawn]),
-            seed=self.seed,
-        )
+        return replace(join(drawn), seed=self.seed)
 
     def compute(self, node: Delayed) -> Any:
         """Return the value of a node."""
@@ -190,8 +185,3 @@ def _check_complete(total: Partial, units: Sequence[Unit]) -> None:
             f"a pass counted {total.rows} rows of {len(total.units)} units where there are {expected_rows} rows in "
             f"{len(units)} units. Its sums are wrong and were discarded; has the store changed its size during the run?"
         )
-
-
-def _concatenate(parts: Sequence[Array | None]) -> Array | None:
-    known = [part for part in parts if part is not None]
-    return np.concatenate(known) if known else None

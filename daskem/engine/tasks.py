@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,10 @@ from daskem.data.dataset import Dataset, blocks
 from daskem.engine.blas import one_blas_thread
 from daskem.errors import NonFiniteError
 
-__all__ = ["ExpectTask", "Partial", "combine", "draw_rows", "expect_unit", "load_unit", "map_unit"]
+__all__ = ["ExpectTask", "Partial", "combine", "draw_rows", "expect_unit", "join", "load_unit", "map_unit"]
+
+# Bytes of rows that are looked at in one go while a sample is drawn.
+DRAW_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +108,30 @@ def load_unit(data: Dataset, start: int, stop: int) -> Dataset:
 
 def draw_rows(data: Dataset, start: int, stop: int, chosen: Array | None) -> Chunk:
     """Return the `chosen` rows of ``start:stop`` (offsets into it; None for all) without those of weight zero."""
-    chunk = next(blocks(data.load(start, stop), start, stop, stop))
-    _check_rows(data, _present(chunk))
-    if chosen is not None:
-        chunk = _select(chunk, chosen)
-    return chunk if chunk.weight is None else _select(chunk, chunk.weight > 0)
+    drawn = []
+    # Step by step: rows that live in this process would be copied as a whole for the few that are chosen.
+    for chunk in blocks(data, start, stop, max(1, DRAW_BYTES // data.row_bytes)):
+        _check_rows(data, _present(chunk))
+        offset = chunk.start - start
+        here = np.arange(len(chunk)) if chosen is None else _between(chosen, offset, offset + len(chunk)) - offset
+        drawn.append(_select(chunk, here if chunk.weight is None else here[chunk.weight[here] > 0]))
+    return join(drawn)
+
+
+def join(chunks: Sequence[Chunk]) -> Chunk:
+    """Return the rows of `chunks` as one; where they come from is forgotten."""
+    weight = [chunk.weight for chunk in chunks if chunk.weight is not None]
+    labels = [chunk.labels for chunk in chunks if chunk.labels is not None]
+    return Chunk(
+        np.concatenate([chunk.rows for chunk in chunks]),
+        np.concatenate(weight) if weight else None,
+        np.concatenate(labels) if labels else None,
+    )
+
+
+def _between(ascending: Array, low: int, high: int) -> Array:
+    first, last = np.searchsorted(ascending, (low, high))
+    return ascending[first:last]
 
 
 def _segments(blocks: Iterator[tuple[int, tuple[Expectation, ...]]]) -> Iterator[tuple[Expectation, ...]]:
