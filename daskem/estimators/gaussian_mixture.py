@@ -164,11 +164,11 @@ lower_bounds_, n_features_in_
 
     def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return (n_samples, d) rows drawn from the mixture, and the component (n_samples,) of each."""
-        check_is_fitted(self)
+        mixture = self._mixture()
         if n_samples < 1:
             raise OptionError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
         rng = np.random.default_rng(self._seed())
-        rows, labels = self._mixture().sample(self.result_.params, n_samples, rng)
+        rows, labels = mixture.sample(self.result_.params, n_samples, rng)
         return rows, labels
 
     def _fit(self, X: Any, known: Any, sample_weight: Any) -> Self:
@@ -220,13 +220,13 @@ lower_bounds_, n_features_in_
         return self.result_
 
     def _mixture(self) -> Mixture:
+        check_is_fitted(self)
         model = self.result_.model
         assert isinstance(model, Mixture)  # for the type checker: this class made it
         return model
 
     def _total_log_prob(self, X: Any) -> tuple[float, float]:
-        check_is_fitted(self)
-        return score(self.result_.model, self.result_.params, self._dataset(X), memory_limit=self.memory_limit)
+        return score(self._mixture(), self.result_.params, self._dataset(X), memory_limit=self.memory_limit)
 
     def _n_parameters(self) -> int:
         return self._mixture().n_parameters(self.result_.params)
