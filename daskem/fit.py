@@ -16,7 +16,7 @@ from daskem.core import Algorithm, Event, Model, Params, State, StepInfo, StopRu
 from daskem.data import open_dataset
 from daskem.engine import DataProblem, Engine, Plan, start_engine
 from daskem.errors import DaskEMWarning, OptionError
-from daskem.starts import check_side_columns, draw_start
+from daskem.starts import check_init_sample, check_side_columns, draw_start
 
 __all__ = ["FitResult", "fit"]
 
@@ -130,7 +130,8 @@ def fit(
     """
     clock = time.perf_counter()
     rules = _stop_rules(stop)
-    starts = None if params is None else (list(params) if isinstance(params, list) else [params])
+    starts = _given_starts(params)
+    check_init_sample(init_sample)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
     engine = start_engine(dataset, model, seed=seed, members=n_starts, cache=cache, memory_limit=memory_limit)
@@ -216,6 +217,12 @@ def _stop_rules(stop: StopRule | Sequence[StopRule] | None) -> AnyOf:
     if not rules:
         raise OptionError("stop=() never stops. Give at least one rule, such as daskem.MaxSteps(100).")
     return AnyOf(rules)
+
+
+def _given_starts(params: Params | Sequence[Params] | None) -> list[Params] | None:
+    if isinstance(params, list) and not params:
+        raise OptionError("params=[] holds no parameters to start from. Leave it out to start from a sample of rows.")
+    return None if params is None else (list(params) if isinstance(params, list) else [params])
 
 
 def _positive(name: str, value: int) -> int:

@@ -16,7 +16,7 @@ from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
 from daskem.models import Gaussian
 
-__all__ = ["check_side_columns", "draw_start", "mean_variance"]
+__all__ = ["check_init_sample", "check_side_columns", "draw_start", "mean_variance"]
 
 # Enough rows for a start (a fit corrects the rest), little enough to be read and clustered in about a second.
 SAMPLE_BYTES = 32 << 20
@@ -44,11 +44,8 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
 
 
 def _wanted_rows(engine: Engine, init_sample: str | int) -> int:
-    if init_sample == "auto":
-        return sample_rows(engine)
-    if isinstance(init_sample, bool) or not isinstance(init_sample, Integral) or init_sample < 1:
-        raise OptionError(f"init_sample={init_sample!r} is neither 'auto', 'k-means||' nor a positive number of rows.")
-    return int(init_sample)
+    check_init_sample(init_sample)
+    return sample_rows(engine) if init_sample == "auto" else int(init_sample)
 
 
 def _check_distinct(data: Dataset, sample: Chunk, n_components: int) -> None:
@@ -84,6 +81,14 @@ def _warn_of_constants(data: Dataset, sample: Chunk, reg_covar: float) -> None:
         DaskEMWarning,
         stacklevel=2,
     )
+
+
+def check_init_sample(init_sample: str | int) -> None:
+    """Refuse, before anything is read, what says neither how to draw a start nor how many rows to draw."""
+    if init_sample in ("auto", "k-means||"):
+        return
+    if isinstance(init_sample, bool) or not isinstance(init_sample, Integral) or init_sample < 1:
+        raise OptionError(f"init_sample={init_sample!r} is neither 'auto', 'k-means||' nor a positive number of rows.")
 
 
 def distinct(sample: Chunk) -> Chunk:

@@ -90,7 +90,8 @@ class Dataset:
         """
         longest = max(units, key=len)
         side = len(longest) * 8 * (len(self.sources) - 1)
-        if self.bind(longest) is not self:
+        bound: object = self.bind(longest)
+        if bound is not self:
             return side + self.rows.read_bytes(len(longest))
         rows = self.piece_rows()
         return side + rows * self.row_bytes + self.rows.read_bytes(rows)
