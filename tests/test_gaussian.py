@@ -476,3 +476,15 @@ def test_every_start_is_usable_and_depends_on_the_generator_alone(method):
     np.testing.assert_array_equal(first.components.means, again.components.means)
     later = steps(model, first, rows, 10)
     assert model.e_step(later, Chunk(rows)).objective > model.e_step(first, Chunk(rows)).objective
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_constant_feature_leaves_no_nan_even_without_a_floor(covariance):
+    rows = draw(n=100)
+    rows[:, 1] = 7.0
+    model = Mixture(Gaussian(covariance, reg_covar=0.0), 3)
+    params = steps(model, model.init(Chunk(rows), np.random.default_rng(0)), rows, 3)
+    assert tree.all_finite(params)
+    assert np.isfinite(model.e_step(params, Chunk(rows)).objective)
+    if covariance != "spherical":
+        assert params.components.repaired.all()

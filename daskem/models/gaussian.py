@@ -327,23 +327,24 @@ class Gaussian:
             prior_mean=zero,
             prior_scale=zero,
         )
-        covariance = pooled_covariance(self.covariance, sample.rows, mean, scale, share) + ridge(
-            self.covariance, self.reg_covar, scale
-        )
-        covariance = np.where(covariance == 0, 0.0, covariance)
+        covariance = pooled_covariance(self.covariance, sample.rows, mean, scale, share)
+        covariance = covariance + ridge(self.covariance, self.reg_covar, scale)
         if self.prior is not None:
-            blank = replace(
-                blank, prior_mean=mean, prior_scale=unscaled(self.covariance, covariance / k ** (2 / d), scale)
-            )
-        every = covariance if self.covariance == "tied" else np.repeat(covariance[None], k, axis=0)
+            prior_scale = unscaled(self.covariance, covariance / k ** (2 / d), scale)
+            blank = replace(blank, prior_mean=mean, prior_scale=prior_scale)
+        return self._spread_alike(blank, covariance)
+
+    def _spread_alike(self, params: GaussianParams, covariance: Float) -> GaussianParams:
+        """Return `params` with one covariance (scaled, shaped as one component's) for all components."""
+        every = covariance if self.covariance == "tied" else np.repeat(covariance[None], len(params.means), axis=0)
         if self.covariance == "spherical":
             every = every[:, 0]
         factor, positive = factorise(self.covariance, every)
         if not positive.all():
-            # No spread at all and reg_covar = 0: any positive start will do, the policy decides what becomes of it.
-            every = np.where(every == every, identity_like(self.covariance, every), every)
+            # A feature has no spread and reg_covar is 0: any start that is positive will do, the policy does the rest.
+            every = identity_like(self.covariance, every)
             factor, _ = factorise(self.covariance, every)
-        return self._assemble(blank, blank.means, every, factor)
+        return self._assemble(params, params.means, every, factor)
 
     def _sample_stats(self, params: GaussianParams, rows: Array, resp: Float) -> GaussianStats:
         """Return the moments of a sample under resp (k, n), block by block: its features would not fit at once."""

@@ -181,7 +181,8 @@ class KMeans:
             return centers
         if self.init_method == "random":
             few = len(sample) < self.n_clusters
-            return np.array(sample.rows[rng.choice(len(sample), self.n_clusters, replace=few)], float)
+            share = None if sample.weight is None else sample.weight / sample.weight.sum()
+            return np.array(sample.rows[rng.choice(len(sample), self.n_clusters, replace=few, p=share)], float)
         centers = kmeans_plus_plus(sample.rows, sample.weight, self.n_clusters, rng)
         return centers if self.init_method == "k-means++" else lloyd(sample.rows, sample.weight, centers)[0]
 

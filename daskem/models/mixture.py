@@ -56,11 +56,11 @@ class Mixture:
     ----------
     family : the components' family, such as ``Gaussian("full")``.
     n_components : number of components, k.
-    init : how a sample is first shared out: "kmeans" (k-means++, then Lloyd's iterations), "k-means++" or
+    init_method : how a sample is first shared out: "kmeans" (k-means++, then Lloyd's iterations), "k-means++" or
         "random_from_data" (to the nearest of k chosen rows), "random" (random responsibilities). The names are
         scikit-learn's; it starts the second and third from components of a single row each, daskem from the rows
         nearest to the chosen ones, whose spread means something.
-    weights_init, means_init, precisions_init : starting values that take the place of what `init` gives, in
+    weights_init, means_init, precisions_init : starting values that take the place of what `init_method` gives, in
         scikit-learn's shapes. Means and precisions need a family that has them.
 
     References
@@ -232,20 +232,22 @@ class Mixture:
     def _first_labels(self, sample: Chunk, rng: np.random.Generator) -> Array:
         """Return a component for each row of the sample; components with labelled rows start at those rows' mean."""
         k, rows = self.n_components, sample.rows
+        weight = np.ones(len(rows)) if sample.weight is None else sample.weight
         known = np.zeros(0, np.int64)
         means = None
         if sample.labels is not None and (sample.labels >= 0).any():
             known = np.unique(sample.labels[sample.labels >= 0])
-            means = np.stack([rows[sample.labels == j].mean(axis=0, dtype=np.float64) for j in known])
+            groups = [sample.labels == j for j in known]
+            means = np.stack([weight[rows_of] @ rows[rows_of] / weight[rows_of].sum() for rows_of in groups])
         if self.init_method == "random_from_data":
-            drawn = rows[rng.choice(len(rows), k - len(known), replace=len(rows) < k)]
+            drawn = rows[rng.choice(len(rows), k - len(known), replace=len(rows) < k, p=weight / weight.sum())]
             centers = np.asarray(drawn if means is None else np.concatenate([means, drawn]), np.float64)
         else:
-            centers = kmeans_plus_plus(rows, sample.weight, k, rng, means)
+            centers = kmeans_plus_plus(rows, weight, k, rng, means)
         order = np.concatenate([known, np.setdiff1d(np.arange(k), known)])
         centers = centers[np.argsort(order)]
         if self.init_method == "kmeans":
-            return lloyd(rows, sample.weight, centers)[1]
+            return lloyd(rows, weight, centers)[1]
         origin = centers.mean(axis=0)
         return assign(rows - origin, centers - origin)[0]
 
