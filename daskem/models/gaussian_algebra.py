@@ -81,6 +81,7 @@ def longest_axis(covariance: Covariance, one: Float, d: int) -> Float:
 
 
 def checked(name: str, value: Array, shape: tuple[int, ...]) -> Float:
+    """Return `value` as float64, or raise OptionError unless it is finite and of `shape`."""
     value = np.asarray(value, float)
     if value.shape != shape:
         raise OptionError(f"{name} has shape {value.shape}; it must be {shape}.")
@@ -137,6 +138,7 @@ def variances(covariance: Covariance, second: Float) -> Array:
 
 
 def identity_like(covariance: Covariance, matrices: Float) -> Float:
+    """Return unit covariances in the shape of `matrices`."""
     if covariance in ("full", "tied"):
         return np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
     return np.ones_like(matrices)

@@ -28,7 +28,20 @@ import numpy as np
 
 from daskem.core import Array, Chunk, Float
 
-__all__ = ["COMMON_RATIO", "FLOAT32_RATIO", "Kernel", "Moments", "ratios", "uses_features"]
+__all__ = [
+    "COMMON_RATIO",
+    "FLOAT32_RATIO",
+    "FLOAT32_TERMS",
+    "LOG_2PI",
+    "Kernel",
+    "Moments",
+    "log_det",
+    "n_statistics",
+    "pack",
+    "ratios",
+    "unpack",
+    "uses_features",
+]
 
 # Measured relative error of covariances about a common reference: 3e-13 at r = 32, 2e-12 at 64, 2e-11 at 256.
 COMMON_RATIO = 256.0

@@ -14,7 +14,7 @@ from daskem.errors import MissingCapabilityError, OptionError
 from daskem.models.initialization import assign, kmeans_plus_plus, lloyd
 from daskem.models.repair import RESEEDED, split_largest
 
-__all__ = ["Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows"]
+__all__ = ["Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
 
 Init = Literal["kmeans", "k-means++", "random", "random_from_data"]
 
