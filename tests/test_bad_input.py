@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from sklearn.exceptions import NotFittedError
+from threadpoolctl import threadpool_limits
 
 import daskem
 from daskem.core import Array
@@ -28,7 +29,7 @@ each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=E
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    with dask.config.set(scheduler="synchronous"):
+    with dask.config.set(scheduler="synchronous"), threadpool_limits(1):
         yield
 
 

@@ -22,6 +22,7 @@ import zarr
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from zarr.storage import LocalStore, WrapperStore
 
 import daskem
@@ -41,7 +42,7 @@ ROWWISE = {"mixture": ("predict", "predict_proba", "score_samples"), "k-means": 
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Many tiny steps gain nothing from threads; that those change no bit has a test of its own."""
-    with dask.config.set(scheduler="synchronous"):
+    with dask.config.set(scheduler="synchronous"), threadpool_limits(1):
         yield
 
 
@@ -86,7 +87,8 @@ json.dump(logs, sys.stdout)
 
 def test_scikit_learn_finds_nothing_to_complain_of():
     # Its checks of the array API are skipped unless scipy's support was switched on before scipy was imported.
-    environment = {**os.environ, "SCIPY_ARRAY_API": "1", "DASK_SCHEDULER": "synchronous"}
+    quick = {"DASK_SCHEDULER": "synchronous", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **quick, "SCIPY_ARRAY_API": "1"}
     root = Path(__file__).resolve().parents[1]
     run = subprocess.run(
         [sys.executable, "-c", CHECKS], env=environment, cwd=root, capture_output=True, text=True, check=False

