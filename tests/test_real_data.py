@@ -38,7 +38,7 @@ def test_the_published_fit_of_old_faithful_is_found():
 
 
 def test_the_published_fit_of_iris_is_found():
-    """Fraley & Raftery's mclust prints BIC -574.0178 for two unrestricted (VVV) components; its sign is the other way."""
+    """Fraley & Raftery's mclust prints BIC -574.0178 for two unrestricted (VVV) components, with the other sign."""
     X, species = load_iris(return_X_y=True)
     options = {"tol": 1e-9, "reg_covar": 0.0, "max_iter": 1000, "random_state": 0}
     mixture = daskem.GaussianMixture(2, **options).fit(X)
@@ -60,4 +60,4 @@ def test_cultivars_of_wine():
     options = {"covariance_type": "diag", "random_state": 0, "n_init": 3}
     mixture, reference = daskem.GaussianMixture(3, **options).fit(X), ReferenceMixture(3, **options).fit(X)
     assert adjusted_rand_score(cultivar, mixture.predict(X)) > 0.85
-    assert mixture.lower_bound_ == pytest.approx(reference.lower_bound_, abs=2e-2)
+    assert mixture.lower_bound_ >= reference.lower_bound_ - 2e-2
