@@ -86,6 +86,15 @@ class Scratch:
             kept = self._kept[name] = (owner, make())
         return kept[1]
 
+    def clear(self) -> None:
+        """Forget everything.
+
+        A chunk that owns what is kept here refers back to this scratch. Left to the collector of cycles, its rows, and
+        the whole read that they are a view of, would stay in memory long after the task.
+        """
+        self._buffers.clear()
+        self._kept.clear()
+
 
 @dataclass(frozen=True, eq=False)
 class Chunk:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import threading
 import tracemalloc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -306,6 +308,33 @@ def test_blas_gets_its_threads_back_after_an_error(rows, start, three_blas_threa
         with pytest.raises(ZeroDivisionError, match="wrong"):
             engine_of(Dataset(FakeSource(rows, 100)), model).expect(model, [start])
         assert blas_threads() == {3}
+
+
+@dataclass(frozen=True)
+class Keeper(Balls):
+    """A model that keeps what it computed of a chunk, as kernels do, and lets the chunk be watched."""
+
+    def e_step(self, params: Centers, chunk: Chunk) -> Expectation:
+        KEPT.append(weakref.ref(chunk.scratch.keep("row sums", chunk, lambda: chunk.rows.sum(axis=1))))
+        KEPT.append(weakref.ref(chunk))
+        return super().e_step(params, chunk)
+
+
+KEPT: list[weakref.ref] = []
+
+
+def test_a_task_lets_go_of_its_rows_when_it_ends(rows, start):
+    engine = engine_of(Dataset(FakeSource(rows, 100)), Keeper())
+    KEPT.clear()
+    gc.disable()
+    try:
+        with dask.config.set(scheduler="synchronous"):
+            engine.expect(Keeper(), [start])
+            engine.gather(lambda chunk: Keeper().e_step(start, chunk).weight)
+        assert len(KEPT) > 100
+        assert [ref for ref in KEPT if ref() is not None] == []
+    finally:
+        gc.enable()
 
 
 # Bad numbers

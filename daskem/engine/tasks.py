@@ -68,8 +68,12 @@ def expect_unit(data: Dataset, start: int, stop: int, index: int, task: ExpectTa
                 ),
             )
 
-    with one_blas_thread():
-        expectations = tree.reduce(_segments(block_expectations()))
+    try:
+        with one_blas_thread():
+            expectations = tree.reduce(_segments(block_expectations()))
+    finally:
+        for scratch in scratches:
+            scratch.clear()
     for expectation in expectations:
         _check_stats(data, task.model, expectation, start, stop)
     return Partial(expectations, counted, (index,))
@@ -93,11 +97,14 @@ def map_unit(data: Dataset, start: int, stop: int, block_rows: int, function: Ca
         If rows hold NaN or infinity: no function of rows is asked to make sense of them.
     """
     scratch, results = Scratch(), []
-    with one_blas_thread():
-        for chunk in blocks(data, start, stop, block_rows):
-            present = _present(chunk)
-            _check_rows(data, present)
-            results.append(function(replace(present, scratch=scratch)))
+    try:
+        with one_blas_thread():
+            for chunk in blocks(data, start, stop, block_rows):
+                present = _present(chunk)
+                _check_rows(data, present)
+                results.append(function(replace(present, scratch=scratch)))
+    finally:
+        scratch.clear()
     return results
 
 

@@ -1,0 +1,275 @@
+"""The same passes on a cluster of worker processes: same bits, nothing left behind, deaths survived."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import cloudpickle
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from dask.delayed import Delayed
+from distributed import Client, LocalCluster, get_task_stream
+from fakes import Balls, Centers, Deadly, FakeSource, Stranger, bits, clouds
+from zarr.storage import LocalStore
+
+from daskem import Chunk, MaxSteps, fit
+from daskem.data import Dataset, dataset, open_dataset, units
+from daskem.engine import start_engine
+from daskem.engine.executor import Executor
+from daskem.errors import NonFiniteError, PlanError
+from daskem.models import Gaussian, Mixture
+from daskem.predict import predict_rows, predict_to_store
+
+ROWS = clouds(4_000)
+START = Centers(np.full(3, 1 / 3), ROWS[:3])
+MODEL = Balls()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=":0", memory_limit="2GiB"
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with Client(cluster) as client:
+        client.wait_for_workers(2)
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch):
+    monkeypatch.setattr(units, "MIN_UNIT_BYTES", 1 << 12)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "x.zarr"
+    zarr.create_array(LocalStore(path), data=ROWS, chunks=(100, 4))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def expected() -> bytes:
+    """The bits of two steps, one task at a time in this process."""
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler="synchronous"):
+        patch.setattr(units, "MIN_UNIT_BYTES", 1 << 12)
+        return bits(fit(MODEL, Dataset(FakeSource(ROWS, 100)), params=START, stop=MaxSteps(2), cache="none").params)
+
+
+def two_steps(data, **options):
+    return fit(options.pop("model", MODEL), data, params=START, stop=MaxSteps(2), **{"cache": "none", **options})
+
+
+# Where work happens
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "auto"])
+def test_the_ambient_client_is_used_and_gives_the_same_bits(client, store, expected, cache):
+    with get_task_stream(client) as stream:
+        result = two_steps(store, model=Stranger(pid=os.getpid()), cache=cache)
+    assert bits(result.params) == expected
+    plan = result.plan
+    assert plan.cluster
+    assert (plan.processes, plan.slots) == (2, 1)
+    tasks = [record for record in stream.data if "expect_unit" in str(record["key"])]
+    assert len(tasks) == 2 * len(plan.units)
+    assert len({record["worker"] for record in tasks}) == 2
+    assert plan.cached_units == (0 if cache == "none" else len(plan.units))
+
+
+def test_bits_do_not_depend_on_the_number_of_workers(cluster, client, store, expected):
+    one = next(iter(client.scheduler_info(n_workers=-1)["workers"]))
+    with dask.annotate(workers=[one]), get_task_stream(client) as stream:
+        result = two_steps(store)
+    assert bits(result.params) == expected
+    assert {record["worker"] for record in stream.data} == {one}
+
+
+@pytest.mark.parametrize("chunks", [(100, 4), (100, 3), (1_000, 4)])
+def test_a_dask_array_is_computed_by_the_workers(client, expected, chunks):
+    rows = da.from_array(ROWS, chunks=chunks)
+    result = two_steps(rows, model=Stranger(pid=os.getpid()))
+    assert result.plan.cluster
+    if chunks[0] == 100:
+        assert bits(result.params) == expected
+    np.testing.assert_allclose(result.params.means, means_of(expected), rtol=1e-11)
+
+
+def means_of(raw: bytes) -> np.ndarray:
+    return np.frombuffer(raw)[3:].reshape(3, 4)
+
+
+def test_rows_of_this_process_stay_in_it(client):
+    with get_task_stream(client) as stream:
+        result = two_steps(ROWS)
+    assert not result.plan.cluster
+    assert stream.data == []
+
+
+def test_a_scheduler_that_is_asked_for_by_name_wins(client, store, expected):
+    with dask.config.set(scheduler="threads"), get_task_stream(client) as stream:
+        result = two_steps(store)
+    assert not result.plan.cluster
+    assert stream.data == []
+    assert bits(result.params) == expected
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_nothing_stays_on_the_cluster(client, store, cache):
+    two_steps(store, cache=cache)
+    gc.collect()
+    assert dict(client.futures) == {}
+    assert all(keys == () for keys in client.has_what().values())
+
+
+def test_nothing_is_persisted_or_scattered_unasked(client, store, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("not asked for")
+
+    for name in ("persist", "scatter"):
+        monkeypatch.setattr(client, name, forbidden)
+    monkeypatch.setattr(dask, "persist", forbidden)
+    assert two_steps(store).plan.cached_units == 0
+    with pytest.raises(AssertionError, match="not asked for"):
+        two_steps(store, cache="memory")
+
+
+def test_several_starts_share_passes_on_a_cluster(client, store, expected):
+    with get_task_stream(client) as stream:
+        result = fit(
+            MODEL,
+            store,
+            params=[START, Centers(START.weights, ROWS[5:8])],
+            stop=MaxSteps(2),
+            cache="none",
+        )
+    assert len([1 for record in stream.data if "expect_unit" in str(record["key"])]) == 2 * len(result.plan.units)
+    if result.objectives[0] == max(result.objectives):
+        assert bits(result.params) == expected
+
+
+# Deaths
+
+
+@pytest.mark.parametrize(("cache", "step"), [("none", 2), ("memory", 2)])
+def test_a_worker_that_dies_in_the_midst_changes_no_bit(client, store, expected, tmp_path, cache, step):
+    flag = tmp_path / "died"
+    before = set(client.run(os.getpid).values())
+    result = two_steps(store, model=Deadly(flag=str(flag), step=step, row=2_345), cache=cache)
+    assert flag.exists()
+    assert bits(result.params) == expected
+    client.wait_for_workers(2)
+    after = set(client.run(os.getpid).values())
+    assert len(before - after) == 1
+    assert len(after) == 2
+
+
+# Graphs
+
+
+def test_a_pass_over_ten_thousand_chunks_is_a_small_graph(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    array = zarr.create_array(
+        LocalStore(tmp_path / "many.zarr"), shape=(10_000 * 250, 64), chunks=(250, 64), dtype="f4"
+    )
+    data = open_dataset(array, allow_missing=True)
+    submitted: list[Delayed] = []
+    monkeypatch.setattr(Executor, "compute", lambda self, node, slots: submitted.append(node))
+    model = Mixture(Gaussian("diag"), 16)
+    params = model.init(gaussian_rows(), np.random.default_rng(0))
+    engine = start_engine(data, model, cache="none")
+    for n_starts in (1, 4):
+        submitted.clear()
+        with pytest.raises(AttributeError):
+            engine.expect(model, [params] * n_starts)
+        (node,) = submitted
+        graph = dict(node.__dask_graph__())
+        assert len(graph) <= engine.plan.tasks + 2
+        assert engine.plan.tasks < 100
+        assert len(cloudpickle.dumps(graph)) < 100_000 + len(cloudpickle.dumps([params] * n_starts))
+
+
+def gaussian_rows() -> Chunk:
+    return Chunk(np.random.default_rng(0).standard_normal((500, 64)))
+
+
+def test_parameters_are_one_node_of_the_graph(client, store, monkeypatch):
+    sent: list[Delayed] = []
+    compute = Executor.compute
+
+    def note(self, node, slots):
+        sent.append(node)
+        return compute(self, node, slots)
+
+    monkeypatch.setattr(Executor, "compute", note)
+    two_steps(store)
+    for node in sent:
+        graph = dict(node.__dask_graph__())
+        assert len([key for key in graph if str(key).startswith("daskem-ExpectTask")]) == 1
+        assert len([key for key in graph if str(key).startswith("daskem-Dataset")]) == 1
+
+
+# Errors, results
+
+
+def test_bad_rows_are_named_from_a_worker(client, tmp_path):
+    bad = ROWS.copy()
+    bad[1_234, 2] = np.nan
+    zarr.create_array(LocalStore(tmp_path / "bad.zarr"), data=bad, chunks=(100, 4))
+    for cache in ("none", "memory"):
+        with pytest.raises(NonFiniteError, match=r"bad.zarr, chunk \(12, 0\), rows 1234:1235 hold 1 row"):
+            two_steps(str(tmp_path / "bad.zarr"), cache=cache)
+    with pytest.raises(NonFiniteError, match=r"bad.zarr, chunk \(12, 0\), rows 1234:1235 hold 1 row"):
+        predict_rows(MODEL, START, open_dataset(tmp_path / "bad.zarr"), "labels", 3, lazy=False)
+
+
+@pytest.mark.parametrize("what", ["labels", "proba", "log_prob"])
+def test_results_of_workers_are_those_of_threads(client, store, what):
+    data = open_dataset(store)
+    lazy = predict_rows(MODEL, START, data, what, 3, lazy=True)
+    there = predict_rows(MODEL, START, data, what, 3, lazy=False)
+    with dask.config.set(scheduler="threads"):
+        here = predict_rows(MODEL, START, data, what, 3, lazy=False)
+    np.testing.assert_array_equal(there, here)
+    np.testing.assert_array_equal(lazy.compute(), here)
+
+
+def test_workers_write_results(client, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("daskem.predict.WRITE_BYTES", 1 << 13)
+    out = str(tmp_path / "out.zarr")
+    with get_task_stream(client) as stream:
+        predict_to_store(MODEL, START, open_dataset(store), out, ["labels", "proba"], 3)
+    assert len({record["worker"] for record in stream.data}) == 2
+    group = zarr.open_group(out, mode="r")
+    assert group.attrs["daskem:status"] == "complete"
+    assert group["labels"].nchunks > 4
+    with dask.config.set(scheduler="threads"):
+        for what in ("labels", "proba"):
+            np.testing.assert_array_equal(
+                group[what][:], predict_rows(MODEL, START, open_dataset(store), what, 3, lazy=False)
+            )
+
+
+def test_samples_drawn_by_workers_are_those_drawn_here(client, store, monkeypatch):
+    monkeypatch.setattr(dataset, "PIECE_BYTES", 1 << 11)
+    there = start_engine(open_dataset(store), MODEL, cache="none").sample(300, np.random.default_rng(1))
+    with dask.config.set(scheduler="threads"):
+        here = start_engine(open_dataset(store), MODEL, cache="none").sample(300, np.random.default_rng(1))
+    np.testing.assert_array_equal(there.rows, here.rows)
+
+
+def test_a_cluster_without_workers_is_refused(store):
+    with (
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0") as empty,
+        Client(empty),
+        pytest.raises(PlanError, match=r"has no workers\. Start some"),
+    ):
+        two_steps(store)

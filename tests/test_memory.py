@@ -1,0 +1,89 @@
+"""What a fit is measured to take is no more than its plan says, and no more than the limit it was given."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import LocalStore
+
+# Runs in a fresh interpreter, since the peak of a process never falls. Prints what was planned and what was measured.
+SCRIPT = """
+import json, resource, sys
+import dask
+import dask.array as da
+from daskem import KMeans, MaxSteps, fit
+from daskem.data import open_dataset
+from daskem.models import Gaussian, KMeans, Mixture
+from daskem.predict import score
+
+store, model, options = sys.argv[1], eval(sys.argv[2]), json.loads(sys.argv[3])
+dask.config.set(num_workers=2)
+lazy = options.pop("lazy", False)
+data = da.from_zarr(store, chunks=(1000, 64)) if lazy else store
+result = fit(model, data, stop=MaxSteps(2), seed=1, **options)
+peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({**result.plan.as_dict(), "measured": peak}))
+"""
+ROWS, FEATURES = 400_000, 64
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """100 MB of rows, in chunks of 8 MB without compression, and in shards of compressed chunks of 1 MB."""
+    folder = tmp_path_factory.mktemp("memory")
+    block = np.random.default_rng(0).standard_normal((8 * 4_096, FEATURES)).astype("f4")
+    layouts = {"plain": {"chunks": (32_768, FEATURES), "compressors": None}}
+    layouts["sharded"] = {"chunks": (4_096, FEATURES), "shards": (8 * 4_096, FEATURES)}
+    for name, layout in layouts.items():
+        array = zarr.create_array(LocalStore(folder / name), shape=(ROWS, FEATURES), dtype="f4", **layout)
+        for start in range(0, ROWS, len(block)):
+            array[start : start + len(block)] = block[: min(len(block), ROWS - start)] + start / ROWS
+    return folder
+
+
+def measure(store: object, model: str, **options: object) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(store), model, json.dumps(options)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    return json.loads(done.stdout)
+
+
+SHAPES = [
+    ("plain", "Mixture(Gaussian('full'), 8)", {"cache": "none"}),
+    ("plain", "Mixture(Gaussian('diag'), 64)", {"cache": "none"}),
+    ("sharded", "KMeans(16)", {"cache": "none"}),
+    ("plain", "KMeans(16)", {"cache": "memory"}),
+    ("plain", "KMeans(16)", {"cache": "none", "lazy": True}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("store", "model", "options"), SHAPES)
+def test_the_measured_peak_is_within_the_plan(stores, store, model, options):
+    figures = measure(stores / store, model, memory_limit="1GB", **options)
+    print(figures["measured"] / 1e6, figures["peak"] / 1e6, figures["base"] / 1e6)
+    assert figures["measured"] <= figures["peak"] <= figures["limit"]
+    if options["cache"] == "memory":
+        assert figures["cached_units"] == figures["units"]
+    else:
+        # A plan that reserved everything would be kept too; streaming must take little beside the rows.
+        assert figures["peak"] - figures["base"] < 3 * 4 * ROWS * FEATURES
+
+
+@pytest.mark.slow
+def test_a_cache_of_a_part_keeps_within_the_limit(stores):
+    free = measure(stores / "plain", "KMeans(16)", cache="none")
+    limit = free["peak"] + 50_000_000
+    figures = measure(stores / "plain", "KMeans(16)", cache="memory", memory_limit=limit)
+    assert 0 < figures["cached_units"] < figures["units"]
+    assert figures["measured"] <= limit
