@@ -35,7 +35,7 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
     if init_sample == "k-means||":
         sample = _oversample(engine, k, rng)
     else:
-        sample = distinct(engine.sample(_wanted_rows(engine, init_sample), rng))
+        sample = _distinct(engine.sample(_wanted_rows(engine, init_sample), rng))
     _check_distinct(engine.data, sample, k)
     family = getattr(model, "family", None)
     if isinstance(family, Gaussian) and family.covariance != "spherical":
@@ -45,7 +45,7 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
 
 def _wanted_rows(engine: Engine, init_sample: str | int) -> int:
     check_init_sample(init_sample)
-    return sample_rows(engine) if init_sample == "auto" else int(init_sample)
+    return _sample_rows(engine) if init_sample == "auto" else int(init_sample)
 
 
 def _check_distinct(data: Dataset, sample: Chunk, n_components: int) -> None:
@@ -91,7 +91,7 @@ def check_init_sample(init_sample: str | int) -> None:
         raise OptionError(f"init_sample={init_sample!r} is neither 'auto', 'k-means||' nor a positive number of rows.")
 
 
-def distinct(sample: Chunk) -> Chunk:
+def _distinct(sample: Chunk) -> Chunk:
     """Return the distinct rows (with labels) of a sample in a canonical order, weighted with their multiplicity.
 
     A start then depends neither on the order of rows nor on whether a row is repeated or weighted.
@@ -109,7 +109,7 @@ def distinct(sample: Chunk) -> Chunk:
     )
 
 
-def sample_rows(engine: Engine) -> int:
+def _sample_rows(engine: Engine) -> int:
     """Return how many rows a start is drawn from by default."""
     budget = min(SAMPLE_BYTES, engine.plan.limit // 32)
     return max(MIN_SAMPLE_ROWS, budget // (8 * engine.data.n_features))
@@ -139,7 +139,7 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator) -> Ch
     a row is drawn with probability l d^2(x, C) / phi, independently of all others. Their phi, the cost of all rows,
     takes a pass of its own in each round; here it is estimated from a uniform sample.
     """
-    sample = engine.sample(sample_rows(engine), rng)
+    sample = engine.sample(_sample_rows(engine), rng)
     centres = sample.rows[[int(rng.integers(len(sample)))]].astype(np.float64)
     for i in range(ROUNDS):
         phi = float(_cost(sample, centres)[0].sum()) * engine.data.n_rows / len(sample)
@@ -168,7 +168,7 @@ def mean_variance(data: Dataset, memory_limit: Any = None) -> float:
     Of all rows where there are no more than a sample holds, else of a sample drawn like that of a start.
     """
     engine = start_engine(data, None, cache="none", memory_limit=memory_limit)
-    sample = engine.sample(sample_rows(engine), np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 2, 0])))
+    sample = engine.sample(_sample_rows(engine), np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 2, 0])))
     if len(sample) == 0:
         return 0.0
     rows = sample.rows.astype(np.float64)
