@@ -16,7 +16,7 @@ from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
 from daskem.models import Gaussian
 
-__all__ = ["check_init_sample", "check_side_columns", "draw_start", "mean_variance"]
+__all__ = ["ROUNDS", "check_init_sample", "check_side_columns", "distinct", "draw_start", "mean_variance"]
 
 # Enough rows for a start (a fit corrects the rest), little enough to be read and clustered in about a second.
 SAMPLE_BYTES = 32 << 20
@@ -35,7 +35,7 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
     if init_sample == "k-means||":
         sample = _oversample(engine, k, rng)
     else:
-        sample = _distinct(engine.sample(_wanted_rows(engine, init_sample), rng))
+        sample = distinct(engine.sample(_wanted_rows(engine, init_sample), rng))
     _check_distinct(engine.data, sample, k)
     family = getattr(model, "family", None)
     if isinstance(family, Gaussian) and family.covariance != "spherical":
@@ -91,7 +91,7 @@ def check_init_sample(init_sample: str | int) -> None:
         raise OptionError(f"init_sample={init_sample!r} is neither 'auto', 'k-means||' nor a positive number of rows.")
 
 
-def _distinct(sample: Chunk) -> Chunk:
+def distinct(sample: Chunk) -> Chunk:
     """Return the distinct rows (with labels) of a sample in a canonical order, weighted with their multiplicity.
 
     A start then depends neither on the order of rows nor on whether a row is repeated or weighted.
