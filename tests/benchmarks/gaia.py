@@ -88,7 +88,7 @@ def commands(store: Path, memory_limit: str) -> str:
     return "\n".join(
         [
             f"daskem inspect {store}",
-            f"daskem plan {store} -k 8 {limit}",
+            f"daskem plan gaussian-mixture {store} -k 8 {limit}",
             f"daskem fit gaussian-mixture {store} -k 8 {limit} -o gaia.safetensors",
             f"daskem score gaia.safetensors {store} {limit}",
             f"daskem predict gaia.safetensors {store} {limit} -o {labels}",
