@@ -24,7 +24,7 @@ from daskem.engine import start_engine
 from daskem.errors import DaskEMWarning, DataError, MissingCapabilityError, NonFiniteError, OptionError
 from daskem.models import Gaussian, KMeans, Mixture
 from daskem.predict import RowFunction, evaluate, predict_rows, predict_to_store, score
-from daskem.starts import ROUNDS, distinct, draw_start
+from daskem.starts import ROUNDS, draw_start
 
 ROWS = clouds(1_500)
 MODEL = Balls()
@@ -308,13 +308,16 @@ def test_k_means_oversampling_far_from_the_origin():
     assert set(np.linalg.norm(sample.rows[:, None] - 1e9 - centres, axis=2).argmin(axis=1)) == set(range(6))
 
 
-def test_distinct_rows_count_as_often_as_they_occur():
-    rows = np.array([[2.0, 1.0], [1.0, 5.0], [2.0, 1.0], [2.0, 1.0]])
-    sample = distinct(Chunk(rows))
+def test_a_start_is_drawn_from_distinct_rows_that_count_as_often_as_they_occur():
+    def drawn(**columns: Any) -> Chunk:
+        rows = np.array([[2.0, 1.0], [1.0, 5.0], [2.0, 1.0], [2.0, 1.0]])
+        return draw_start(start_engine(stored(rows=rows, **columns), Balls(2), cache="none"), Balls(2), "auto")
+
+    sample = drawn()
     np.testing.assert_array_equal(sample.rows, [[1, 5], [2, 1]])
     np.testing.assert_array_equal(sample.weight, [1, 3])
     assert sample.labels is None
-    labelled = distinct(Chunk(rows, np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 1, 0, -1])))
+    labelled = drawn(weight=np.array([1.0, 2.0, 3.0, 4.0]), labels=np.array([0, 1, 0, -1]))
     np.testing.assert_array_equal(labelled.rows, [[1, 5], [2, 1], [2, 1]])
     np.testing.assert_array_equal(labelled.labels, [1, -1, 0])
     np.testing.assert_array_equal(labelled.weight, [2, 4, 4])
