@@ -24,6 +24,7 @@ from daskem.cli.options import ReportOptions, overwrite_option, report_options
 from daskem.core import Float, Params
 from daskem.data import open_dataset, open_source
 from daskem.data.generated import LABELS
+from daskem.engine.allocator import return_freed_memory
 from daskem.fit import FitResult
 from daskem.generate import Truth, check_new_file, generate_mixture
 from daskem.persist import load_model, save_model
@@ -33,8 +34,10 @@ from daskem.report.progress import duration, size
 __all__ = ["demo_command"]
 
 # A few seconds a pass on two cores, and several times more data than memory.
-ROWS, FEATURES, COMPONENTS = 4_000_000, 64, 6
-MEMORY = "500MB"
+ROWS, FEATURES, COMPONENTS = 6_000_000, 32, 5
+MEMORY = "400MB"
+# Chunks of 2 MB: readers hold a few of them, beside the 230 MB that Python and its packages take.
+CHUNK_ROWS = 16_384
 SEPARATION = 5.0
 # Labels compared at a time.
 COMPARED_ROWS = 1 << 20
@@ -81,6 +84,7 @@ class _Run:
                 sizes.features,
                 sizes.components,
                 separation=SEPARATION,
+                chunk_rows=CHUNK_ROWS,
                 seed=sizes.seed,
                 truth_path=self.path("truth.safetensors"),
                 overwrite=sizes.overwrite,
@@ -147,6 +151,8 @@ class _Run:
 @report_options
 def demo_command(directory: str | None, report: ReportOptions, **sizes: Any) -> None:
     """Show the whole path on data larger than its memory: generate, fit, save, label, score, compare with the truth."""
+    # Several jobs follow each other in this process, and each is planned from what is resident before it.
+    return_freed_memory()
     with tempfile.TemporaryDirectory(prefix="daskem-demo-") as temporary:
         place = Path(directory or temporary)
         place.mkdir(parents=True, exist_ok=True)
