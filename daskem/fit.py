@@ -14,7 +14,7 @@ import numpy as np
 from daskem.algorithms import AnyOf, BatchEM, Gain, MaxSteps, decrease, step_together
 from daskem.core import Algorithm, Event, Model, Params, State, StepInfo, StopRule
 from daskem.data import open_dataset
-from daskem.engine import DataProblem, Engine, Plan, start_engine
+from daskem.engine import DataProblem, Engine, Plan, one_blas_thread, start_engine
 from daskem.errors import DaskEMWarning, OptionError
 from daskem.starts import check_init_sample, check_side_columns, draw_start
 
@@ -134,12 +134,13 @@ def fit(
     check_init_sample(init_sample)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
+    check_side_columns(dataset, memory_limit, getattr(model, "n_components", None))
     engine = start_engine(dataset, model, seed=seed, members=n_starts, cache=cache, memory_limit=memory_limit)
-    check_side_columns(dataset, engine.plan.limit, getattr(model, "n_components", None))
-    if starts is None:
-        starts = _starts(model, engine, n_starts, init_sample)
-    algorithm = BatchEM() if algorithm is None else algorithm
-    runs = _run(algorithm, DataProblem(model, engine), starts, rules, tuple(callbacks))
+    # Also for this process's own arithmetic: M-steps are many small products, which BLAS threads only slow down.
+    with one_blas_thread():
+        starts = _starts(model, engine, n_starts, init_sample) if starts is None else starts
+        problem = DataProblem(model, engine)
+        runs = _run(algorithm or BatchEM(), problem, starts, rules, tuple(callbacks))
     best = max(runs, key=lambda run: run.trace[-1].objective)
     logger.info("%s after %d steps: %s", "converged" if best.converged else "stopped", len(best.trace), best.reason)
     return FitResult(

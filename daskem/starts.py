@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from daskem.core import Array, Chunk, Float
+from daskem.core import Array, Chunk, Float, Int
 from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
 from daskem.models import Gaussian
+from daskem.models.initialization import assign
 
-__all__ = ["ROUNDS", "check_init_sample", "check_side_columns", "distinct", "draw_start", "mean_variance"]
+__all__ = ["ROUNDS", "check_init_sample", "check_side_columns", "distinct", "draw_start"]
 
 # Enough rows for a start (a fit corrects the rest), little enough to be read and clustered in about a second.
 SAMPLE_BYTES = 32 << 20
@@ -97,8 +98,7 @@ def distinct(sample: Chunk) -> Chunk:
     A start then depends neither on the order of rows nor on whether a row is repeated or weighted.
     """
     n_features = sample.rows.shape[1]
-    labels = np.full(len(sample), -1) if sample.labels is None else sample.labels
-    keys = np.column_stack([sample.rows, labels]) if sample.labels is not None else sample.rows
+    keys = sample.rows if sample.labels is None else np.column_stack([sample.rows, sample.labels])
     rows, which = np.unique(keys, axis=0, return_inverse=True)
     weight = np.bincount(which.ravel(), sample.weight, len(rows)).astype(np.float64)
     return Chunk(
@@ -127,9 +127,8 @@ class _Nearest:
     def __call__(self, chunk: Chunk) -> tuple[Array, Float]:
         cost, nearest, weight = _cost(chunk, self.centres)
         uniform = Chunk(chunk.rows, start=chunk.start, seed=self.seed).uniform(self.round, 1)[:, 0]
-        return chunk.rows[uniform < self.rate * cost], np.bincount(nearest, weight, len(self.centres)).astype(
-            np.float64
-        )
+        counts = np.bincount(nearest, weight, len(self.centres)).astype(np.float64)
+        return chunk.rows[uniform < self.rate * cost], counts
 
 
 def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator) -> Chunk:
@@ -151,32 +150,15 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator) -> Ch
     return Chunk(centres[counts > 0], counts[counts > 0], seed=engine.seed)
 
 
-def _cost(chunk: Chunk, centres: Float) -> tuple[Float, Array, Float]:
+def _cost(chunk: Chunk, centres: Float) -> tuple[Float, Int, Float]:
     """Return each row's weighted squared distance to its nearest centre, that centre, and the row's weight."""
     # Relative to the first centre: coordinates far from zero would cancel in |x|^2 - 2 x c + |c|^2.
-    x, c = chunk.rows - centres[0], centres - centres[0]
-    square = (c * c).sum(axis=1) - 2.0 * (x @ c.T)
-    nearest = square.argmin(axis=1)
+    nearest, distance = assign(chunk.rows - centres[0], centres - centres[0])
     weight: Float = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
-    distance = np.maximum(square[np.arange(len(x)), nearest] + (x * x).sum(axis=1), 0.0)
-    return np.where(weight > 0, weight * distance, 0.0), np.asarray(nearest), weight
+    return np.where(weight > 0, weight * distance, 0.0), nearest, weight
 
 
-def mean_variance(data: Dataset, memory_limit: Any = None) -> float:
-    """Return the variance of a feature (weighted; data units squared), averaged over the features.
-
-    Of all rows where there are no more than a sample holds, else of a sample drawn like that of a start.
-    """
-    engine = start_engine(data, None, cache="none", memory_limit=memory_limit)
-    sample = engine.sample(_sample_rows(engine), np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 2, 0])))
-    if len(sample) == 0:
-        return 0.0
-    rows = sample.rows.astype(np.float64)
-    mean = np.average(rows, axis=0, weights=sample.weight)
-    return float(np.average((rows - mean) ** 2, axis=0, weights=sample.weight).mean())
-
-
-def check_side_columns(data: Dataset, memory_limit: int, n_components: int | None) -> None:
+def check_side_columns(data: Dataset, memory_limit: Any, n_components: int | None) -> None:
     """Check weights and labels before any work.
 
     Raises

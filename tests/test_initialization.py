@@ -5,7 +5,7 @@ import pytest
 from sklearn.cluster import KMeans as Peer
 
 from daskem.errors import OptionError
-from daskem.models.initialization import assign, kmeans_plus_plus, lloyd, oversample, squared_distances
+from daskem.models.initialization import assign, kmeans_plus_plus, lloyd, squared_distances
 
 
 def clusters(n=300, k=5, d=3, spread=0.1, seed=0):
@@ -82,18 +82,3 @@ def test_distances_and_assignment():
     labels, nearest = assign(rows, centers)
     np.testing.assert_array_equal(labels, exact.argmin(axis=1))
     np.testing.assert_allclose(nearest, exact.min(axis=1), atol=1e-12)
-
-
-def test_oversampling_draws_each_row_by_its_share_of_the_cost_whatever_the_blocks():
-    rows, _, _ = clusters(n=2000, spread=1.0)
-    centers = rows[:3] + 1e6
-    rows = rows + 1e6
-    exact = ((rows[:, None] - centers) ** 2).sum(axis=2).min(axis=1)
-    uniforms = np.random.default_rng(2).random(2000)
-    drawn, nearest = oversample(rows, centers, exact.sum(), 40.0, uniforms)
-    expected = uniforms < 40.0 * exact / exact.sum()
-    np.testing.assert_array_equal(drawn, rows[expected])
-    np.testing.assert_allclose(nearest, exact[expected], rtol=1e-6)
-    halves = [oversample(rows[s], centers, exact.sum(), 40.0, uniforms[s])[0] for s in (slice(700), slice(700, None))]
-    np.testing.assert_array_equal(np.concatenate(halves), drawn)
-    assert 20 < len(drawn) < 60

@@ -1,5 +1,6 @@
 """Where code runs: passes over the data as Dask tasks, planned before they begin."""
 
+from daskem.engine.blas import one_blas_thread
 from daskem.engine.passes import Engine, start_engine
 from daskem.engine.planner import CACHE_MODES, Plan, parse_bytes
 from daskem.engine.problem import DataProblem
@@ -12,6 +13,7 @@ __all__ = [
     "Plan",
     "eager_rows",
     "lazy_rows",
+    "one_blas_thread",
     "parse_bytes",
     "start_engine",
     "write_rows",

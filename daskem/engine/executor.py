@@ -45,8 +45,10 @@ class Executor:
         """Return the value of a delayed `node`, running at most `slots` tasks at once in a process."""
         if self.cluster:
             return node.compute()
+        # One task at a time needs no threads.
+        scheduler = self.scheduler if slots > 1 else "synchronous"
         with one_blas_thread():
-            return node.compute(scheduler=self.scheduler, num_workers=slots)
+            return node.compute(scheduler=scheduler, num_workers=slots)
 
     def keep(self, nodes: list[Any], slots: int) -> list[Any]:
         """Return `nodes` whose values stay where they were computed; a lost worker's are computed again."""

@@ -97,7 +97,7 @@ class Engine:
 
     def compute(self, node: Delayed) -> Any:
         """Return the value of a node."""
-        return self.executor.compute(node, self.plan.slots)
+        return self.executor.compute(node, min(self.plan.slots, len(self.plan.units)))
 
     def compute_all(self, nodes: Sequence[Delayed]) -> list[Any]:
         """Return the values of nodes."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +10,12 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, Transfor
 from sklearn.utils.validation import check_is_fitted
 
 from daskem.algorithms import Change, MaxSteps
-from daskem.core import Algorithm, StepInfo, StopRule
+from daskem.core import Algorithm, StopRule
 from daskem.data import Dataset
 from daskem.errors import DataError, OptionError
 from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_whole
 from daskem.models import KMeans as KMeansModel
 from daskem.predict import evaluate
-from daskem.starts import mean_variance
 
 __all__ = ["KMeans"]
 
@@ -105,7 +101,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
         self._check_options()
         data = self._dataset(X, sample_weight=sample_weight, reset=True)
         model = self._model(data)
-        stop: list[StopRule] = [_Shift(self.tol, data, self.memory_limit), MaxSteps(self.max_iter)]
+        stop: list[StopRule] = [Change(self.tol), MaxSteps(self.max_iter)]
         self.result_ = self._run_fit(model, data, stop, self.init)
         self.cluster_centers_ = self.result_.params.centers.astype(data.dtype)
         self.n_iter_ = self.result_.n_steps
@@ -155,23 +151,3 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
     @property
     def _n_features_out(self) -> int:
         return self.n_clusters
-
-
-@dataclass(frozen=True, eq=False)
-class _Shift:
-    """Stop when the squared shifts of the centers sum to at most `tol` times the mean variance of the features.
-
-    The variance is sought after the first step, when the data and all options have passed their checks.
-    """
-
-    tol: float
-    data: Dataset
-    memory_limit: Any
-    converged: ClassVar[bool] = True
-
-    def __call__(self, trace: Sequence[StepInfo]) -> str | None:
-        return self._change(trace)
-
-    @cached_property
-    def _change(self) -> Change:
-        return Change(self.tol * mean_variance(self.data, self.memory_limit) if self.tol else 0.0)

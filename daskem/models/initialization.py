@@ -7,7 +7,7 @@ import numpy as np
 from daskem.core import Array, Float, Int
 from daskem.errors import OptionError
 
-__all__ = ["assign", "kmeans_plus_plus", "lloyd", "oversample", "squared_distances", "unit_scaled"]
+__all__ = ["assign", "kmeans_plus_plus", "lloyd", "squared_distances", "unit_scaled"]
 
 # Rows at a time, so that distances to many centers stay small.
 BLOCK = 4096
@@ -124,30 +124,6 @@ def lloyd(
             break
     labels, cost = assign(u, moved)
     return moved / factor + origin, labels, float(cost @ weight) / factor**2
-
-
-def oversample(rows: Array, centers: Array, cost: float, ell: float, uniforms: Float) -> tuple[Array, Float]:
-    """Return rows drawn for k-means||, each independently with probability ell |x - nearest center|^2 / cost.
-
-    One pass of the caller over all data applies this to block after block and joins what it gets to the centers. The
-    rows come with their squared distances, so that the caller may keep the best if there are too many.
-
-    Parameters
-    ----------
-    rows : (n, d).
-    centers : (m, d) chosen so far.
-    cost : sum over all data of the squared distance to the nearest center.
-    ell : rows expected from a whole pass (twice the number of clusters is usual).
-    uniforms : (n,) uniform numbers that belong to the rows, so that the draw does not depend on blocks.
-
-    References
-    ----------
-    .. [1] Bahmani, Moseley, Vattani, Kumar & Vassilvitskii (2012), PVLDB 5(7), 622-633, Algorithm 2.
-    """
-    origin = np.asarray(centers, np.float64).mean(axis=0)
-    _, nearest = assign(np.asarray(rows - origin, np.float64), np.asarray(centers, np.float64) - origin)
-    drawn = uniforms * cost < ell * nearest
-    return rows[drawn], nearest[drawn]
 
 
 def _draw(mass: Float, size: int, rng: np.random.Generator) -> Int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -37,6 +38,7 @@ class KMeansParams:
     centers : (k, d), data units.
     shift : (d,) point that sums are taken about, the mean of the sample.
     scale : (1,) power of two that sums are taken in.
+    variance : (1,) variance of a feature, averaged over the features, data units squared, in the sample.
     spread : (1,) mean squared distance of a row to its center, scaled units, where the last E-step measured it.
     repaired : (k,) int8, zero or what the M-step did to the center (see `daskem.models.repair`).
     """
@@ -44,6 +46,7 @@ class KMeansParams:
     centers: Float
     shift: Float
     scale: Float
+    variance: Float
     spread: Float
     repaired: Array
 
@@ -105,7 +108,8 @@ class KMeans:
         # Within this range even single precision squares and sums safely.
         factor = factor if not 2.0**-16 <= factor <= 2.0**16 else 1.0
         centers = self._first_centers(sample, rng)
-        params = KMeansParams(centers, shift, np.array([factor]), np.zeros(1), np.zeros(len(centers), np.int8))
+        codes = np.zeros(len(centers), np.int8)
+        params = KMeansParams(centers, shift, np.array([factor]), _mean_variance(sample), np.zeros(1), codes)
         rows = Chunk(np.asarray(sample.rows, np.float64), sample.weight)
         inertia = sum(float(_sums(params, block).inertia.sum()) for block in _blocks(rows))
         return replace(params, spread=np.array([inertia / rows.total_weight]))
@@ -137,8 +141,13 @@ class KMeans:
         return replace(params, centers=centers, spread=spread, repaired=np.where(empty, code, 0).astype(np.int8))
 
     def distance(self, old: KMeansParams, new: KMeansParams) -> float:
-        """Return the sum of the squared shifts of the centers, which scikit-learn's `tol` is stated in."""
-        return float(((new.centers - old.centers) ** 2).sum())
+        """Return the sum of the squared shifts of the centers over the mean variance of the features.
+
+        This is the measure that scikit-learn's `tol` is stated in.
+        """
+        shifts = float(((new.centers - old.centers) ** 2).sum())
+        variance = float(old.variance[0])
+        return shifts / variance if variance > 0 else (math.inf if shifts else 0.0)
 
     def assign(self, params: KMeansParams, chunk: Chunk) -> Int:
         """Return the nearest center of each row (n,), or the known one."""
@@ -170,7 +179,7 @@ class KMeans:
         numbers = 2 * d + 2 + k
         # Its few calls a block still weigh as much as arithmetic that is over in 40 ns a row: longer blocks (measured).
         rows = block_rows(8 * numbers, dtype.itemsize / 8, longest=8192, budget=12 << 20)
-        return Footprint(rows, 8 * rows * (numbers + 8) + 32 * k * d, 8 * k * (d + 2), 8 * (k * d + d + 2) + k)
+        return Footprint(rows, 8 * rows * (numbers + 8) + 32 * k * d, 8 * k * (d + 2), 8 * (k * d + d + 3) + k)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:
         shape = (self.n_clusters, sample.rows.shape[1])
@@ -308,3 +317,9 @@ def _squared_residuals(block: _Block, chunk: Chunk, labels: Int) -> Float:
     np.subtract(block.u, difference, out=difference)
     squared = np.einsum("nd,nd->n", difference, difference, dtype=np.float64)
     return np.asarray(squared if chunk.weight is None else squared * chunk.weight)
+
+
+def _mean_variance(sample: Chunk) -> Float:
+    rows = np.asarray(sample.rows, np.float64)
+    about_mean = rows - np.average(rows, axis=0, weights=sample.weight)
+    return np.array([np.average(about_mean**2, axis=0, weights=sample.weight).mean()])
