@@ -25,7 +25,7 @@ from daskem.errors import OptionError
 from daskem.models import Gaussian, Mixture, MixtureParams
 from daskem.persist import save_model
 
-__all__ = ["Order", "SyntheticSource", "Truth", "generate_mixture", "make_truth"]
+__all__ = ["CHUNK_ROWS", "Order", "SyntheticSource", "Truth", "check_new_file", "generate_mixture", "make_truth"]
 
 Order = Literal["shuffled", "sorted"]
 DTYPES = ("float16", "float32", "float64")

@@ -28,7 +28,18 @@ from daskem.generate import check_new_file
 from daskem.persist import save_model
 from daskem.report.progress import PassProgress, duration, size
 
-__all__ = ["data_summary", "describe_data", "describe_fit", "fit_group", "plan_group", "run_fit"]
+__all__ = [
+    "data_summary",
+    "describe_data",
+    "describe_fit",
+    "fit_group",
+    "fit_kmeans",
+    "fit_mixture",
+    "plan_group",
+    "plan_kmeans",
+    "plan_mixture",
+    "run_fit",
+]
 
 Command = Callable[..., None]
 

@@ -121,6 +121,7 @@ class MixtureSpec(FitSpec):
     unit: ClassVar[str] = "nats per row"
 
     def model(self) -> models.Mixture:
+        """Return the mixture."""
         family = models.Gaussian(self.covariance, self.reg_covar, self.prior, self.on_collapse)
         return models.Mixture(family, self.n_components, self._init_method)
 
@@ -138,6 +139,7 @@ class KMeansSpec(FitSpec):
     unit: ClassVar[str] = "per row"
 
     def model(self) -> models.KMeans:
+        """Return the clusters."""
         return models.KMeans(self.n_components, self._init_method, on_collapse=self.on_collapse)
 
     @property

@@ -26,9 +26,9 @@ def steps_left(values: Sequence[float], tol: float) -> float | None:
     EM converges linearly, so that gains end up as a geometric sequence, whose ratio the last steps tell (Dempster,
     Laird & Rubin 1977, section 3). None where there are too few steps, or the last ones did not shrink.
     """
-    recent = [value for value in values if value > 0][-WINDOW:]
-    if recent and recent[-1] <= tol:
+    if values and abs(values[-1]) <= tol:
         return 0.0
+    recent = [value for value in values if value > 0][-WINDOW:]
     if len(recent) < 3 or recent[-1] >= recent[0] or tol <= 0:
         return None
     ratio = (recent[-1] / recent[0]) ** (1 / (len(recent) - 1))
