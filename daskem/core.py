@@ -283,12 +283,14 @@ class Footprint(NamedTuple):
     workspace : bytes of scratch that an E-step over one block needs.
     stats : bytes of one record of statistics.
     params : bytes of the parameters.
+    start : bytes that ``init`` takes for each row of its sample, beside the sample.
     """
 
     block_rows: int
     workspace: int
     stats: int
     params: int
+    start: int = 0
 
 
 # Optional capabilities of a model: one-method protocols, asked for by name where they are needed.

@@ -135,7 +135,15 @@ def fit(
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
     check_side_columns(dataset, memory_limit, getattr(model, "n_components", None))
-    engine = start_engine(dataset, model, seed=seed, members=n_starts, cache=cache, memory_limit=memory_limit)
+    engine = start_engine(
+        dataset,
+        model,
+        seed=seed,
+        members=n_starts,
+        sample_rows=None if isinstance(init_sample, str) else init_sample,
+        cache=cache,
+        memory_limit=memory_limit,
+    )
     # Also for this process's own arithmetic: M-steps are many small products, which BLAS threads only slow down.
     with one_blas_thread():
         starts = _starts(model, engine, n_starts, init_sample) if starts is None else starts

@@ -19,9 +19,6 @@ from daskem.models.initialization import assign
 
 __all__ = ["ROUNDS", "check_init_sample", "check_side_columns", "distinct", "draw_start"]
 
-# Enough rows for a start (a fit corrects the rest), little enough to be read and clustered in about a second.
-SAMPLE_BYTES = 32 << 20
-MIN_SAMPLE_ROWS = 1_000
 # Bahmani et al. (2012), section 5: five rounds with l = 2k bring the cost to that of k-means++.
 ROUNDS = 5
 OVERSAMPLING = 2
@@ -36,17 +33,12 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
     if init_sample == "k-means||":
         sample = _oversample(engine, k, rng)
     else:
-        sample = distinct(engine.sample(_wanted_rows(engine, init_sample), rng))
+        sample = distinct(engine.sample(engine.plan.sample_rows, rng))
     _check_distinct(engine.data, sample, k)
     family = getattr(model, "family", None)
     if isinstance(family, Gaussian) and family.covariance != "spherical":
         _warn_of_constants(engine.data, sample, family.reg_covar)
     return sample
-
-
-def _wanted_rows(engine: Engine, init_sample: str | int) -> int:
-    check_init_sample(init_sample)
-    return _sample_rows(engine) if init_sample == "auto" else int(init_sample)
 
 
 def _check_distinct(data: Dataset, sample: Chunk, n_components: int) -> None:
@@ -109,12 +101,6 @@ def distinct(sample: Chunk) -> Chunk:
     )
 
 
-def _sample_rows(engine: Engine) -> int:
-    """Return how many rows a start is drawn from by default."""
-    budget = min(SAMPLE_BYTES, engine.plan.limit // 32)
-    return max(MIN_SAMPLE_ROWS, budget // (8 * engine.data.n_features))
-
-
 @dataclass(frozen=True, eq=False)
 class _Nearest:
     """Per-block work of k-means||: rows drawn in proportion to their cost, and the weight nearest to each centre."""
@@ -138,7 +124,7 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator) -> Ch
     a row is drawn with probability l d^2(x, C) / phi, independently of all others. Their phi, the cost of all rows,
     takes a pass of its own in each round; here it is estimated from a uniform sample.
     """
-    sample = engine.sample(_sample_rows(engine), rng)
+    sample = engine.sample(engine.plan.sample_rows, rng)
     centres = sample.rows[[int(rng.integers(len(sample)))]].astype(np.float64)
     for i in range(ROUNDS):
         phi = float(_cost(sample, centres)[0].sum()) * engine.data.n_rows / len(sample)

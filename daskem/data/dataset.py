@@ -14,7 +14,7 @@ from dask.delayed import delayed
 from daskem.core import Array, Chunk
 from daskem.data.source import Source
 from daskem.data.sources import open_source
-from daskem.data.units import Unit, plan_units, walk
+from daskem.data.units import MAX_UNITS, Unit, plan_units, walk
 from daskem.errors import DataError
 
 __all__ = ["PIECE_BYTES", "Dataset", "Memory", "blocks", "is_array_like", "open_dataset", "pieces"]
@@ -76,7 +76,9 @@ class Dataset:
 
     def units(self) -> list[Unit]:
         """Plan the work units of a pass."""
-        return plan_units(self.n_rows, self.row_bytes, self.rows.unit_boundary)
+        # A Dask array's blocks are in memory for a whole unit, and are tasks by themselves: no fewer, larger units.
+        most = self.n_rows if self._is_bound else MAX_UNITS
+        return plan_units(self.n_rows, self.row_bytes, self.rows.unit_boundary, most)
 
     def piece_rows(self) -> int:
         """Return the rows of the longest read, chunks being as regular as the first one says."""
@@ -113,6 +115,10 @@ class Dataset:
         # What a task was handed in memory is not kept a second time just to name its chunks.
         stored = None if self.rows.in_process else self.rows
         return Dataset(Memory(self.rows.name, rows, start, stored), *loaded)
+
+    @property
+    def _is_bound(self) -> bool:
+        return self.bind(Unit(0, 0, 1)) is not self
 
     @property
     def _nominal_piece(self) -> int:

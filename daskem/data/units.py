@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Unit", "nominal_rows", "plan_units", "walk"]
+__all__ = ["MAX_UNITS", "Unit", "nominal_rows", "plan_units", "walk"]
 
 # A task costs the scheduler 2-4 ms, so that this many cost a pass a few seconds at most.
 MAX_UNITS = 2048
@@ -27,7 +27,7 @@ class Unit:
         return self.stop - self.start
 
 
-def nominal_rows(n_rows: int, row_bytes: int) -> int:
+def nominal_rows(n_rows: int, row_bytes: int, max_units: int = MAX_UNITS) -> int:
     """Return the rows of a work unit before it is fitted to the stored chunks: a power of two, by bytes alone.
 
     It depends on the size of the data and never on chunks or workers. Chunkings whose boundaries fall on its multiples
@@ -35,12 +35,12 @@ def nominal_rows(n_rows: int, row_bytes: int) -> int:
     """
     floor = max(1, MIN_UNIT_BYTES // max(row_bytes, 1))
     rows = 1 << (floor.bit_length() - 1)
-    while n_rows > rows * MANY_UNITS and (rows * row_bytes < 8 * MIN_UNIT_BYTES or n_rows > rows * MAX_UNITS):
+    while n_rows > rows * MANY_UNITS and (rows * row_bytes < 8 * MIN_UNIT_BYTES or n_rows > rows * max_units):
         rows *= 2
     return rows
 
 
-def plan_units(n_rows: int, row_bytes: int, boundary: Callable[[int], int]) -> list[Unit]:
+def plan_units(n_rows: int, row_bytes: int, boundary: Callable[[int], int], max_units: int = MAX_UNITS) -> list[Unit]:
     """Cut ``range(n_rows)`` into units of about `nominal_rows`, each ending at a boundary of the stored chunks.
 
     Parameters
@@ -48,8 +48,9 @@ def plan_units(n_rows: int, row_bytes: int, boundary: Callable[[int], int]) -> l
     n_rows : rows in the data set.
     row_bytes : bytes of a row as stored.
     boundary : the source's `unit_boundary`.
+    max_units : most units; larger ones are cut where the data have more bytes than so many ordinary units.
     """
-    rows = nominal_rows(n_rows, row_bytes)
+    rows = nominal_rows(n_rows, row_bytes, max_units)
     units: list[Unit] = []
     start = 0
     while start < n_rows:

@@ -126,14 +126,21 @@ class Engine:
 
 
 def start_engine(
-    data: Dataset, model: object, *, seed: int = 0, members: int = 1, cache: str = "auto", memory_limit: Any = None
+    data: Dataset,
+    model: object,
+    *,
+    seed: int = 0,
+    members: int = 1,
+    sample_rows: int | None = None,
+    cache: str = "auto",
+    memory_limit: Any = None,
 ) -> Engine:
     """Plan passes of `model` over `data` and return the engine that runs them.
 
     Parameters
     ----------
     members : parameter sets that will share each pass.
-    cache, memory_limit : see `daskem.engine.planner.make_plan`.
+    sample_rows, cache, memory_limit : see `daskem.engine.planner.make_plan`.
 
     Raises
     ------
@@ -141,7 +148,9 @@ def start_engine(
         If the work cannot fit into memory, or the cluster has no workers.
     """
     executor = find_executor(local=data.in_process)
-    plan = make_plan(data, model, executor, members=members, cache=cache, memory_limit=memory_limit)
+    plan = make_plan(
+        data, model, executor, members=members, sample_rows=sample_rows, cache=cache, memory_limit=memory_limit
+    )
     parts = _bind(data, plan.units)
     if plan.cached_units:
         logger.info(

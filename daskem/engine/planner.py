@@ -25,6 +25,12 @@ CACHE_SHARE = 0.7
 SLACK = 64 << 20
 # Records of statistics larger than this travel one by one rather than eight to a tree task.
 LARGE_STATS = 8 << 20
+# Rows that a start is made from: enough (a fit corrects the rest), and few enough to be read and clustered in a second
+# or two. It depends on the data alone, not on memory: a start should be the same on every machine.
+SAMPLE_BYTES = 16 << 20
+MIN_SAMPLE_ROWS, MAX_SAMPLE_ROWS = 1_000, 1 << 15
+# Copies of the sample that are there at a time while it is drawn and its distinct rows are found (measured).
+SAMPLE_COPIES = 4
 # Assumed of a model that does not tell its footprint.
 DEFAULT_BLOCK_BYTES = 1 << 20
 DEFAULT_WORKSPACE_BLOCKS = 8
@@ -49,6 +55,8 @@ class Plan:
     processes : processes that tasks run in.
     cluster : whether these are a cluster's workers; else tasks are threads of this process.
     reader, workspace, stats, params : bytes of each in a task.
+    sample_rows : rows that a start is made from.
+    start : bytes on the driver while it is made.
     base : resident bytes of a process before work.
     cache : bytes of decoded rows kept per process from pass to pass.
     cached_units : units that are kept.
@@ -71,6 +79,8 @@ class Plan:
     workspace: int
     stats: int
     params: int
+    sample_rows: int
+    start: int
     base: int
     cache: int
     cached_units: int
@@ -96,8 +106,9 @@ class Plan:
     @property
     def peak(self) -> int:
         """Resident bytes that a process may reach: this one where threads do the work, else the largest worker."""
-        local = 0 if self.cluster else self.driver
-        return self.base + self.slots * self.task + self.tree + self.cache + local + SLACK
+        running = self.slots * self.task + self.tree + (0 if self.cluster else self.driver)
+        starting = self.slots * self.reader + (0 if self.cluster else self.start)
+        return self.base + max(running, starting) + self.cache + SLACK
 
     def __str__(self) -> str:
         where = f"{self.processes} worker processes" if self.cluster else "threads of this process"
@@ -107,7 +118,10 @@ class Plan:
             ("where", f"{where}, {self.slots} tasks at once in each"),
             ("task", f"{_size(self.task)} ({self._parts()})"),
             ("cache", f"{_size(self.cache)} per process, {self.cached_units:,} of {len(self.units):,} units"),
-            ("driver", _size(self.driver)),
+            (
+                "driver",
+                f"{_size(self.driver)}, {_size(self.start)} to start from {self.sample_rows:,} rows",
+            ),
             ("peak", f"{_size(self.peak)} of {_size(self.limit)} per process ({_size(self.base)} before work)"),
         ]
         return "\n".join(f"{name:<7} {text}" for name, text in rows)
@@ -115,23 +129,31 @@ class Plan:
     def as_dict(self) -> dict[str, int]:
         """Return the figures as plain numbers, for JSON."""
         names = (
-            "n_rows n_features data block_rows tasks members slots processes reader workspace stats params base cache"
+            "n_rows n_features data block_rows tasks members slots processes reader workspace stats params "
+            "sample_rows start base cache cached_units limit task driver peak"
         )
-        figures = {name: int(getattr(self, name)) for name in (*names.split(), "cached_units", "limit")}
-        return figures | {"units": len(self.units), "task": self.task, "driver": self.driver, "peak": self.peak}
+        return {name: int(getattr(self, name)) for name in names.split()} | {"units": len(self.units)}
 
     def _parts(self) -> str:
         return f"reader {_size(self.reader)} + workspace {_size(self.workspace)} + statistics {_size(self.stats)}"
 
 
 def make_plan(
-    data: Dataset, model: object, executor: Executor, *, members: int = 1, cache: str = "auto", memory_limit: Any = None
+    data: Dataset,
+    model: object,
+    executor: Executor,
+    *,
+    members: int = 1,
+    sample_rows: int | None = None,
+    cache: str = "auto",
+    memory_limit: Any = None,
 ) -> Plan:
     """Plan a pass of `model` over `data`.
 
     Parameters
     ----------
     members : parameter sets that share each pass.
+    sample_rows : rows that a start is made from; by default as many as cost little.
     cache : ``"auto"`` keeps decoded rows where all of them fit, ``"memory"`` as many as fit, ``"none"`` none.
     memory_limit : bytes (or ``"2GB"``) that a process may reach; by default a share (0.6) of the machine's memory, or
         of the workers' own limits on a cluster.
@@ -146,6 +168,7 @@ def make_plan(
     limit = parse_bytes(memory_limit) if memory_limit is not None else int(SHARE * executor.memory)
     footprint = _footprint(data, model)
     units = tuple(data.units())
+    sample_rows = _sample_rows(data) if sample_rows is None else min(sample_rows, data.n_rows)
     arity = 2 if footprint.stats > LARGE_STATS else 8
     plan = Plan(
         n_rows=data.n_rows,
@@ -164,6 +187,8 @@ def make_plan(
         workspace=footprint.workspace,
         stats=footprint.stats,
         params=footprint.params,
+        sample_rows=sample_rows,
+        start=sample_rows * (SAMPLE_COPIES * 8 * data.n_features + footprint.start),
         base=executor.base if executor.cluster else psutil.Process().memory_info().rss,
         cache=0,
         cached_units=0,
@@ -203,7 +228,13 @@ def _footprint(data: Dataset, model: object) -> Footprint:
         return model.footprint(data.n_features, data.dtype)
     row = data.n_features * data.dtype.itemsize
     block_rows = 1 << max(0, min(4096, DEFAULT_BLOCK_BYTES // max(row, 1)).bit_length() - 1)
-    return Footprint(block_rows, DEFAULT_WORKSPACE_BLOCKS * block_rows * row, DEFAULT_STATS, DEFAULT_STATS)
+    workspace = DEFAULT_WORKSPACE_BLOCKS * block_rows * row
+    return Footprint(block_rows, workspace, DEFAULT_STATS, DEFAULT_STATS, DEFAULT_WORKSPACE_BLOCKS * row)
+
+
+def _sample_rows(data: Dataset) -> int:
+    rows = SAMPLE_BYTES // (8 * data.n_features)
+    return min(data.n_rows, max(MIN_SAMPLE_ROWS, min(MAX_SAMPLE_ROWS, rows)))
 
 
 def _fit_slots(plan: Plan) -> Plan:
@@ -234,11 +265,15 @@ def _with_cache(plan: Plan, data: Dataset, cache: str) -> Plan:
 
 def _too_large(plan: Plan) -> str:
     biggest = max(
-        (plan.reader, "reader"), (plan.members * plan.workspace, "workspace"), (plan.members * plan.stats, "stats")
+        (plan.reader, "reader"),
+        (plan.members * plan.workspace, "workspace"),
+        (plan.members * plan.stats, "stats"),
+        (plan.start, "start"),
     )
     remedy = {
         "reader": "Rechunk the store to fewer rows per chunk, or select fewer columns",
         "workspace": "Use fewer components or features, or a simpler covariance",
+        "start": "Use fewer components, or give explicit starting values on a machine with more memory",
         "stats": "Use fewer components or features, or a simpler covariance ('diag', 'tied')",
     }[biggest[1]]
     return (

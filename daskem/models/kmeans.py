@@ -179,7 +179,7 @@ class KMeans:
         numbers = 2 * d + 2 + k
         # Its few calls a block still weigh as much as arithmetic that is over in 40 ns a row: longer blocks (measured).
         rows = block_rows(8 * numbers, dtype.itemsize / 8, longest=8192, budget=12 << 20)
-        return Footprint(rows, 8 * rows * (numbers + 8) + 32 * k * d, 8 * k * (d + 2), 8 * (k * d + d + 3) + k)
+        return Footprint(rows, 8 * rows * (numbers + 8) + 32 * k * d, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:
         shape = (self.n_clusters, sample.rows.shape[1])

@@ -189,7 +189,7 @@ class Mixture:
         rows = block_rows(8 * (numbers + k), dtype.itemsize / 8)
         # Single precision rows may need double precision arithmetic; log densities have three small row vectors beside.
         workspace = 8 * rows * (numbers + 2 * k + 8) + 3 * params
-        return Footprint(rows, workspace, stats + 8 * k, params + 8 * k)
+        return Footprint(rows, workspace, stats + 8 * k, params + 8 * k, 16 * (d + k))
 
     def _joint(self, params: MixtureParams, chunk: Chunk) -> Array:
         """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
