@@ -7,7 +7,8 @@ Statistics are added (batch EM), blended (stepwise EM) and subtracted (increment
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,7 +61,7 @@ def add(a: T, b: T) -> T:
 
 def accumulate(total: T, part: T) -> T:
     """Return ``total + part``, reusing the arrays of `total`, which the caller must own."""
-    return map_leaves(lambda x, y: np.add(x, y, out=x) if isinstance(x, np.ndarray) and x.ndim else x + y, total, part)
+    return _accumulate(total, part)  # type: ignore[no-any-return]
 
 
 def sub(a: T, b: T) -> T:
@@ -123,6 +124,27 @@ def max_change(old: Any, new: Any) -> float:
         if a.size:
             change = max(change, float(np.abs(b - a).max()) / max(float(np.abs(a).max()), 1e-300))
     return change
+
+
+def _accumulate(total: Any, part: Any) -> Any:
+    # This runs once a block, so that records of one type are walked without the checks (and the names for their errors)
+    # of `map_leaves`, which anything else is left to.
+    kind: Any = type(total)
+    if kind is type(part):
+        if kind is float:
+            return total + part
+        if kind is np.ndarray and total.ndim and total.shape == part.shape:
+            return np.add(total, part, out=total)
+        if kind is tuple and len(total) == len(part):
+            return tuple(map(_accumulate, total, part))
+        if names := _field_names(kind):
+            return kind(*[_accumulate(getattr(total, name), getattr(part, name)) for name in names])
+    return map_leaves(lambda x, y: np.add(x, y, out=x) if isinstance(x, np.ndarray) and x.ndim else x + y, total, part)
+
+
+@functools.cache
+def _field_names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
 
 
 def _children(tree: Any, path: str) -> list[tuple[str, Any]]:

@@ -157,7 +157,7 @@ def test_rows_that_are_lost_end_the_pass(rows, start):
 
 def test_a_unit_that_is_counted_twice_ends_the_pass(rows, start, monkeypatch):
     engine = engine_of(Dataset(FakeSource(rows, 100)))
-    monkeypatch.setattr(passes, "combine", lambda partials: combine([*partials, partials[-1]]))
+    monkeypatch.setattr(passes, "combine", lambda *partials: combine(*partials, partials[-1]))
     with pytest.raises(ContractError, match="Its sums are wrong and were discarded"):
         engine.expect(MODEL, [start])
 

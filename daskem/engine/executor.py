@@ -30,6 +30,7 @@ class Executor:
     slots : tasks that run at once in each.
     memory : bytes that the smallest process may use.
     base : resident bytes of a process before work.
+    spare : tasks beyond `slots` that keep cores busy while others wait for a disk; none where the user set their number.
     cluster : whether a Dask cluster does the work.
     scheduler : name of the local scheduler, where there is no cluster.
     """
@@ -38,6 +39,7 @@ class Executor:
     slots: int
     memory: int
     base: int = 0
+    spare: int = 0
     cluster: bool = False
     scheduler: str = "threads"
 
@@ -72,7 +74,10 @@ def find_executor(*, local: bool = False) -> Executor:
             pass
     if scheduler in ("sync", "synchronous", "single-threaded"):
         return Executor(1, 1, MEMORY_LIMIT, scheduler="synchronous")
-    return Executor(1, int(dask.config.get("num_workers", None) or CPU_COUNT), MEMORY_LIMIT)
+    threads = dask.config.get("num_workers", None)
+    if threads:
+        return Executor(1, int(threads), MEMORY_LIMIT)
+    return Executor(1, CPU_COUNT, MEMORY_LIMIT, spare=1 if CPU_COUNT > 1 else 0)
 
 
 def _cluster(client: Any) -> Executor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -176,14 +177,19 @@ def _node(value: Any) -> Delayed:
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Delayed:
-    node: Delayed = delayed(function, pure=False)(*args, dask_key_name=f"{function.__name__}-{uuid4().hex}")
+    node: Delayed = _delayed(function)(*args, dask_key_name=f"{function.__name__}-{uuid4().hex}")
     return node
+
+
+@cache
+def _delayed(function: Callable[..., Any]) -> Any:
+    return delayed(function, pure=False)
 
 
 def _add_up(nodes: list[Delayed], arity: int) -> Delayed:
     """Build the reduction tree: its shape depends on positions alone, so that sums do not depend on arrival."""
     while len(nodes) > 1:
-        nodes = [_call(combine, nodes[i : i + arity]) for i in range(0, len(nodes), arity)]
+        nodes = [_call(combine, *nodes[i : i + arity]) for i in range(0, len(nodes), arity)]
     return nodes[0]
 
 

@@ -180,7 +180,7 @@ def make_plan(
         arity=arity,
         tasks=count_tasks(len(units), arity),
         members=members,
-        slots=executor.slots,
+        slots=executor.slots + (0 if data.in_process else executor.spare),
         processes=executor.processes,
         cluster=executor.cluster,
         reader=data.read_bytes(units),

@@ -79,7 +79,7 @@ def expect_unit(data: Dataset, start: int, stop: int, index: int, task: ExpectTa
     return Partial(expectations, counted, (index,))
 
 
-def combine(partials: list[Partial]) -> Partial:
+def combine(*partials: Partial) -> Partial:
     """Add the partials of consecutive units."""
     return Partial(
         tree.reduce(partial.expectations for partial in partials),
