@@ -12,6 +12,8 @@ from daskem.estimators import KMeans as KMeans
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BatchEM",
     "Change",

@@ -76,7 +76,8 @@ def predict_rows(
     width : k, the columns of ``"proba"`` and ``"transform"``.
     lazy : return a Dask array, computed when and where the caller wishes, instead of a numpy array.
     """
-    engine = start_engine(data, model, cache="none", memory_limit=memory_limit)
+    results = 16 * _width(what, width) * max(map(len, data.units()))
+    engine = start_engine(data, model, results=results, cache="none", memory_limit=memory_limit)
     function = RowFunction(model, params, what)
     if not lazy:
         return eager_rows(engine, function)
@@ -118,9 +119,11 @@ def predict_to_store(
     unknown = [name for name in what if name not in RESULTS]
     if unknown or not what:
         raise OptionError(f"cannot write {unknown or 'nothing'}: choose from {', '.join(RESULTS)}.")
-    engine = start_engine(data, model, cache="none", memory_limit=memory_limit)
-    arrays = {name: ((width,) if name in ("proba", "transform") else (), _dtype(name)) for name in what}
+    row_bytes = sum(8 * _width(name, width) for name in what)
     rows = _write_rows_of(data, width)
+    # A write unit's results are there twice: block by block, and joined to be written.
+    engine = start_engine(data, model, results=2 * rows * row_bytes, cache="none", memory_limit=memory_limit)
+    arrays = {name: ((width,) if name in ("proba", "transform") else (), _dtype(name)) for name in what}
     output = create_output(url, arrays, data.n_rows, rows, overwrite=overwrite, attributes=attributes)
     write_rows(engine, _Several(tuple(RowFunction(model, params, name) for name in what)), output)
     return engine
@@ -131,6 +134,10 @@ def _write_rows_of(data: Dataset, width: int) -> int:
     first: int = max(1, data.rows.piece_boundary(1))
     row_bytes = max(8 * width, data.row_bytes)
     return min(data.n_rows, first * max(1, WRITE_BYTES // (first * row_bytes)))
+
+
+def _width(name: str, width: int) -> int:
+    return width if name in ("proba", "transform") else 1
 
 
 def _dtype(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -137,13 +137,13 @@ def _accumulate(total: Any, part: Any) -> Any:
             return np.add(total, part, out=total)
         if kind is tuple and len(total) == len(part):
             return tuple(map(_accumulate, total, part))
-        if names := _field_names(kind):
+        if names := _field_names(kind):  # type: ignore[arg-type]  # a class is hashable
             return kind(*[_accumulate(getattr(total, name), getattr(part, name)) for name in names])
     return map_leaves(lambda x, y: np.add(x, y, out=x) if isinstance(x, np.ndarray) and x.ndim else x + y, total, part)
 
 
 @functools.cache
-def _field_names(kind: Hashable) -> tuple[str, ...]:
+def _field_names(kind: type) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
 
 

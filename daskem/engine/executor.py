@@ -30,7 +30,7 @@ class Executor:
     slots : tasks that run at once in each.
     memory : bytes that the smallest process may use.
     base : resident bytes of a process before work.
-    spare : tasks beyond `slots` that keep cores busy while others wait for a disk; none where the user set their number.
+    spare : tasks beyond `slots` that keep cores busy while others wait for a disk; none where the user set `slots`.
     cluster : whether a Dask cluster does the work.
     scheduler : name of the local scheduler, where there is no cluster.
     """

@@ -64,24 +64,25 @@ class Engine:
         _check_complete(total, chosen)
         return list(total.expectations)
 
-    def map_runs(
-        self, function: Callable[[Chunk], Any], runs: Sequence[tuple[int, int]] | None = None
-    ) -> list[Delayed]:
-        """Return one delayed list per run of rows (unit, by default): `function` of each of its blocks."""
+    def map_units(self, function: Callable[[Chunk], Any]) -> list[Delayed]:
+        """Return one delayed list per unit: `function` of each of its blocks."""
         node = _node(function)
-        if runs is None:
-            units, parts = list(self.plan.units), list(self.parts)
-        else:
-            units = [Unit(i, start, stop) for i, (start, stop) in enumerate(runs)]
-            parts = _bind(self.data, units)
         return [
-            _call(map_unit, part, unit.start, unit.stop, self.plan.block_rows, node)
-            for part, unit in zip(parts, units, strict=True)
+            _call(map_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, node) for u in self.plan.units
+        ]
+
+    def call_runs(self, task: Callable[..., Any], runs: Sequence[tuple[int, int]], *args: Any) -> list[Delayed]:
+        """Return one delayed call per run of rows: ``task(data, start, stop, block_rows, *args)``."""
+        nodes = [_node(arg) for arg in args]
+        parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop) in enumerate(runs)])
+        return [
+            _call(task, part, start, stop, self.plan.block_rows, *nodes)
+            for part, (start, stop) in zip(parts, runs, strict=True)
         ]
 
     def gather(self, function: Callable[[Chunk], Any]) -> list[Any]:
         """Return `function` of every block, in row order. For results that are small beside the rows."""
-        return [result for unit in self.compute_all(self.map_runs(function)) for result in unit]
+        return [result for unit in self.compute_all(self.map_units(function)) for result in unit]
 
     def sample(self, rows: int, rng: np.random.Generator) -> Chunk:
         """Return about `rows` rows with their weights and labels, without those of weight zero.
@@ -133,6 +134,7 @@ def start_engine(
     seed: int = 0,
     members: int = 1,
     sample_rows: int | None = None,
+    results: int = 0,
     cache: str = "auto",
     memory_limit: Any = None,
 ) -> Engine:
@@ -141,7 +143,7 @@ def start_engine(
     Parameters
     ----------
     members : parameter sets that will share each pass.
-    sample_rows, cache, memory_limit : see `daskem.engine.planner.make_plan`.
+    sample_rows, results, cache, memory_limit : see `daskem.engine.planner.make_plan`.
 
     Raises
     ------
@@ -150,7 +152,14 @@ def start_engine(
     """
     executor = find_executor(local=data.in_process)
     plan = make_plan(
-        data, model, executor, members=members, sample_rows=sample_rows, cache=cache, memory_limit=memory_limit
+        data,
+        model,
+        executor,
+        members=members,
+        sample_rows=sample_rows,
+        results=results,
+        cache=cache,
+        memory_limit=memory_limit,
     )
     parts = _bind(data, plan.units)
     if plan.cached_units:

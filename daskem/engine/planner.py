@@ -55,6 +55,7 @@ class Plan:
     processes : processes that tasks run in.
     cluster : whether these are a cluster's workers; else tasks are threads of this process.
     reader, workspace, stats, params : bytes of each in a task.
+    results : bytes of results for rows that a task holds until it ends; none in an E-step.
     sample_rows : rows that a start is made from.
     start : bytes on the driver while it is made.
     base : resident bytes of a process before work.
@@ -79,6 +80,7 @@ class Plan:
     workspace: int
     stats: int
     params: int
+    results: int
     sample_rows: int
     start: int
     base: int
@@ -90,7 +92,7 @@ class Plan:
     def task(self) -> int:
         """Bytes of one running task: reading, workspace, and the statistics of a segment and of a block."""
         levels = 2 + math.ceil(math.log2(max(1, max(map(len, self.units)) / self.segment_rows)))
-        return self.reader + self.members * (self.workspace + levels * self.stats + 2 * self.params)
+        return self.reader + self.results + self.members * (self.workspace + levels * self.stats + 2 * self.params)
 
     @property
     def tree(self) -> int:
@@ -129,7 +131,7 @@ class Plan:
     def as_dict(self) -> dict[str, int]:
         """Return the figures as plain numbers, for JSON."""
         names = (
-            "n_rows n_features data block_rows tasks members slots processes reader workspace stats params "
+            "n_rows n_features data block_rows tasks members slots processes reader workspace stats params results "
             "sample_rows start base cache cached_units limit task driver peak"
         )
         return {name: int(getattr(self, name)) for name in names.split()} | {"units": len(self.units)}
@@ -145,6 +147,7 @@ def make_plan(
     *,
     members: int = 1,
     sample_rows: int | None = None,
+    results: int = 0,
     cache: str = "auto",
     memory_limit: Any = None,
 ) -> Plan:
@@ -154,6 +157,7 @@ def make_plan(
     ----------
     members : parameter sets that share each pass.
     sample_rows : rows that a start is made from; by default as many as cost little.
+    results : bytes of results for rows that a task holds until it ends.
     cache : ``"auto"`` keeps decoded rows where all of them fit, ``"memory"`` as many as fit, ``"none"`` none.
     memory_limit : bytes (or ``"2GB"``) that a process may reach; by default a share (0.6) of the machine's memory, or
         of the workers' own limits on a cluster.
@@ -187,6 +191,7 @@ def make_plan(
         workspace=footprint.workspace,
         stats=footprint.stats,
         params=footprint.params,
+        results=results,
         sample_rows=sample_rows,
         start=sample_rows * (SAMPLE_COPIES * 8 * data.n_features + footprint.start),
         base=executor.base if executor.cluster else psutil.Process().memory_info().rss,

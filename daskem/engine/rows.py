@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -11,11 +10,13 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from daskem.core import Array, Chunk
+from daskem.data.dataset import Dataset
 from daskem.data.units import walk
 from daskem.data.writers import Output
 from daskem.engine.passes import Engine
+from daskem.engine.tasks import map_unit
 
-__all__ = ["eager_rows", "lazy_rows", "write_rows"]
+__all__ = ["eager_rows", "lazy_rows", "write_rows", "write_unit"]
 
 
 def eager_rows(engine: Engine, function: Callable[[Chunk], Array]) -> Array:
@@ -33,7 +34,7 @@ def lazy_rows(
     shape : shape of one row's result: () or (k,).
     """
     units = engine.plan.units
-    nodes = [delayed(np.concatenate, pure=False)(run) for run in engine.map_runs(function)]
+    nodes = [delayed(np.concatenate, pure=False)(run) for run in engine.map_units(function)]
     arrays = [
         da.from_delayed(node, (len(unit), *shape), dtype=np.dtype(dtype))
         for node, unit in zip(nodes, units, strict=True)
@@ -42,21 +43,26 @@ def lazy_rows(
 
 
 def write_rows(engine: Engine, function: Callable[[Chunk], Mapping[str, Array]], output: Output) -> None:
-    """Write `function` of all blocks to `output`, one task a write unit, and mark it complete.
+    """Write `function` of all blocks to `output`, and mark it complete.
 
-    A task that is run twice writes the same bytes to the same chunks; the mark comes last.
+    A task writes whole chunks of the output, one after the other, as many as make a work unit. One that is run twice
+    writes the same bytes to the same chunks; the mark comes last.
     """
-    runs = list(walk(0, engine.plan.n_rows, output.chunk_rows))
-    node = delayed(output, traverse=False)
-    written = [
-        delayed(_write, pure=False)(node, start, results)
-        for (start, _), results in zip(runs, engine.map_runs(function, runs), strict=True)
-    ]
-    engine.compute_all(written)
+    step = output.chunk_rows * max(1, engine.plan.segment_rows // output.chunk_rows)
+    engine.compute_all(engine.call_runs(write_unit, list(walk(0, engine.plan.n_rows, step)), output, function))
     output.finish()
 
 
-def _write(output: Output, start: int, blocks: list[Mapping[str, Any]]) -> int:
-    rows = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    output.write(start, rows)
-    return start
+def write_unit(
+    data: Dataset,
+    start: int,
+    stop: int,
+    block_rows: int,
+    output: Output,
+    function: Callable[[Chunk], Mapping[str, Array]],
+) -> int:
+    """Write `function` of rows ``start:stop`` chunk by chunk, so that one chunk's results are held at a time."""
+    for first, last in walk(start, stop, output.chunk_rows):
+        results = map_unit(data, first, last, block_rows, function)
+        output.write(first, {name: np.concatenate([block[name] for block in results]) for name in results[0]})
+    return stop - start

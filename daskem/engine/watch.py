@@ -8,12 +8,13 @@ from typing import Any
 
 from dask.callbacks import Callback
 
+from daskem.engine.rows import write_unit
 from daskem.engine.tasks import expect_unit, map_unit
 
 __all__ = ["watch_units"]
 
 # Tasks are named after the functions they call.
-NAMES = (f"{expect_unit.__name__}-", f"{map_unit.__name__}-")
+NAMES = tuple(f"{task.__name__}-" for task in (expect_unit, map_unit, write_unit))
 
 
 @contextmanager
