@@ -51,7 +51,7 @@ def test_the_command_line_example_runs(tmp_path, monkeypatch):
         outputs.append(result.output)
     assert (tmp_path / "model.safetensors").is_file()
     assert (tmp_path / "labels.zarr" / "proba").is_dir()
-    assert "nats per row" in outputs[-1]
+    assert "log prob per row" in outputs[-1]
 
 
 def test_ci_runs_the_readmes_test_command():
