@@ -109,7 +109,11 @@ class Plan:
     def peak(self) -> int:
         """Resident bytes that a process may reach: this one where threads do the work, else the largest worker."""
         running = self.slots * self.task + self.tree + (0 if self.cluster else self.driver)
-        starting = self.slots * self.reader + (0 if self.cluster else self.start)
+        # A sample is read first; what is made of it comes when the readers are gone.
+        sample = 8 * self.sample_rows * self.n_features
+        starting = (
+            self.slots * self.reader + sample if self.cluster else max(self.slots * self.reader + sample, self.start)
+        )
         return self.base + max(running, starting) + self.cache + SLACK
 
     def __str__(self) -> str:
