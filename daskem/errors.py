@@ -7,6 +7,7 @@ __all__ = [
     "DaskEMError",
     "DaskEMWarning",
     "DataError",
+    "DataTypeError",
     "DegenerateComponentError",
     "FileFormatError",
     "MissingCapabilityError",
@@ -26,6 +27,10 @@ class OptionError(DaskEMError, ValueError):
 
 class DataError(DaskEMError, ValueError):
     """The data cannot be used: wrong shape, type, length, or something is missing from the store."""
+
+
+class DataTypeError(DataError, TypeError):
+    """The data are of a kind that cannot be used: sparse, masked, or objects that are not numbers."""
 
 
 class NonFiniteError(DataError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from daskem.algorithms import AnyOf, BatchEM, Gain, MaxSteps, decrease, step_together
+from daskem.algorithms import AnyOf, BatchEM, Gain, MaxSteps, decrease, rounding_of, step_together
 from daskem.core import Algorithm, Event, Model, Params, State, StepInfo, StopRule
 from daskem.data import open_dataset
 from daskem.engine import DataProblem, Engine, Plan, one_blas_thread, start_engine
@@ -181,8 +181,7 @@ def _run(
     callbacks: tuple[Callback, ...],
 ) -> list[_Run]:
     runs = [_Run(algorithm.init(problem, params)) for params in starts]
-    # Rounding is of the type computed in: float32 blocks shift an objective by more than float64 ones.
-    rounding = 1e-10 if problem.engine.data.dtype == np.float64 else 1e-6
+    rounding = rounding_of(problem.engine.data.dtype)
     while active := [i for i, run in enumerate(runs) if run.reason is None]:
         stepped = step_together(algorithm, problem, [runs[i].state for i in active])
         for i, (state, info) in zip(active, stepped, strict=True):

@@ -2,6 +2,17 @@
 
 from daskem.algorithms.batch import BatchEM, BatchState
 from daskem.algorithms.lockstep import step_together
-from daskem.algorithms.stopping import AnyOf, Change, Gain, MaxSeconds, MaxSteps, decrease
+from daskem.algorithms.stopping import AnyOf, Change, Gain, MaxSeconds, MaxSteps, decrease, rounding_of
 
-__all__ = ["AnyOf", "BatchEM", "BatchState", "Change", "Gain", "MaxSeconds", "MaxSteps", "decrease", "step_together"]
+__all__ = [
+    "AnyOf",
+    "BatchEM",
+    "BatchState",
+    "Change",
+    "Gain",
+    "MaxSeconds",
+    "MaxSteps",
+    "decrease",
+    "rounding_of",
+    "step_together",
+]

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from daskem import models
-from daskem.algorithms import Change, Gain, MaxSeconds, MaxSteps
+from daskem.algorithms import Change, Gain, MaxSeconds, MaxSteps, rounding_of
 from daskem.cli.app import columns_of
 from daskem.cli.options import as_one
 from daskem.core import Algorithm, Model, Params, StopRule
@@ -126,8 +126,7 @@ class MixtureSpec(FitSpec):
         return models.Mixture(family, self.n_components, self._init_method)
 
     def _converged(self, data: Dataset) -> StopRule:
-        # Sums of float32 blocks err by more than those of float64 blocks.
-        return Gain(self.tol, rounding=1e-10 if data.dtype == np.float64 else 1e-6)
+        return Gain(self.tol, rounding=rounding_of(data.dtype))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.sparse import issparse
 
 from daskem.core import Array
-from daskem.data.selection import DataTypeError, Rows, check_dtype, check_shape, finish, select
-from daskem.errors import DataError
+from daskem.data.selection import Rows, check_dtype, check_shape, finish, select
+from daskem.errors import DataError, DataTypeError
 
 __all__ = ["ArraySource", "FileSource", "open_array", "open_npy", "to_numeric"]
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from daskem.core import Array
 from daskem.data.selection import (
-    DataTypeError,
     Rows,
     Selection,
     check_dtype,
@@ -22,7 +21,7 @@ from daskem.data.selection import (
     next_bound,
     select,
 )
-from daskem.errors import ContractError, DataError
+from daskem.errors import ContractError, DataError, DataTypeError
 
 __all__ = ["DaskBlocks", "DaskSource", "open_dask", "refuse_query_planning"]
 

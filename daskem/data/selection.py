@@ -15,7 +15,6 @@ from daskem.errors import DataError, OptionError
 
 __all__ = [
     "ColumnRun",
-    "DataTypeError",
     "Rows",
     "Selection",
     "check_dtype",
@@ -28,10 +27,6 @@ __all__ = [
     "next_multiple",
     "select",
 ]
-
-
-class DataTypeError(DataError, TypeError):
-    """The data are of a kind that cannot be used: sparse, masked, or objects that are not numbers."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from zarr.abc.store import Store
 from daskem.data.array_sources import open_array, open_npy
 from daskem.data.dask_source import open_dask, refuse_query_planning
 from daskem.data.integrity import check_missing
-from daskem.data.selection import DataTypeError
 from daskem.data.source import Source
 from daskem.data.table_sources import open_hdf5, open_parquet
 from daskem.data.zarr_source import ZarrSource, open_zarr
-from daskem.errors import DataError, OptionError
+from daskem.errors import DataError, DataTypeError, OptionError
 
 __all__ = ["open_source"]
 

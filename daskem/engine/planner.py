@@ -14,7 +14,7 @@ from daskem.data.units import Unit, nominal_rows
 from daskem.engine.executor import Executor
 from daskem.errors import OptionError, PlanError
 
-__all__ = ["CACHE_MODES", "Plan", "count_tasks", "make_plan", "parse_bytes"]
+__all__ = ["CACHE_MODES", "Plan", "count_tasks", "make_plan", "parse_bytes", "size"]
 
 CACHE_MODES = ("auto", "none", "memory")
 # Of the memory that is there, what daskem takes unless told otherwise; Dask workers begin to spill at 0.6 of theirs.
@@ -119,16 +119,16 @@ class Plan:
     def __str__(self) -> str:
         where = f"{self.processes} worker processes" if self.cluster else "threads of this process"
         rows = [
-            ("data", f"{self.n_rows:,} rows x {self.n_features} features, {_size(self.data)}"),
+            ("data", f"{self.n_rows:,} rows x {self.n_features} features, {size(self.data)}"),
             ("pass", f"{len(self.units):,} units, {self.tasks:,} tasks, blocks of {self.block_rows:,} rows"),
             ("where", f"{where}, {self.slots} tasks at once in each"),
-            ("task", f"{_size(self.task)} ({self._parts()})"),
-            ("cache", f"{_size(self.cache)} per process, {self.cached_units:,} of {len(self.units):,} units"),
+            ("task", f"{size(self.task)} ({self._parts()})"),
+            ("cache", f"{size(self.cache)} per process, {self.cached_units:,} of {len(self.units):,} units"),
             (
                 "driver",
-                f"{_size(self.driver)}, {_size(self.start)} to start from {self.sample_rows:,} rows",
+                f"{size(self.driver)}, {size(self.start)} to start from {self.sample_rows:,} rows",
             ),
-            ("peak", f"{_size(self.peak)} of {_size(self.limit)} per process ({_size(self.base)} before work)"),
+            ("peak", f"{size(self.peak)} of {size(self.limit)} per process ({size(self.base)} before work)"),
         ]
         return "\n".join(f"{name:<7} {text}" for name, text in rows)
 
@@ -141,7 +141,7 @@ class Plan:
         return {name: int(getattr(self, name)) for name in names.split()} | {"units": len(self.units)}
 
     def _parts(self) -> str:
-        return f"reader {_size(self.reader)} + workspace {_size(self.workspace)} + statistics {_size(self.stats)}"
+        return f"reader {size(self.reader)} + workspace {size(self.workspace)} + statistics {size(self.stats)}"
 
 
 def make_plan(
@@ -286,15 +286,16 @@ def _too_large(plan: Plan) -> str:
         "stats": "Use fewer components or features, or a simpler covariance ('diag', 'tied')",
     }[biggest[1]]
     return (
-        f"a process needs {_size(plan.peak)} ({_size(plan.base)} before work, {plan.slots} tasks x {_size(plan.task)} "
-        f"({plan._parts()}, {plan.members} starts), waiting statistics {_size(plan.tree)}, driver "
-        f"{_size(plan.driver)}), but may use {_size(plan.limit)}. {remedy}, or raise memory_limit. Nothing was read."
+        f"a process needs {size(plan.peak)} ({size(plan.base)} before work, {plan.slots} tasks x {size(plan.task)} "
+        f"({plan._parts()}, {plan.members} starts), waiting statistics {size(plan.tree)}, driver "
+        f"{size(plan.driver)}), but may use {size(plan.limit)}. {remedy}, or raise memory_limit. Nothing was read."
     )
 
 
-def _size(n: float) -> str:
+def size(n_bytes: float) -> str:
+    """Return a number of bytes for people, in powers of ten: ``1.23 GB``."""
     for unit in ("B", "KB", "MB", "GB"):
-        if abs(n) < 1000:
-            return f"{n:.3g} {unit}" if unit != "B" else f"{int(n)} B"
-        n /= 1000
-    return f"{n:,.4g} TB"
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.4g} TB"

@@ -29,7 +29,6 @@ __all__ = [
     "check_number",
     "check_whole",
     "known_labels",
-    "rounding",
 ]
 
 ALGORITHMS = {"batch": BatchEM, "lloyd": BatchEM}
@@ -168,11 +167,6 @@ def known_labels(y: Any) -> Any:
         stacklevel=3,
     )
     return None
-
-
-def rounding(data: Dataset) -> float:
-    """Return the relative size below which a fall of the objective is rounding, by the type computed in."""
-    return 1e-10 if data.dtype == np.float64 else 1e-6
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn.base import DensityMixin
 from sklearn.utils.validation import check_is_fitted
 
-from daskem.algorithms import Gain, MaxSteps
+from daskem.algorithms import Gain, MaxSteps, rounding_of
 from daskem.core import Algorithm, StepInfo, StopRule
 from daskem.data import Dataset
 from daskem.errors import DataError, OptionError
@@ -21,7 +21,6 @@ from daskem.estimators.base import (
     check_number,
     check_whole,
     known_labels,
-    rounding,
 )
 from daskem.fit import FitResult
 from daskem.models import Gaussian, Mixture
@@ -175,7 +174,7 @@ lower_bounds_, n_features_in_
         self._check_options()
         data = self._dataset(X, sample_weight=sample_weight, y=known, reset=True, least=2)
         model, previous = self._model(data), self._previous(data)
-        gain = Gain(self.tol, rounding=rounding(data))
+        gain = Gain(self.tol, rounding=rounding_of(data.dtype))
         stop: list[StopRule] = [_GainSince(gain, previous.trace[-1]) if previous else gain, MaxSteps(self.max_iter)]
         self.result_ = self._run_fit(model, data, stop, self.init_params, previous and previous.params)
         self._set_attributes()

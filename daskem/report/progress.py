@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from daskem.core import Params, StepInfo
+from daskem.engine.planner import size
 
 __all__ = ["PassProgress", "duration", "size", "steps_left"]
 
@@ -45,15 +46,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(n_bytes: float) -> str:
-    """Return a number of bytes for people, in powers of ten: ``1.23 GB``."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if n_bytes < 999.5:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.4g} TB"
 
 
 class PassProgress:
