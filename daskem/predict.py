@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from daskem import tree
 from daskem.core import Array, Chunk, Expectation, HasLogProb, HasPosterior, Model, Params, require
 from daskem.data import Dataset, create_output
+from daskem.data.writers import check_apart
 from daskem.engine import Engine, eager_rows, lazy_rows, start_engine, write_rows
 from daskem.errors import OptionError
+from daskem.starts import check_side_columns, components_of
 
 __all__ = ["RESULTS", "RowFunction", "evaluate", "predict_rows", "predict_to_store", "score"]
 
@@ -87,14 +89,16 @@ def predict_rows(
 
 def evaluate(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> Expectation:
     """Return what one pass of the E-step at `params` says: the sum of the objective, the weight, the statistics."""
+    check_side_columns(data, memory_limit, components_of(model))
     return start_engine(data, model, cache="none", memory_limit=memory_limit).expect(model, [params])[0]
 
 
 def score(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> tuple[float, float]:
     """Return the sum of log p(x) over all rows (nats, weighted) and the weight; one pass."""
+    check_side_columns(data, memory_limit, components_of(model))
     engine = start_engine(data, model, cache="none", memory_limit=memory_limit)
-    sums = engine.gather(_SumLogProb(RowFunction(model, params, "log_prob")))
-    return math.fsum(s[0] for s in sums), math.fsum(s[1] for s in sums)
+    total, weight = engine.fold(_SumLogProb(RowFunction(model, params, "log_prob")), tree.add)
+    return total, weight
 
 
 def predict_to_store(
@@ -114,7 +118,8 @@ def predict_to_store(
     Raises
     ------
     DataError
-        Before any work, if something is at `url` already and `overwrite` is not set, or it cannot be written.
+        Before any work, if something is at `url` already and `overwrite` is not set, if the rows themselves are there,
+        or if it cannot be written.
     """
     unknown = [name for name in what if name not in RESULTS]
     if unknown or not what:
@@ -124,6 +129,7 @@ def predict_to_store(
     # A write unit's results are there twice: block by block, and joined to be written.
     engine = start_engine(data, model, results=2 * rows * row_bytes, cache="none", memory_limit=memory_limit)
     arrays = {name: ((width,) if name in ("proba", "transform") else (), _dtype(name)) for name in what}
+    check_apart(url, data.sources)
     output = create_output(url, arrays, data.n_rows, rows, overwrite=overwrite, attributes=attributes)
     write_rows(engine, _Several(tuple(RowFunction(model, params, name) for name in what)), output)
     return engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -314,6 +315,15 @@ def test_an_output_that_exists_is_refused_before_work(place, tmp_path):
     succeed("predict", model, place / "data.zarr", "-o", output)
     assert "exists already" in fail("predict", model, place / "data.zarr", "-o", output)
     succeed("predict", model, place / "data.zarr", "-o", output, "--overwrite")
+
+
+@pytest.mark.parametrize("array", ["", "/x"])
+def test_predictions_never_replace_the_data(array, place, tmp_path):
+    data = tmp_path / "data.zarr"
+    shutil.copytree(place / "data.zarr", data)
+    args = ["predict", place / "kmeans.safetensors", f"{data}{array}", "-o", data, "--overwrite"]
+    assert "one inside the other" in fail(*args)
+    assert np.array_equal(zarr.open_array(data / "x", mode="r")[:], zarr.open_array(place / "data.zarr" / "x")[:])
 
 
 def test_a_model_is_applied_to_the_features_it_was_fitted_to(place, tmp_path):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 
+import h5py
 import numpy as np
+import pyarrow
 import pytest
 import zarr
-from zarr.storage import LocalStore
+from pyarrow import parquet
+from zarr.storage import LocalStore, ZipStore
 
 from daskem.data import create_output, missing_chunks, open_source
+from daskem.data.writers import check_apart
 from daskem.errors import ContractError, DataError, OptionError
 
 N, CHUNK = 25, 10
@@ -139,6 +143,38 @@ def test_what_is_no_output_is_never_overwritten(tmp_path):
     assert open_source(tmp_path / "data.zarr").read(0, 4).sum() == 8
     assert open_source(tmp_path / "array.zarr").read(0, 4).sum() == 8
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize("place", ["s.zarr", "s.zarr/", "s.zarr/x", "s.zarr/x/deep", "", "link.zarr", "a/../s.zarr"])
+def test_an_output_never_replaces_what_it_is_made_from(place, tmp_path):
+    zarr.create_group(tmp_path / "s.zarr").create_array("x", data=np.ones((4, 2)))
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "s.zarr")
+    source = open_source(tmp_path / "s.zarr")
+    for url in (f"{tmp_path}/{place}", f"file://{tmp_path}/{place}"):
+        with pytest.raises(OptionError, match="one inside the other"):
+            check_apart(url, [source])
+    for apart in ("s.zarr2", "s.zarr/labels", "s"):
+        check_apart(tmp_path / apart, [source])
+
+
+def test_every_stored_source_says_where_it_is(tmp_path):
+    table = np.ones((4, 2))
+    np.save(tmp_path / "x.npy", table)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = table
+    (tmp_path / "parts").mkdir()
+    for name in ("x.parquet", "parts/1.parquet", "parts/2.parquet"):
+        parquet.write_table(pyarrow.table({"a": table[:, 0]}), tmp_path / name)
+    with ZipStore(tmp_path / "x.zip", mode="w") as store:
+        zarr.create_array(store, data=table)
+    for name in ("x.npy", "x.h5", "x.parquet", "parts", "x.zip"):
+        with pytest.raises(OptionError, match="one inside the other"):
+            check_apart(tmp_path / name, [open_source(tmp_path / name)])
+    url = f"memory://{tmp_path.name}/apart.zarr"
+    zarr.create_group(url).create_array("x", data=table)
+    with pytest.raises(OptionError, match="one inside the other"):
+        check_apart(url, [open_source(url)])
+    check_apart(tmp_path / "out.zarr", [open_source(table), open_source(url)])
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path):

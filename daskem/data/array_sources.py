@@ -53,6 +53,11 @@ class FileSource(Rows):
     rows: int
     order: Literal["C", "F"]
 
+    @property
+    def location(self) -> str:
+        """Path of the file."""
+        return self.path
+
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``."""
         first, count = self.selection.start + start, stop - start

@@ -35,14 +35,21 @@ class ParquetSource(Rows):
 
     Attributes
     ----------
+    path : path or URL of the file or directory.
     fields : names of the chosen columns.
     groups : (file, row group in it) of each row group of the data set.
     bounds : (groups + 1,) int64, first row of each row group, and the number of rows.
     """
 
+    path: str
     fields: tuple[str, ...]
     groups: tuple[tuple[str, int], ...]
     bounds: Array
+
+    @property
+    def location(self) -> str:
+        """Path or URL of the file or directory."""
+        return self.path
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``; a null of a floating-point column becomes NaN."""
@@ -119,6 +126,11 @@ class Hdf5Source(Rows):
     chunked: bool
     runs: tuple[ColumnRun, ...]
 
+    @property
+    def location(self) -> str:
+        """Path of the file."""
+        return self.path
+
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``."""
         try:
@@ -177,7 +189,7 @@ def open_parquet(path: str, rows: slice | None, columns: Any, ndim: int) -> Parq
     check_shape(selection.shape, name, ndim)
     fields = tuple(names[i] for i in selection.indices)
     dtype = _common_dtype([schema.field(field) for field in fields], name) if schema is not None else np.dtype(float)
-    return ParquetSource(name, dtype, selection, False, fields, tuple(groups), bounds)
+    return ParquetSource(name, dtype, selection, False, path, fields, tuple(groups), bounds)
 
 
 def open_hdf5(x: Any, array: str | None, rows: slice | None, columns: Any, ndim: int) -> Hdf5Source:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,14 @@ from zarr.codecs import ZstdCodec
 
 from daskem.core import Array
 from daskem.data.integrity import absent, describe
+from daskem.data.source import Source
 from daskem.data.zarr_source import STATUS
 from daskem.errors import ContractError, DataError, OptionError
 
-__all__ = ["Output", "create_output"]
+__all__ = ["Output", "check_apart", "create_output"]
 
+# Names that one kind of storage goes by.
+ALIASES = {"": "file", "local": "file", "gcs": "gs", "s3a": "s3", "abfss": "abfs", "az": "abfs"}
 # Shape of one row, () or (k,), and type of the numbers.
 Layout = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
 
@@ -103,6 +106,29 @@ class Output:
         return rows
 
 
+def check_apart(url: str | os.PathLike[str], sources: Iterable[Source]) -> None:
+    """Refuse an output that would replace what it is made from, or be written into it.
+
+    Only sources with a `location` (path or URL) can be told apart from an output: stores and files do have one.
+
+    Raises
+    ------
+    OptionError
+        If a source is at, under or above `url`.
+    """
+    output = _place(os.fspath(url))
+    for source in sources:
+        location = getattr(source, "location", None)
+        if location is None:
+            continue
+        place = _place(location)
+        if output[: len(place)] == place or place[: len(output)] == output:
+            raise OptionError(
+                f"the output {os.fspath(url)} and {source.name}, which it is made from, are one inside the other, so "
+                "that writing would damage the data. Choose another place for the output."
+            )
+
+
 def create_output(
     url: str | os.PathLike[str],
     arrays: Layout,
@@ -152,6 +178,14 @@ def create_output(
     except OSError as error:
         raise OptionError(f"cannot write to {where}: {error}. Choose a place that can be written to.") from error
     return Output(where, group, made, n_rows, chunk_rows)
+
+
+def _place(where: str) -> tuple[str, ...]:
+    """Return the steps that lead to a path or URL, links followed, the kind of storage first."""
+    protocol, _, path = where.rpartition("://")
+    protocol = ALIASES.get(protocol, protocol)
+    path = os.path.realpath(os.path.expanduser(path)).replace(os.sep, "/") if protocol == "file" else path
+    return protocol, *(part for part in path.split("/") if part)
 
 
 def _make_room(where: str, overwrite: bool) -> None:

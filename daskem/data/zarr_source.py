@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import MemoryStore, ZipStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
 
 from daskem.core import Array
 from daskem.data.selection import (
@@ -46,6 +46,18 @@ class ZarrSource(Rows):
     chunk: tuple[int, ...]
     shard: tuple[int, ...]
     runs: tuple[ColumnRun, ...]
+
+    @property
+    def location(self) -> str | None:
+        """Path or URL of the array; None where its store has neither."""
+        store = self.array.store
+        if isinstance(store, ZipStore):
+            return os.path.abspath(store.path)
+        if isinstance(store, LocalStore):
+            return os.path.abspath(os.path.join(store.root, self.array.path))
+        if isinstance(store, FsspecStore):
+            return f"{store.fs.unstrip_protocol(store.path).rstrip('/')}/{self.array.path}".rstrip("/")
+        return None
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``; a chunk that cannot be decoded raises DataError with its coordinates."""
