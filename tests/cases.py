@@ -168,7 +168,6 @@ def heads(rng: np.random.Generator, n: int) -> np.ndarray:
 # What a mixture cannot do for a family that has nothing but the four methods of the contract.
 BARE_FAMILY = frozenset(
     {
-        "footprint_suffices",
         "fisher_identity",
         "m_step_ascends",
         "m_step_maximises",

@@ -15,8 +15,9 @@ from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskem.algorithms import BatchEM, MaxSeconds
-from daskem.core import Algorithm, Model, Params, StepInfo, StopRule
+from daskem.core import Algorithm, HasLogProb, Model, Params, StepInfo, StopRule
 from daskem.data import Dataset, is_array_like, open_dataset
+from daskem.data.array_sources import to_numeric
 from daskem.errors import DaskEMWarning, DataError, OptionError
 from daskem.fit import FitResult, fit
 from daskem.predict import predict_rows
@@ -57,6 +58,9 @@ class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> Dataset:
         """Open X; arrays in memory pass scikit-learn's own checks, all else those of `daskem.data`."""
         if is_array_like(X):
+            if isinstance(X, np.ma.MaskedArray):
+                # scikit-learn's check would drop the mask and keep the numbers under it.
+                X = to_numeric(X, "X")
             kinds = [np.float64, np.float32]
             X = validate_data(
                 self, X, reset=reset, dtype=kinds, order="C", ensure_all_finite=False, ensure_min_samples=least
@@ -93,12 +97,13 @@ class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> FitResult:
         if self.max_seconds is not None:
             stop.append(MaxSeconds(self.max_seconds))
+        unit = "nats per row" if isinstance(model, HasLogProb) else "per row"
         result = fit(
             model,
             data,
             algorithm=_algorithm(self.algorithm),
             stop=stop,
-            callbacks=[_PrintStep(getattr(self, "verbose_interval", 1))] if self.verbose else [],
+            callbacks=[_PrintStep(getattr(self, "verbose_interval", 1), unit)] if self.verbose else [],
             params=params,
             n_init=_n_init(self.n_init, init),
             init_sample="k-means||" if _is(init, "k-means||") else self.init_sample,
@@ -118,10 +123,11 @@ class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
-    def _rows(self, X: Any, what: str, width: int, y: Any = None) -> Any:
+    def _rows(self, X: Any, what: str, width: int, y: Any = None, sample_weight: Any = None) -> Any:
         check_is_fitted(self)
         lazy = not (is_array_like(X) or isinstance(X, np.ndarray))
-        model, params, data = self.result_.model, self.result_.params, self._dataset(X, y=y)
+        model, params = self.result_.model, self.result_.params
+        data = self._dataset(X, sample_weight=sample_weight, y=y)
         return predict_rows(model, params, data, what, width, lazy=lazy, memory_limit=self.memory_limit)
 
     def _repr_html_(self) -> str:
@@ -172,10 +178,11 @@ def known_labels(y: Any) -> Any:
 @dataclass(frozen=True)
 class _PrintStep:
     interval: int
+    unit: str
 
     def __call__(self, info: StepInfo, params: Params) -> None:
         if info.step % self.interval == 0:
-            print(f"step {info.step}: objective {info.objective:.8g} nats per row, {info.seconds:.3g} s")
+            print(f"step {info.step}: objective {info.objective:.8g} {self.unit}, {info.seconds:.3g} s")
 
 
 def _algorithm(algorithm: Any) -> Algorithm:

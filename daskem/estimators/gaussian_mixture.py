@@ -131,9 +131,12 @@ lower_bounds_, n_features_in_
         return self._fit(X, known_labels(y), sample_weight)
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Fit, and return the most probable component of each row, (n,): the known one where `y` tells it."""
+        """Fit, and return the most probable component of each row, (n,): the known one where `y` tells it.
+
+        A row of weight 0 that holds NaN or infinity gets -1.
+        """
         known = known_labels(y)
-        return self._fit(X, known, sample_weight)._rows(X, "labels", self.n_components, known)
+        return self._fit(X, known, sample_weight)._rows(X, "labels", self.n_components, known, sample_weight)
 
     def predict(self, X: Any) -> Any:
         """Return the most probable component of each row, (n,) int64."""
@@ -209,12 +212,13 @@ lower_bounds_, n_features_in_
         if not (self.warm_start and hasattr(self, "result_")):
             return None
         shape, wanted = self.result_.params.components.means.shape, (self.n_components, data.n_features)
-        covariance = self._mixture().family.covariance  # type: ignore[attr-defined]
-        if shape != wanted or covariance != self.covariance_type:
+        family = self._mixture().family
+        assert isinstance(family, Gaussian)  # for the type checker: this class made it
+        if (shape, family.covariance, family.prior) != (wanted, self.covariance_type, self.prior):
             raise OptionError(
-                f"warm_start=True goes on from a fit of {shape[0]} {covariance} components of {shape[1]} features, but "
-                f"{wanted[0]} {self.covariance_type} components of {wanted[1]} features are wanted. "
-                "Set warm_start=False to start anew."
+                f"warm_start=True goes on from a fit of {shape[0]} {family.covariance} components of {shape[1]} "
+                f"features with prior={family.prior!r}, but {wanted[0]} {self.covariance_type} components of "
+                f"{wanted[1]} features with prior={self.prior!r} are wanted. Set warm_start=False to start anew."
             )
         return self.result_
 

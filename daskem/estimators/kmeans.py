@@ -105,17 +105,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
         self.result_ = self._run_fit(model, data, stop, self.init)
         self.cluster_centers_ = self.result_.params.centers.astype(data.dtype)
         self.n_iter_ = self.result_.n_steps
-        self.labels_ = self._rows(X, "labels", self.n_clusters)
+        self.labels_ = self._rows(X, "labels", self.n_clusters, sample_weight=sample_weight)
         self.inertia_ = -evaluate(model, self.result_.params, data, memory_limit=self.memory_limit).objective
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """Fit, and return the nearest center of each row, (n,)."""
+        """Fit, and return the nearest center of each row, (n,); -1 for one of weight 0 with NaN or infinity."""
         return self.fit(X, y, sample_weight).labels_
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the distance of each row to each center, (n, k)."""
-        return self.fit(X, y, sample_weight).transform(X)
+        return self.fit(X, y, sample_weight)._rows(X, "transform", self.n_clusters, sample_weight=sample_weight)
 
     def predict(self, X: Any) -> Any:
         """Return the nearest center of each row, (n,) int64."""

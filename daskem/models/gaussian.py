@@ -81,7 +81,8 @@ class Gaussian:
         instead, which keeps the penalised objective monotone.
     prior : None, or "conjugate" for the maximum a posteriori estimate under a normal-inverse-Wishart prior [1]_.
     on_collapse : what to do with a component that is empty or whose covariance is not positive definite: "keep" its
-        previous parameters, "reseed" it by splitting the heaviest component along its principal axis, or "raise".
+        previous parameters (with a prior an empty one goes to the prior's mode), "reseed" it by splitting the heaviest
+        component along its principal axis, or "raise".
 
     Notes
     -----
@@ -144,11 +145,11 @@ class Gaussian:
         factor, positive = factorise(self.covariance, covariance)
         new = self._assemble(params, params.reference + offset / params.scale, covariance, factor)
         empty = stats.n <= EMPTY_SHARE * stats.n.sum()
-        if self.prior is not None and positive.all():
+        held = self.prior is not None and bool(positive.all())
+        collapsed = np.zeros(len(empty), bool) if held else ~positive | unresolved
+        if held and self.on_collapse == "keep":
             new = replace(new, repaired=np.where(empty, AT_PRIOR, 0).astype(np.int8))
-            return self._place_references(new, np.zeros(len(empty), bool))
-        collapsed = ~positive | unresolved
-        if (empty | collapsed).any():
+        elif (empty | collapsed).any():
             new = self._repair(new, params, stats.n, empty, collapsed)
         return self._place_references(new, collapsed)
 
@@ -182,9 +183,9 @@ class Gaussian:
         quadratic = (precision * (scatter + SHRINKAGE * outer(self.covariance, away, away))).sum()
         return float(power * log_dets.sum() - 0.5 * quadratic)
 
-    def rebase(self, stats: GaussianStats, old: Float, new: GaussianParams) -> GaussianStats:
-        """Return `stats`, made about the references `old` (k, d), as moments about ``new.reference``."""
-        move = (old - new.reference) * new.scale
+    def rebase(self, stats: GaussianStats, old: GaussianParams, new: GaussianParams) -> GaussianStats:
+        """Return `stats`, made about ``old.reference``, as moments about ``new.reference``."""
+        move = (old.reference - new.reference) * new.scale
         cross = outer(self.covariance, stats.x, move)
         cross = cross + cross.swapaxes(-1, -2) if self.covariance in ("full", "tied") else 2 * cross
         xx = (
@@ -429,7 +430,7 @@ class Gaussian:
         """Return `new` with empty and collapsed components dealt with by the policy."""
         vacant = np.flatnonzero(empty | collapsed)
         if self.on_collapse == "raise":
-            remedy = f"raise reg_covar (now {self.reg_covar:g}), prior='conjugate'"
+            remedy = "another start" if self.prior else f"raise reg_covar (now {self.reg_covar:g}), prior='conjugate'"
             raise_degenerate(int(vacant[0]), n, not empty[vacant[0]], remedy)
         fields = {name: np.array(getattr(new, name)) for name in ("means", "covariances", "precisions_cholesky")}
         repaired = np.where(empty, EMPTY_KEPT, np.where(collapsed, COLLAPSED_KEPT, 0)).astype(np.int8)

@@ -150,14 +150,17 @@ class KMeans:
         return shifts / variance if variance > 0 else (math.inf if shifts else 0.0)
 
     def assign(self, params: KMeansParams, chunk: Chunk) -> Int:
-        """Return the nearest center of each row (n,), or the known one."""
+        """Return the nearest center of each row (n,), or the known one; -1 where values are too large to square."""
         with np.errstate(all="ignore"):
-            return _labels(_prepare(params, chunk), chunk)
+            block = _prepare(params, chunk)
+            return np.where(np.isfinite(block.table[:, -1]), _labels(block, chunk), -1)
 
     def posterior(self, params: KMeansParams, chunk: Chunk) -> Array:
-        """Return one for the nearest center of each row and zero elsewhere, (n, k)."""
+        """Return one for the nearest center of each row and zero elsewhere, (n, k); NaN where there is none."""
+        labels = self.assign(params, chunk)
         out = np.zeros((len(chunk), self.n_clusters))
-        out[np.arange(len(chunk)), self.assign(params, chunk)] = 1.0
+        out[np.arange(len(chunk)), labels] = 1.0
+        out[labels < 0] = np.nan
         return out
 
     def transform(self, params: KMeansParams, chunk: Chunk) -> Float:

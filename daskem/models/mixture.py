@@ -27,6 +27,8 @@ BLOCK_BYTES = 4 << 20
 MIN_BLOCK, MAX_BLOCK = 1024, 4096
 # With very many components or features even MIN_BLOCK rows would take too much memory.
 MAX_BLOCK_BYTES = 128 << 20
+# Assumed of the statistics, and of the parameters, of a family that does not tell their size.
+RECORD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +138,29 @@ class Mixture:
             return _normalise(self._joint(params, chunk), None)
 
     def posterior(self, params: MixtureParams, chunk: Chunk) -> Array:
-        """Return p(component | x), (n, k), one for the known component of a labelled row."""
+        """Return p(component | x), (n, k), one for the known component of a labelled row.
+
+        It is NaN where no component explains the row: any number would look like an answer.
+        """
         with np.errstate(all="ignore"):
             joint = self._joint(params, chunk)
-            _normalise(joint, None)
+            joint[:, ~np.isfinite(_normalise(joint, None))] = np.nan
         return np.ascontiguousarray(joint.T)
 
     def surrogate(self, stats: MixtureStats, params: MixtureParams) -> float:
         """Return Q = sum_k n_k log w_k + the family's expected log density, nats."""
         expected = self._of_family("surrogate", "the surrogate of a mixture")(stats.components, params.components)
         return float((stats.n * np.log(params.weights)).sum() + expected)
+
+    def rebase(self, stats: MixtureStats, old: MixtureParams, new: MixtureParams) -> MixtureStats:
+        """Return `stats`, made at the parameters `old`, as they would be added to statistics made at `new`.
+
+        Only a family whose statistics are about a point of its parameters has anything to move.
+        """
+        move = getattr(self.family, "rebase", None)
+        return (
+            stats if move is None else replace(stats, components=move(stats.components, old.components, new.components))
+        )
 
     def log_prior(self, params: MixtureParams) -> float:
         """Return the family's log prior density; weights have a flat prior."""
@@ -182,10 +197,16 @@ class Mixture:
         return self._of_family("draw", "sampling from a mixture")(params.components, components, rng), components
 
     def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
-        """Return block length and bytes, by arithmetic alone (see `block_rows`)."""
+        """Return block length and bytes, by arithmetic alone (see `block_rows`).
+
+        A family may tell ``row_numbers(k, d)``, the numbers that a block's scratch holds for each row, and
+        ``record_bytes(k, d)``, the bytes of its statistics and of its parameters; else modest sizes are assumed.
+        """
         k, d = self.n_components, n_features
-        numbers = self._of_family("row_numbers", "planning memory")(k, d)
-        stats, params = self._of_family("record_bytes", "planning memory")(k, d)
+        row_numbers = getattr(self.family, "row_numbers", None)
+        record_bytes = getattr(self.family, "record_bytes", None)
+        numbers = 8 * d + 4 * k if row_numbers is None else row_numbers(k, d)
+        stats, params = (RECORD_BYTES, RECORD_BYTES) if record_bytes is None else record_bytes(k, d)
         rows = block_rows(8 * (numbers + k), dtype.itemsize / 8)
         # Single precision rows may need double precision arithmetic; log densities have three small row vectors beside.
         workspace = 8 * rows * (numbers + 2 * k + 8) + 3 * params

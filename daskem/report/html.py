@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from daskem.core import HasLogProb
 from daskem.fit import FitResult
 
 __all__ = ["fit_html", "sparkline"]
@@ -15,8 +16,10 @@ WIDTH, HEIGHT, MARGIN = 220, 40, 3
 def fit_html(result: FitResult) -> str:
     """Return a self-contained HTML fragment: a sparkline of the objective by step, and the figures of the fit."""
     last, plan = result.trace[-1], result.plan
+    # Only a model of densities has an objective in nats: that of k-means is minus a squared distance.
+    unit = "nats per row" if isinstance(result.model, HasLogProb) else "per row"
     figures = {
-        "objective": f"{last.objective:.6g} nats per row",
+        "objective": f"{last.objective:.6g} {unit}",
         "ended": f"{'converged' if result.converged else 'not converged'}: {result.reason}",
         "cost": f"{last.passes:g} passes, {result.seconds:.3g} s",
         "data": f"{plan.n_rows:,} rows x {plan.n_features} features, {plan.data / 1e9:.3g} GB",
