@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,14 +17,14 @@ from scipy.spatial.distance import pdist
 from scipy.special import ndtri
 
 from daskem.core import Array, Chunk, Float, Int
-from daskem.data import Dataset
-from daskem.data.generated import LABELS, ROWS, StoreOutput, create_store
+from daskem.data import Dataset, Output
+from daskem.data.generated import LABELS, ROWS, create_store
 from daskem.engine import start_engine, write_rows
 from daskem.errors import OptionError
 from daskem.models import Gaussian, Mixture, MixtureParams
-from daskem.persist import save_model
+from daskem.persist import check_new_file, save_model
 
-__all__ = ["CHUNK_ROWS", "Order", "SyntheticSource", "Truth", "check_new_file", "generate_mixture", "make_truth"]
+__all__ = ["CHUNK_ROWS", "Order", "SyntheticSource", "Truth", "generate_mixture", "make_truth"]
 
 Order = Literal["shuffled", "sorted"]
 DTYPES = ("float16", "float32", "float64")
@@ -231,29 +230,17 @@ def generate_mixture(
         Before any work, if an option cannot work or something is there already.
     """
     source = _source(n_rows, make_truth(n_components, n_features, separation=separation, seed=seed), dtype, seed, order)
-    check_new_file(truth_path, overwrite)
-    output = _create(url, source, chunk_rows, shard_rows, columns, overwrite, separation)
-    # Blocks of one size at absolute offsets; the model that plans their length does no arithmetic here.
+    if truth_path is not None:
+        check_new_file(truth_path, overwrite)
+    # Planned before an old store is taken away. Blocks of one size at absolute offsets; there is no model to plan for.
     engine = start_engine(Dataset(source), None, cache="none", memory_limit=memory_limit)
+    output = _create(url, source, chunk_rows, shard_rows, columns, overwrite, separation)
     write_rows(engine, _Write(source), output)
     if truth_path is not None:
         model, params = source.truth.model()
         metadata = {"truth": True, "seed": seed, "separation": separation, "order": order, "rows": n_rows}
         save_model(truth_path, model, params, metadata=metadata, overwrite=overwrite)
     return source.truth
-
-
-def check_new_file(path: str | os.PathLike[str] | None, overwrite: bool) -> None:
-    """Refuse, before any work, a file that exists or whose directory does not."""
-    if path is None:
-        return
-    target = Path(path)
-    if target.exists() and not overwrite:
-        raise OptionError(f"{target} exists already. Choose another name, or pass --overwrite (overwrite=True).")
-    if target.is_dir():
-        raise OptionError(f"{target} is a directory. Give the name of a file to write, such as model.safetensors.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OptionError(f"cannot write to the directory {target.parent}: it is missing or read-only.")
 
 
 def _source(n_rows: int, truth: Truth, dtype: npt.DTypeLike, seed: int, order: Order) -> SyntheticSource:
@@ -275,7 +262,7 @@ def _create(
     columns: Sequence[str] | None,
     overwrite: bool,
     separation: float,
-) -> StoreOutput:
+) -> Output:
     return create_store(
         url,
         source.shape,

@@ -6,20 +6,26 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import click
 import numpy as np
+import pyarrow
 import pytest
 import zarr
 from click.testing import CliRunner
+from pyarrow import parquet
 from rich.console import Console
 from sklearn.mixture import GaussianMixture
 
 from daskem.cli import main
 from daskem.cli.demo import match
-from daskem.cli.models import KNOWN
-from daskem.core import StepInfo
+from daskem.cli.fitting import describe_fit
+from daskem.cli.models import KNOWN, FitSpec, KMeansSpec
+from daskem.core import Event, StepInfo
+from daskem.data import open_dataset
 from daskem.errors import DaskEMError
+from daskem.fit import fit
 from daskem.generate import generate_mixture
 from daskem.persist import load_model, save_model
 from daskem.report.progress import PassProgress, duration, size, steps_left
@@ -190,6 +196,38 @@ def test_inspect_shows_stores_outputs_models_and_files(place, tmp_path):
     assert json.loads(succeed("inspect", tmp_path / "x.npy", "--json").stdout)["shape"] == [4, 2]
 
 
+def test_a_model_file_is_known_by_its_content(place, tmp_path):
+    for name in ("model", "model.zip"):
+        shutil.copy(place / "kmeans.safetensors", tmp_path / name)
+        assert json.loads(succeed("inspect", tmp_path / name, "--json").stdout)["kind"] == "model"
+
+
+def test_columns_are_names_first_and_numbers_where_no_name_fits(tmp_path):
+    table = np.random.default_rng(0).standard_normal((20, 3))
+    parquet.write_table(pyarrow.table(dict(zip(["3", "2", "a"], table.T, strict=True))), tmp_path / "x.parquet")
+    for asked, names in (("3, 2", ["3", "2"]), ("0,2", ["3", "2"]), ("-1", ["a"])):
+        args = ["-k", 2, "-o", tmp_path / "m", "--columns", asked, "--json", "--quiet", "--overwrite"]
+        figures = json.loads(succeed("fit", "kmeans", tmp_path / "x.parquet", *args).stdout)
+        assert figures["data"]["columns"] == names
+    assert "has no column 7" in fail("fit", "kmeans", tmp_path / "x.parquet", "-k", 2, "-o", "m", "--columns", "7")
+    succeed("generate", tmp_path / "g.zarr", "--rows", 9, "--features", 2, "--columns", "u, v", "--quiet")
+    assert zarr.open_array(tmp_path / "g.zarr" / "x", mode="r").attrs["columns"] == ["u", "v"]
+
+
+def test_components_that_were_repaired_are_counted_once():
+    events = [Event(step, component, "kept") for step in (1, 2, 3) for component in (0, 4)]
+    data = open_dataset(np.arange(20.0).reshape(10, 2))
+    spec = KMeansSpec(2, 0.1, 3, None, "kmeans", "reseed", None, 0, "lloyd")
+    result = fit(spec.model(), data, stop=spec.stop(data))
+    result = replace(result, trace=(replace(result.trace[-1], events=tuple(events)),))
+    assert "\n2 components had to be repaired, the last: kept\n" in describe_fit(spec, result, data)
+
+
+def test_an_option_of_all_models_needs_a_model():
+    with pytest.raises(TypeError, match="abstract"):
+        FitSpec(2, 0.1, 3, None, "kmeans", "keep", None, 0, "batch")
+
+
 def test_inspect_shows_what_cannot_be_used(place, tmp_path):
     output = tmp_path / "out.zarr"
     succeed("predict", place / "kmeans.safetensors", place / "data.zarr", "-o", output, "--quiet")
@@ -236,6 +274,14 @@ def test_demo_goes_all_the_way(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["data.zarr", "labels.zarr", "model.safetensors", "truth.safetensors"])
+def test_demo_refuses_before_work_what_exists(name, place, tmp_path):
+    old = place / ("data.zarr" if name.endswith("zarr") else "kmeans.safetensors")
+    (shutil.copytree if old.is_dir() else shutil.copy)(old, tmp_path / name)
+    assert "exists already" in fail("demo", "--rows", 100, "--features", 2, "--quiet", "--directory", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_demo_prints_truth_beside_estimate_and_leaves_nothing():
     text = succeed("demo", "--rows", 5_000, "--features", 2, "--components", 2, "--memory-limit", "4GB").stdout
     assert "weight  estimate" in text
@@ -269,6 +315,11 @@ BAD_FITS = {
         "labels",
     ),
     "missing chunk": (["kmeans", "{tmp}/hole.zarr", "-k", 2], "1 of 2 chunks are not in the store: (1, 0)"),
+    "an empty address": (["kmeans", "{data}", "-k", 2, "--scheduler", ""], "address of the scheduler is empty"),
+    "both an empty address and workers": (
+        ["kmeans", "{data}", "-k", 2, "--scheduler", "", "--workers", 2],
+        "--scheduler and --workers exclude each other",
+    ),
     "both a scheduler and workers": (
         ["kmeans", "{data}", "-k", 2, "--scheduler", "tcp://127.0.0.1:1", "--workers", 2],
         "--scheduler and --workers exclude each other",

@@ -9,7 +9,8 @@ import zarr
 from scipy.spatial.distance import pdist
 
 from daskem.data import Dataset, Source, open_dataset
-from daskem.errors import OptionError
+from daskem.data.generated import create_store
+from daskem.errors import DataError, OptionError, PlanError
 from daskem.generate import SyntheticSource, generate_mixture, make_truth
 from daskem.models import Gaussian, GaussianParams, Mixture, MixtureParams
 from daskem.persist import load_model
@@ -112,6 +113,23 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, m
     with pytest.raises(OptionError, match=message):
         generate_mixture(tmp_path / "out.zarr", **values)
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_store_that_cannot_be_made_again_is_left_alone(tmp_path):
+    url = tmp_path / "out.zarr"
+    generate_mixture(url, 100, 2, 2)
+    with pytest.raises(PlanError):
+        generate_mixture(url, 100, 2, 2, seed=1, overwrite=True, memory_limit="1MB")
+    assert zarr.open_group(url, mode="r").attrs["daskem:status"] == "complete"
+    assert zarr.open_array(url / "x", mode="r").shape == (100, 2)
+
+
+def test_a_store_that_lacks_a_shard_is_not_complete(tmp_path):
+    output = create_store(tmp_path / "out.zarr", (25, 2), "f4", 5, shard_rows=10)
+    for start, stop in ((0, 10), (20, 25)):
+        output.write(start, {"x": np.ones((stop - start, 2), "f4"), "labels": np.ones(stop - start, "i8")})
+    with pytest.raises(DataError, match=r"lacks 1 chunks of 'x': \(1, 0\)"):
+        output.finish()
 
 
 def test_a_store_is_replaced_only_when_asked_to(tmp_path):

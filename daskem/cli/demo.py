@@ -24,10 +24,11 @@ from daskem.cli.options import ReportOptions, overwrite_option, report_options
 from daskem.core import Float, Params
 from daskem.data import open_dataset, open_source
 from daskem.data.generated import LABELS
+from daskem.data.writers import check_new_output
 from daskem.engine.allocator import return_freed_memory
 from daskem.fit import FitResult
-from daskem.generate import Truth, check_new_file, generate_mixture
-from daskem.persist import load_model, save_model
+from daskem.generate import Truth, generate_mixture
+from daskem.persist import check_new_file, load_model, save_model
 from daskem.predict import predict_to_store, score
 from daskem.report.progress import duration, size
 
@@ -161,6 +162,8 @@ def demo_command(directory: str | None, report: ReportOptions, **sizes: Any) -> 
         run = _Run(place, _Sizes(**sizes), report.quiet)
         for name in ("truth.safetensors", "model.safetensors"):
             check_new_file(place / name, run.sizes.overwrite)
+        for name in ("data.zarr", "labels.zarr"):
+            check_new_output(place / name, run.sizes.overwrite)
         figures = _figures(run)
     if report.json:
         click.echo(to_json(figures))

@@ -24,8 +24,7 @@ from daskem.engine.executor import find_executor
 from daskem.engine.planner import make_plan
 from daskem.engine.watch import watch_units
 from daskem.fit import FitResult, fit
-from daskem.generate import check_new_file
-from daskem.persist import save_model
+from daskem.persist import check_new_file, save_model
 from daskem.report.progress import PassProgress, duration, size
 
 __all__ = [
@@ -195,7 +194,9 @@ def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
         f"{duration(result.seconds)} in all, {duration(passes)} in passes ({rate:.3g}M rows/s)",
     ]
     if result.events:
-        lines.append(f"{len(result.events)} components had to be repaired, the last: {result.events[-1].what}")
+        repaired = len({event.component for event in result.events})
+        what = "1 component" if repaired == 1 else f"{repaired} components"
+        lines.append(f"{what} had to be repaired, the last: {result.events[-1].what}")
     return "\n".join([*lines, "", component_table(result.model, result.params, data.rows.columns)])
 
 

@@ -9,7 +9,14 @@ import click
 import numpy as np
 
 from daskem.cli.app import to_json
-from daskem.cli.options import EngineOptions, ReportOptions, engine_options, overwrite_option, report_options
+from daskem.cli.options import (
+    EngineOptions,
+    ReportOptions,
+    engine_options,
+    overwrite_option,
+    report_options,
+    split_names,
+)
 from daskem.generate import CHUNK_ROWS, generate_mixture
 from daskem.report.progress import duration, size
 
@@ -66,7 +73,7 @@ def generate_command(
             features,
             components,
             dtype=dtype,
-            columns=None if columns is None else columns.split(","),
+            columns=split_names(columns),
             truth_path=truth,
             memory_limit=where.memory_limit,
             **options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -44,7 +45,7 @@ SHOWN_FEATURES = 6
 
 
 @dataclass(frozen=True)
-class FitSpec:
+class FitSpec(ABC):
     """How to fit a model: what its options say."""
 
     n_components: int
@@ -61,9 +62,9 @@ class FitSpec:
     objective_name: ClassVar[str]
     unit: ClassVar[str]
 
+    @abstractmethod
     def model(self) -> Model:
         """Return the model."""
-        raise NotImplementedError
 
     def stop(self, data: Dataset) -> list[StopRule]:
         """Return the rules that end the fit."""
@@ -104,8 +105,9 @@ class FitSpec:
     def _init_method(self) -> Any:
         return "kmeans" if self.init == "k-means||" else self.init
 
+    @abstractmethod
     def _converged(self, data: Dataset) -> StopRule:
-        raise NotImplementedError
+        """Return the rule that says when the fit has converged."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from daskem.data import Dataset, open_dataset
+from daskem.data.selection import NameOrIndex
 from daskem.engine import CACHE_MODES, parse_bytes
 from daskem.engine.cluster import connect
 from daskem.errors import OptionError
@@ -26,6 +27,7 @@ __all__ = [
     "labelled_options",
     "overwrite_option",
     "report_options",
+    "split_names",
     "weight_options",
 ]
 
@@ -48,6 +50,11 @@ def as_one(name: str, kind: type[Any], *options: Decorator) -> Decorator:
         return wrapped
 
     return decorate
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Return the names in ``"a, b,c"``, None of None."""
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def _row_range(ctx: click.Context, param: click.Parameter, value: str | None) -> slice | None:
@@ -84,11 +91,9 @@ class DataOptions:
             allow_missing=self.allow_missing,
         )
 
-    def _columns(self) -> list[int | str] | None:
-        if self.columns is None:
-            return None
-        names = [name.strip() for name in self.columns.split(",")]
-        return [int(name) if name.lstrip("-").isdigit() else name for name in names]
+    def _columns(self) -> list[str] | None:
+        names = split_names(self.columns)
+        return names and [NameOrIndex(name) if name.removeprefix("-").isdecimal() else name for name in names]
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class EngineOptions:
         """Connect to the cluster that was asked for, if any; options are checked before."""
         if self.memory_limit is not None:
             parse_bytes(self.memory_limit)
-        if self.scheduler and self.workers:
+        if self.scheduler is not None and self.workers:
             raise OptionError("--scheduler and --workers exclude each other: use a cluster that runs, or start one.")
         with connect(self.scheduler, self.workers):
             yield

@@ -12,7 +12,7 @@ from daskem.cli.models import KNOWN, component_table, components
 from daskem.data import open_source
 from daskem.data.description import describe_store
 from daskem.errors import FileFormatError
-from daskem.persist import inspect_model, load_model
+from daskem.persist import inspect_model, is_model_file, load_model
 from daskem.report.progress import size
 
 __all__ = ["inspect_command"]
@@ -24,7 +24,7 @@ __all__ = ["inspect_command"]
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect_command(what: str, array: str | None, as_json: bool) -> None:
     """Say what X is: a Zarr store, an output of daskem, a .npy, Parquet or HDF5 file, or a model file."""
-    if os.path.isfile(what) and what.endswith(".safetensors"):
+    if os.path.isfile(what) and (is_model_file(what) or what.endswith(".safetensors")):
         _show_model(what, as_json)
     elif os.path.isfile(what) and not what.endswith(".zip"):
         _show_table(what, array, as_json)

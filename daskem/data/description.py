@@ -9,8 +9,8 @@ from typing import Any
 
 import zarr
 
-from daskem.data.generated import stored_grid
 from daskem.data.integrity import absent
+from daskem.data.writers import stored_grid
 from daskem.data.zarr_source import STATUS
 from daskem.errors import DataError
 

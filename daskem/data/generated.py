@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,44 +12,14 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from daskem.data.integrity import absent, describe
 from daskem.data.writers import Output, create_output
 from daskem.data.zarr_source import STATUS
-from daskem.errors import DataError, OptionError
+from daskem.errors import OptionError
 
-__all__ = ["LABELS", "ROWS", "StoreOutput", "create_store", "stored_grid"]
+__all__ = ["LABELS", "ROWS", "create_store"]
 
 # Names of the arrays in the group.
 ROWS, LABELS = "x", "labels"
-
-
-@dataclass(frozen=True, eq=False)
-class StoreOutput(Output):
-    """An output whose arrays may be sharded: what a task writes, and what the store lists, are shards."""
-
-    def finish(self) -> None:
-        """Mark the output complete, having seen that the store lists every shard (or chunk).
-
-        Raises
-        ------
-        DataError
-            If some are missing; the output stays incomplete.
-        """
-        for name, array in self.arrays.items():
-            missing = absent(array, itertools.product(*map(range, stored_grid(array))))
-            if missing:
-                raise DataError(
-                    f"{self.url} lacks {len(missing)} chunks of {name!r}: {describe(missing)}. Tasks that were to "
-                    "write them failed or were lost. Run again with --overwrite (overwrite=True)."
-                )
-        nodes: list[zarr.Array[Any] | zarr.Group] = [*self.arrays.values(), self.group]
-        for node in nodes:
-            node.attrs[STATUS] = "complete"
-
-
-def stored_grid(array: zarr.Array[Any]) -> tuple[int, ...]:
-    """Return how many objects a store holds of an array along each axis: shards, where there are any, else chunks."""
-    return tuple(-(-n // size) for n, size in zip(array.shape, array.shards or array.chunks, strict=True))
 
 
 def create_store(
@@ -63,7 +32,7 @@ def create_store(
     columns: Sequence[str] | None = None,
     overwrite: bool = False,
     attributes: dict[str, Any] | None = None,
-) -> StoreOutput:
+) -> Output:
     """Create a Zarr group with arrays ``x`` (n, d) and ``labels`` (n,) int64, marked incomplete, ready for writing.
 
     Parameters
@@ -94,7 +63,7 @@ def create_store(
             attributes={STATUS: "incomplete"} | ({"columns": list(columns)} if columns and row else {}),
             config={"write_empty_chunks": True},
         )
-    return StoreOutput(**vars(replace(output, arrays=arrays)))
+    return replace(output, arrays=arrays)
 
 
 def _write_rows(n_rows: int, chunk_rows: int, shard_rows: int | None) -> int:

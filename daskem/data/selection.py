@@ -15,6 +15,7 @@ from daskem.errors import DataError, OptionError
 
 __all__ = [
     "ColumnRun",
+    "NameOrIndex",
     "Rows",
     "Selection",
     "check_dtype",
@@ -27,6 +28,12 @@ __all__ = [
     "next_multiple",
     "select",
 ]
+
+
+class NameOrIndex(str):
+    """The digits of a column, typed by a user: the name of one where a column is called so, else an index."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -241,6 +248,8 @@ def _listed(columns: Any) -> Iterable[Any]:
 
 
 def _column_index(column: Any, width: int, names: Sequence[str] | None, what: str) -> int:
+    if isinstance(column, NameOrIndex) and column not in (names or ()):
+        column = int(column)
     if isinstance(column, str):
         return _named_column(column, names, what)
     if isinstance(column, (bool, np.bool_)):

@@ -22,7 +22,7 @@ from daskem.data.source import Source
 from daskem.data.zarr_source import STATUS
 from daskem.errors import ContractError, DataError, OptionError
 
-__all__ = ["Output", "check_apart", "create_output"]
+__all__ = ["Output", "check_apart", "check_new_output", "create_output", "stored_grid"]
 
 # Names that one kind of storage goes by.
 ALIASES = {"": "file", "local": "file", "gcs": "gs", "s3a": "s3", "abfss": "abfs", "az": "abfs"}
@@ -69,7 +69,7 @@ class Output:
                 raise DataError(f"cannot write rows {start}:{stop} of {name!r} to {self.url}: {error}") from error
 
     def finish(self) -> None:
-        """Mark the output complete, having seen that the store lists every chunk.
+        """Mark the output complete, having seen that the store lists every chunk, or shard where there are any.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class Output:
             If chunks are missing; the output stays incomplete.
         """
         for name, array in self.arrays.items():
-            missing = absent(array, itertools.product(*map(range, array.cdata_shape)))
+            missing = absent(array, itertools.product(*map(range, stored_grid(array))))
             if missing:
                 raise DataError(
                     f"output {self.url} lacks {len(missing)} chunks of {name!r}: {describe(missing)}. Tasks that were "
@@ -129,6 +129,16 @@ def check_apart(url: str | os.PathLike[str], sources: Iterable[Source]) -> None:
             )
 
 
+def check_new_output(url: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse, before any work, a place that `create_output` would refuse because of what is there."""
+    _replaceable(_absolute(url), overwrite)
+
+
+def stored_grid(array: zarr.Array[Any]) -> tuple[int, ...]:
+    """Return how many objects a store holds of an array along each axis: shards, where there are any, else chunks."""
+    return tuple(-(-n // size) for n, size in zip(array.shape, array.shards or array.chunks, strict=True))
+
+
 def create_output(
     url: str | os.PathLike[str],
     arrays: Layout,
@@ -157,8 +167,7 @@ def create_output(
     OptionError
         If something is there already, or the place cannot be written to.
     """
-    where = os.fspath(url)
-    where = where if "://" in where else os.path.abspath(os.path.expanduser(where))
+    where = _absolute(url)
     _make_room(where, overwrite)
     try:
         group = zarr.open_group(where, mode="a", zarr_format=3)
@@ -190,13 +199,9 @@ def _place(where: str) -> tuple[str, ...]:
 
 def _make_room(where: str, overwrite: bool) -> None:
     """Refuse what must not be overwritten; take away an old output, its marks first."""
-    group = _existing(where)
+    group = _replaceable(where, overwrite)
     if group is None:
         return
-    if not overwrite:
-        raise OptionError(f"{where} exists already. Choose another place, or pass --overwrite (overwrite=True).")
-    if STATUS not in group.attrs:
-        raise OptionError(f"{where} exists and is not an output of daskem, so it is not overwritten. Remove it first.")
     try:
         # Marked before anything is deleted: a run that is killed here leaves no old mark on what remains.
         nodes: list[zarr.Array[Any] | zarr.Group] = [group, *(array for _, array in group.arrays())]
@@ -206,6 +211,21 @@ def _make_room(where: str, overwrite: bool) -> None:
             del group[name]
     except OSError as error:
         raise OptionError(f"cannot overwrite {where}: {error}.") from error
+
+
+def _replaceable(where: str, overwrite: bool) -> zarr.Group | None:
+    """Return the old output at `where`, None where nothing is; refuse what must not be overwritten."""
+    group = _existing(where)
+    if group is not None and not overwrite:
+        raise OptionError(f"{where} exists already. Choose another place, or pass --overwrite (overwrite=True).")
+    if group is not None and STATUS not in group.attrs:
+        raise OptionError(f"{where} exists and is not an output of daskem, so it is not overwritten. Remove it first.")
+    return group
+
+
+def _absolute(url: str | os.PathLike[str]) -> str:
+    where = os.fspath(url)
+    return where if "://" in where else os.path.abspath(os.path.expanduser(where))
 
 
 def _existing(where: str) -> zarr.Group | None:

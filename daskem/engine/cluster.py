@@ -33,11 +33,11 @@ def connect(scheduler: str | None = None, workers: int | None = None) -> Iterato
     Raises
     ------
     OptionError
-        If both were asked for, or no scheduler answers within `CONNECT_SECONDS`.
+        If both were asked for, the address is empty, or no scheduler answers within `CONNECT_SECONDS`.
     """
-    if scheduler and workers:
+    if scheduler is not None and workers:
         raise OptionError("choose either the address of a scheduler or a number of workers to start, not both.")
-    if scheduler:
+    if scheduler is not None:
         with _reach(scheduler) as client:
             yield client
     elif workers:
@@ -52,6 +52,11 @@ def connect(scheduler: str | None = None, workers: int | None = None) -> Iterato
 
 
 def _reach(address: str) -> Client:
+    if not address.strip():
+        raise OptionError(
+            "the address of the scheduler is empty; perhaps a variable that should hold it is not set. Give an address "
+            "such as tcp://host:8786, or leave it out to run on this machine."
+        )
     try:
         return Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:

@@ -1,5 +1,12 @@
 """What outlives a run: model files, without pickle."""
 
-from daskem.persist.model_file import LoadedModel, inspect_model, load_model, save_model
+from daskem.persist.model_file import (
+    LoadedModel,
+    check_new_file,
+    inspect_model,
+    is_model_file,
+    load_model,
+    save_model,
+)
 
-__all__ = ["LoadedModel", "inspect_model", "load_model", "save_model"]
+__all__ = ["LoadedModel", "check_new_file", "inspect_model", "is_model_file", "load_model", "save_model"]

@@ -31,7 +31,7 @@ from daskem.errors import ContractError, FileFormatError, NonFiniteError, Option
 from daskem.persist.records import DescriptionError, pack, unpack
 from daskem.persist.tensors import MAX_HEADER, Header, read_header, read_tensor
 
-__all__ = ["LoadedModel", "inspect_model", "load_model", "save_model"]
+__all__ = ["LoadedModel", "check_new_file", "inspect_model", "is_model_file", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
 KEY = "daskem"
@@ -53,6 +53,30 @@ class LoadedModel:
     model: Any
     params: Params
     metadata: dict[str, Any]
+
+
+def check_new_file(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse, before any work, to write a file that exists or whose directory does not.
+
+    Raises
+    ------
+    OptionError
+        If `path` is a directory, exists and `overwrite` is False, or cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OptionError(f"{target} is a directory. Give the name of a file to write, such as model.safetensors.")
+    if target.exists() and not overwrite:
+        raise OptionError(f"{target} exists already. Choose another name, or pass --overwrite (overwrite=True).")
+    if not (target.parent.is_dir() and os.access(target.parent, os.W_OK | os.X_OK)):
+        raise OptionError(f"{target.parent} is not a directory that can be written to: it is missing or read-only.")
+
+
+def is_model_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file begins like a model file, whatever its name: a header's length, then JSON."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
 def save_model(
@@ -78,14 +102,14 @@ def save_model(
     Raises
     ------
     OptionError
-        If `path` exists and `overwrite` is False, if its directory does not exist, or if the metadata are too long.
+        If `check_new_file` refuses `path`, or if the metadata are too long.
     ContractError
         If the model, the parameters or the metadata hold something that cannot be stored; the message says where.
     NonFiniteError
         If a parameter is NaN or infinite.
     """
     target = Path(path)
-    _check_target(target, overwrite)
+    check_new_file(target, overwrite)
     tensors: dict[str, Array] = {}
     document = {
         "seal": BLANK,
@@ -159,15 +183,6 @@ def inspect_model(path: str | os.PathLike[str]) -> dict[str, Any]:
     where = Path(path)
     document = _read_document(where, read_header(where))
     return {name: value for name, value in document.items() if name != "seal"}
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise OptionError(f"{target} exists. Choose another name, or pass overwrite=True to replace it.")
-    if not target.parent.is_dir():
-        raise OptionError(
-            f"{target.parent} is not a directory, so that no model file can be written there. Make it first."
-        )
 
 
 @contextmanager
