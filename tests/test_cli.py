@@ -92,6 +92,8 @@ def test_fit_tells_the_fit_and_saves_it(place, tmp_path):
     output = tmp_path / "m.safetensors"
     result = succeed("fit", "gaussian-mixture", place / "data.zarr", "-k", K, "-o", output)
     assert "converged after" in result.stdout
+    assert "converged after" not in result.stderr
+    assert "daskem: keeping 1 of 1 units" in result.stderr
     assert "mean[a]" in result.stdout
     assert "step 1" in result.stderr
     assert "rows/s" in result.stderr

@@ -15,7 +15,7 @@ import click
 
 from daskem.errors import DaskEMError, DaskEMWarning
 
-__all__ = ["ErrorLines", "announce", "columns_of", "to_json"]
+__all__ = ["ErrorLines", "announce", "columns_of", "to_json", "warnings_only"]
 
 # What shells call a process that ended for Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
@@ -51,6 +51,11 @@ def announce(message: str, quiet: bool) -> None:
         click.echo(message, err=True)
 
 
+def warnings_only() -> None:
+    """Show no log messages but warnings, for the rest of the command."""
+    logging.getLogger("daskem").setLevel(logging.WARNING)
+
+
 def to_json(value: Mapping[str, Any]) -> str:
     """Return `value` as JSON; numbers that JSON has no word for become null."""
     return json.dumps(_plain(value), indent=2, allow_nan=False)
@@ -83,17 +88,24 @@ def _messages() -> Iterator[None]:
             show_other(message, category, filename, lineno, file, line)
 
     logger, handler = logging.getLogger("daskem"), _EchoHandler()
+    handler.addFilter(_not_told_anyway)
     level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("always", DaskEMWarning)
         show_other = warnings.showwarning
         warnings.showwarning = show
         logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
         try:
             yield
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
+
+
+def _not_told_anyway(record: logging.LogRecord) -> bool:
+    # How a fit ended is what the commands themselves report.
+    return record.levelno >= logging.WARNING or record.module != "fit"
 
 
 class _EchoHandler(logging.Handler):

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from daskem.cli.app import warnings_only
 from daskem.data import Dataset, open_dataset
 from daskem.data.selection import NameOrIndex
 from daskem.engine import CACHE_MODES, parse_bytes
@@ -55,6 +56,12 @@ def as_one(name: str, kind: type[Any], *options: Decorator) -> Decorator:
 def split_names(text: str | None) -> list[str] | None:
     """Return the names in ``"a, b,c"``, None of None."""
     return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    if value:
+        warnings_only()
+    return value
 
 
 def _row_range(ctx: click.Context, param: click.Parameter, value: str | None) -> slice | None:
@@ -151,7 +158,7 @@ fit_engine_options = as_one("where", EngineOptions, _CACHE, *_ENGINE)
 report_options = as_one(
     "report",
     ReportOptions,
-    click.option("--quiet", is_flag=True, help="No progress and no summary."),
+    click.option("--quiet", is_flag=True, callback=_quiet, help="No progress and no summary."),
     click.option("--json", is_flag=True, help="The result as JSON on standard output."),
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
