@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from daskem.core import Array, Chunk, Expectation, HasLogProb, HasPosterior, Mod
 from daskem.data import Dataset, create_output
 from daskem.data.writers import check_apart
 from daskem.engine import Engine, eager_rows, lazy_rows, start_engine, write_rows
+from daskem.engine.rows import write_runs
 from daskem.errors import OptionError
 from daskem.starts import check_side_columns, components_of
 
@@ -23,14 +24,23 @@ RESULTS = ("labels", "proba", "log_prob", "transform")
 WRITE_BYTES = 8 << 20
 
 
+@runtime_checkable
+class _HasAssign(Protocol):
+    """A model that labels rows without their posterior."""
+
+    def assign(self, params: Params, chunk: Chunk) -> Array:
+        """Return the component of each row, (n,), -1 where there is none."""
+
+
 @dataclass(frozen=True, eq=False)
 class RowFunction:
     """A function of blocks: one of `RESULTS` of each row under fitted parameters.
 
     Attributes
     ----------
-    what : ``"labels"``, (n,) int64, the most probable component; ``"proba"``, (n, k), the posterior; ``"log_prob"``,
-        (n,) nats, log p(x); ``"transform"``, (n, k), the model's own coordinates.
+    what : ``"labels"``, (n,) int64, the most probable component, -1 where none explains the row; ``"proba"``, (n, k),
+        the posterior, NaN there; ``"log_prob"``, (n,) nats, log p(x); ``"transform"``, (n, k), the model's own
+        coordinates.
     """
 
     model: Model
@@ -43,10 +53,13 @@ class RowFunction:
             return np.array(log_prob, dtype=np.float64)
         if self.what == "transform":
             return np.array(self.model.transform(self.params, chunk))  # type: ignore[attr-defined]
+        if self.what == "labels" and isinstance(self.model, _HasAssign):
+            return np.array(self.model.assign(self.params, chunk), dtype=np.int64)
         posterior = require(self.model, HasPosterior, "assigning rows").posterior(self.params, chunk)
+        explained = posterior.sum(axis=1) > 0
         if self.what == "labels":
-            return np.asarray(posterior.argmax(axis=1), dtype=np.int64)
-        return np.array(posterior, dtype=np.float64, order="C")
+            return np.where(explained, posterior.argmax(axis=1), -1).astype(np.int64)
+        return np.array(np.where(explained[:, None], posterior, np.nan), dtype=np.float64, order="C")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +125,13 @@ def predict_to_store(
     overwrite: bool = False,
     attributes: dict[str, Any] | None = None,
     memory_limit: Any = None,
+    planned: Callable[[int], Any] | None = None,
 ) -> Engine:
     """Write `what` (of `RESULTS`) of each row to a Zarr group at `url`, one array each, in one pass.
+
+    Parameters
+    ----------
+    planned : called with the number of tasks before the first one starts.
 
     Raises
     ------
@@ -131,6 +149,8 @@ def predict_to_store(
     arrays = {name: ((width,) if name in ("proba", "transform") else (), _dtype(name)) for name in what}
     check_apart(url, data.sources)
     output = create_output(url, arrays, data.n_rows, rows, overwrite=overwrite, attributes=attributes)
+    if planned is not None:
+        planned(len(write_runs(engine.plan, output.chunk_rows)))
     write_rows(engine, _Several(tuple(RowFunction(model, params, name) for name in what)), output)
     return engine
 

@@ -217,8 +217,8 @@ lower_bounds_, n_features_in_
         if (shape, family.covariance, family.prior) != (wanted, self.covariance_type, self.prior):
             raise OptionError(
                 f"warm_start=True goes on from a fit of {shape[0]} {family.covariance} components of {shape[1]} "
-                f"features with prior={family.prior!r}, but {wanted[0]} {self.covariance_type} components of "
-                f"{wanted[1]} features with prior={self.prior!r} are wanted. Set warm_start=False to start anew."
+                f"features (prior={family.prior!r}), but {wanted[0]} {self.covariance_type} components of {wanted[1]} "
+                f"features are wanted (prior={self.prior!r}). Set warm_start=False to start anew."
             )
         return self.result_
 
