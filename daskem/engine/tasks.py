@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,18 +91,23 @@ def combine(*partials: Partial) -> Partial:
 def map_unit(data: Dataset, start: int, stop: int, block_rows: int, function: Callable[[Chunk], Any]) -> list[Any]:
     """Return `function` of each block of a unit, in row order.
 
+    Rows of weight zero keep their place; what is said of one that holds NaN or infinity is -1 (whole numbers) or NaN.
+
     Raises
     ------
     NonFiniteError
-        If rows hold NaN or infinity: no function of rows is asked to make sense of them.
+        If rows of positive weight hold NaN or infinity: no function of rows is asked to make sense of them. Or if
+        `function` says NaN, infinity, or a label below zero of such a row: no component explains it.
     """
     scratch, results = Scratch(), []
     try:
         with one_blas_thread():
             for chunk in blocks(data, start, stop, block_rows):
-                present = _present(chunk)
-                _check_rows(data, present)
-                results.append(function(replace(present, scratch=scratch)))
+                _check_rows(data, chunk)
+                whole, spoiled = _whole(chunk)
+                result = function(replace(whole, scratch=scratch))
+                _check_results(data, chunk, result)
+                results.append(_blanked(result, spoiled))
     finally:
         scratch.clear()
     return results
@@ -163,6 +168,54 @@ def _present(chunk: Chunk) -> Chunk:
     return replace(chunk, rows=rows)
 
 
+def _whole(chunk: Chunk) -> tuple[Chunk, Array | None]:
+    """Return `chunk` with other rows in place of those that hold NaN or infinity, and which these are, (n,)."""
+    if chunk.weight is None or np.isfinite(chunk.rows).all():
+        return chunk, None
+    spoiled = np.asarray(~np.isfinite(chunk.rows).all(axis=1))
+    rows = chunk.rows.copy()
+    rows[spoiled] = 0.0 if spoiled.all() else rows[np.argmin(spoiled)]
+    return replace(chunk, rows=rows), spoiled
+
+
+def _blanked(result: Any, spoiled: Array | None) -> Any:
+    """Return `result` without what it says of rows that were replaced."""
+    if spoiled is None:
+        return result
+    if isinstance(result, Mapping):
+        return {name: _blanked(value, spoiled) for name, value in result.items()}
+    if isinstance(result, np.ndarray):
+        result[spoiled] = np.nan if result.dtype.kind == "f" else -1
+    return result
+
+
+def _check_results(data: Dataset, chunk: Chunk, result: Any) -> None:
+    parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple) else (result,)
+    for part in parts:
+        bad = _unexplained(part, chunk)
+        if bad.size:
+            start, stop = chunk.start + int(bad[0]), chunk.start + int(bad[-1]) + 1
+            raise NonFiniteError(
+                f"{data.rows.name}, {data.rows.locate(start, stop)}: no component explains {bad.size} row(s) among "
+                f"rows {start}:{stop}, though all their values are finite. The first has values up to "
+                f"{np.abs(chunk.rows[bad[0]]).max():g}, which may be too large to be squared. Look for outliers and "
+                "fill values, leave these rows out, or convert the data to double precision."
+            )
+
+
+def _unexplained(result: Any, chunk: Chunk) -> Array:
+    """Return the rows of positive weight, as offsets, for which a function had no answer."""
+    if isinstance(result, float):
+        return np.arange(0 if math.isfinite(result) else len(chunk))
+    if not isinstance(result, np.ndarray) or result.dtype.kind not in "fi":
+        return np.arange(0)
+    good = np.isfinite(result) if result.dtype.kind == "f" else result >= 0
+    if good.all():
+        return np.arange(0)
+    bad = ~good.reshape(len(chunk), -1).all(axis=1)
+    return np.flatnonzero(bad if chunk.weight is None else bad & (chunk.weight > 0))
+
+
 def _select(chunk: Chunk, chosen: Array) -> Chunk:
     weight = None if chunk.weight is None else chunk.weight[chosen]
     labels = None if chunk.labels is None else chunk.labels[chosen]
@@ -196,12 +249,15 @@ def _check_stats(data: Dataset, model: Model, expectation: Expectation, start: i
 def _check_rows(data: Dataset, chunk: Chunk) -> None:
     if np.isfinite(chunk.rows).all():
         return
-    bad = np.flatnonzero(~np.isfinite(chunk.rows).all(axis=1))
+    spoiled = ~np.isfinite(chunk.rows).all(axis=1)
+    bad = np.flatnonzero(spoiled if chunk.weight is None else spoiled & (chunk.weight > 0))
+    if not bad.size:
+        return
     start, stop = chunk.start + int(bad[0]), chunk.start + int(bad[-1]) + 1
     first = chunk.rows[bad[0]]
     feature = int(np.flatnonzero(~np.isfinite(first))[0])
     raise NonFiniteError(
-        f"Input X contains {'NaN' if np.isnan(chunk.rows).any() else 'infinity'}: {data.rows.name}, "
+        f"Input X contains {'NaN' if np.isnan(chunk.rows[bad]).any() else 'infinity'}: {data.rows.name}, "
         f"{data.rows.locate(start, stop)}, rows {start}:{stop} hold {bad.size} row(s) with NaN or infinity; the "
         f"first has {first[feature]} in feature {feature}. Clean the data, leave these rows out, or give them "
         "sample_weight 0."
