@@ -175,6 +175,17 @@ def sklearn_mixture(described, loaded):
     return peer
 
 
+def test_the_bar_of_predictions_ends_at_its_end(place, tmp_path, monkeypatch):
+    """Three units of 1,000 rows are written by one task, since the output has larger chunks."""
+    told = []
+    monkeypatch.setattr("daskem.data.units.MIN_UNIT_BYTES", 8_000)
+    monkeypatch.setattr(PassProgress, "expect_units", lambda progress, n_units: told.append(n_units))
+    monkeypatch.setattr(PassProgress, "unit_done", lambda progress: told.append("done"))
+    succeed("predict", place / "kmeans.safetensors", place / "data.zarr", "-o", tmp_path / "out.zarr", "--quiet")
+    assert told == [1, "done"]
+    assert len(open_dataset(str(place / "data.zarr")).units()) == 3
+
+
 def test_kmeans_labels_and_distances_agree(place, tmp_path):
     output = tmp_path / "out.zarr"
     model = place / "kmeans.safetensors"
@@ -510,6 +521,14 @@ def test_progress_on_a_terminal_shows_a_bar_and_a_line_a_pass(capsys):
     shown = capsys.readouterr().out
     assert "step 1" in shown
     assert "objective -1.5" in shown
+
+
+def test_a_pass_may_turn_out_to_have_another_number_of_units(capsys):
+    console = Console(force_terminal=True, width=120, highlight=False)
+    with PassProgress(1_000, 8_000, 4, console=console) as progress:
+        progress.expect_units(1)
+        progress.unit_done()
+    assert ", 0 s left of this pass" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

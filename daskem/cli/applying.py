@@ -71,6 +71,7 @@ def predict_command(
                 overwrite=overwrite,
                 attributes={"daskem:model": os.path.abspath(model), "daskem:data": data.rows.name},
                 memory_limit=where.memory_limit,
+                planned=progress.expect_units,
             )
     if report.json:
         click.echo(to_json({"output": output, "rows": data.n_rows, "arrays": what}))

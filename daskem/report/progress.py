@@ -107,6 +107,12 @@ class PassProgress:
             self._bar.reset(self._task, description=f"step {info.step + 1}", rate="")
         self._clock = time.perf_counter()
 
+    def expect_units(self, n_units: int) -> None:
+        """Note how many units a pass has, where that turns out to be another number."""
+        self._units = n_units
+        if self._bar is not None:
+            self._bar.update(self._task, total=n_units)
+
     def unit_done(self) -> None:
         """Note that a pass has one unit less to go."""
         if self._bar is None:
