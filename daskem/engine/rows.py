@@ -14,9 +14,10 @@ from daskem.data.dataset import Dataset
 from daskem.data.units import walk
 from daskem.data.writers import Output
 from daskem.engine.passes import Engine
+from daskem.engine.planner import Plan
 from daskem.engine.tasks import map_unit
 
-__all__ = ["eager_rows", "lazy_rows", "write_rows", "write_unit"]
+__all__ = ["eager_rows", "lazy_rows", "write_rows", "write_runs", "write_unit"]
 
 
 def eager_rows(engine: Engine, function: Callable[[Chunk], Array]) -> Array:
@@ -42,14 +43,20 @@ def lazy_rows(
     return da.concatenate(arrays)
 
 
+def write_runs(plan: Plan, chunk_rows: int) -> list[tuple[int, int]]:
+    """Return the rows that each task of `write_rows` writes to an output with chunks of `chunk_rows` rows."""
+    # A Dask array's units are shorter than segments where there are very many of them.
+    rows = min(plan.segment_rows, max(map(len, plan.units)))
+    return list(walk(0, plan.n_rows, chunk_rows * max(1, rows // chunk_rows)))
+
+
 def write_rows(engine: Engine, function: Callable[[Chunk], Mapping[str, Array]], output: Output) -> None:
     """Write `function` of all blocks to `output`, and mark it complete.
 
     A task writes whole chunks of the output, one after the other, as many as make a work unit. One that is run twice
     writes the same bytes to the same chunks; the mark comes last.
     """
-    step = output.chunk_rows * max(1, engine.plan.segment_rows // output.chunk_rows)
-    engine.compute_all(engine.call_runs(write_unit, list(walk(0, engine.plan.n_rows, step)), output, function))
+    engine.compute_all(engine.call_runs(write_unit, write_runs(engine.plan, output.chunk_rows), output, function))
     output.finish()
 
 
