@@ -16,7 +16,7 @@ from daskem.core import Algorithm, Event, Model, Params, State, StepInfo, StopRu
 from daskem.data import open_dataset
 from daskem.engine import DataProblem, Engine, Plan, one_blas_thread, start_engine
 from daskem.errors import DaskEMWarning, OptionError
-from daskem.starts import check_init_sample, check_side_columns, draw_start
+from daskem.starts import check_init_sample, check_rows, check_side_columns, components_of, draw_start
 
 __all__ = ["FitResult", "fit"]
 
@@ -64,6 +64,16 @@ class FitResult:
         """All that steps had to repair, such as empty components."""
         return tuple(event for info in self.trace for event in info.events)
 
+    def repairs(self) -> list[dict[str, Any]]:
+        """Return the events, told once for each component and kind: how often, and at which steps first and last."""
+        told: dict[tuple[int, str], dict[str, Any]] = {}
+        for event in self.events:
+            key = (event.component, event.what)
+            first = {"component": event.component, "what": event.what, "first": event.step, "count": 0}
+            entry = told.setdefault(key, first)
+            entry |= {"last": event.step, "count": entry["count"] + 1}
+        return list(told.values())
+
     def summary(self) -> dict[str, Any]:
         """Return the figures of the fit as plain values, for JSON and model files."""
         return {
@@ -76,7 +86,7 @@ class FitResult:
             "converged": self.converged,
             "reason": self.reason,
             "seconds": self.seconds,
-            "events": [[event.step, event.component, event.what] for event in self.events],
+            "events": self.repairs(),
             "plan": self.plan.as_dict(),
         }
 
@@ -134,7 +144,8 @@ def fit(
     check_init_sample(init_sample)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
-    check_side_columns(dataset, memory_limit, getattr(model, "n_components", None))
+    check_rows(dataset, components_of(model))
+    check_side_columns(dataset, memory_limit, components_of(model))
     engine = start_engine(
         dataset,
         model,
@@ -194,8 +205,10 @@ def _run(
 
 def _advance(run: _Run, state: State, info: StepInfo, rules: AnyOf, rounding: float) -> _Run:
     trace = (*run.trace, info)
+    known = {(event.component, event.what) for before in run.trace for event in before.events}
     for event in info.events:
-        logger.warning("step %d, component %d: %s", event.step, event.component, event.what)
+        if (event.component, event.what) not in known:
+            logger.warning("step %d, component %d: %s", event.step, event.component, event.what)
     amount = decrease(trace, rounding)
     if amount and not trace[-2].events:
         warnings.warn(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from daskem import tree
 from daskem.core import Array, Chunk, Float, Int
 from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
@@ -17,11 +18,14 @@ from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
 from daskem.models import Gaussian
 from daskem.models.initialization import assign
 
-__all__ = ["ROUNDS", "check_init_sample", "check_side_columns", "distinct", "draw_start"]
+__all__ = ["ROUNDS", "check_init_sample", "check_rows", "check_side_columns", "components_of", "distinct", "draw_start"]
 
 # Bahmani et al. (2012), section 5: five rounds with l = 2k bring the cost to that of k-means++.
 ROUNDS = 5
 OVERSAMPLING = 2
+# An estimate of phi may be too large by about this, at least where few rows have weight; rows beyond MAX_DRAWN in a
+# round are never among the l kept.
+SURPLUS, MAX_DRAWN = 4.0, 1 << 16
 # Features that a message names before it only counts.
 MAX_NAMED = 10
 
@@ -29,7 +33,7 @@ MAX_NAMED = 10
 def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
     """Return the rows that ``model.init`` gets: a uniform sample, or the weighted candidates of k-means||."""
     rng = np.random.Generator(np.random.Philox(key=engine.seed, counter=[0, 0, 1, 0]))
-    k = int(getattr(model, "n_components", 0) or getattr(model, "n_clusters", 1))
+    k = components_of(model) or 1
     if init_sample == "k-means||":
         sample = _oversample(engine, k, rng)
     else:
@@ -76,6 +80,12 @@ def _warn_of_constants(data: Dataset, sample: Chunk, reg_covar: float) -> None:
     )
 
 
+def components_of(model: object) -> int | None:
+    """Return the number of components (or clusters) of a model that has them."""
+    k = getattr(model, "n_components", None) or getattr(model, "n_clusters", None)
+    return None if k is None else int(k)
+
+
 def check_init_sample(init_sample: str | int) -> None:
     """Refuse, before anything is read, what says neither how to draw a start nor how many rows to draw."""
     if init_sample in ("auto", "k-means||"):
@@ -102,19 +112,41 @@ def distinct(sample: Chunk) -> Chunk:
 
 
 @dataclass(frozen=True, eq=False)
-class _Nearest:
-    """Per-block work of k-means||: rows drawn in proportion to their cost, and the weight nearest to each centre."""
+class _Draw:
+    """Per-block work of a round of k-means||: the cost of the rows, and rows drawn in proportion to theirs."""
 
     centres: Float
     rate: float
     round: int
     seed: int
 
-    def __call__(self, chunk: Chunk) -> tuple[Array, Float]:
-        cost, nearest, weight = _cost(chunk, self.centres)
+    def __call__(self, chunk: Chunk) -> tuple[float, Array, Float]:
+        cost = _cost(chunk, self.centres)[0]
         uniform = Chunk(chunk.rows, start=chunk.start, seed=self.seed).uniform(self.round, 1)[:, 0]
-        counts = np.bincount(nearest, weight, len(self.centres)).astype(np.float64)
-        return chunk.rows[uniform < self.rate * cost], counts
+        with np.errstate(over="ignore"):
+            drawn = uniform < self.rate * cost
+        # A row would be drawn at any rate above this.
+        return float(cost.sum()), chunk.rows[drawn], uniform[drawn] / cost[drawn]
+
+
+def _join_draws(a: tuple[float, Array, Float], b: tuple[float, Array, Float]) -> tuple[float, Array, Float]:
+    """Put draws together, the likeliest first; those beyond `MAX_DRAWN` cannot be among the few that are kept."""
+    rows, rates = np.concatenate([a[1], b[1]]), np.concatenate([a[2], b[2]])
+    if len(rows) > MAX_DRAWN:
+        first = np.sort(np.argsort(rates, kind="stable")[:MAX_DRAWN])
+        rows, rates = rows[first], rates[first]
+    return a[0] + b[0], rows, rates
+
+
+@dataclass(frozen=True, eq=False)
+class _Count:
+    """Per-block work at the end of k-means||: the weight of the rows nearest to each centre."""
+
+    centres: Float
+
+    def __call__(self, chunk: Chunk) -> Float:
+        _, nearest, weight = _cost(chunk, self.centres)
+        return np.bincount(nearest, weight, len(self.centres)).astype(np.float64)
 
 
 def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator) -> Chunk:
@@ -122,17 +154,20 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator) -> Ch
 
     Bahmani, Moseley, Vattani, Kumar & Vassilvitskii (2012), Scalable k-means++, PVLDB 5(7), algorithm 2: in each round
     a row is drawn with probability l d^2(x, C) / phi, independently of all others. Their phi, the cost of all rows,
-    takes a pass of its own in each round; here it is estimated from a uniform sample.
+    takes a pass of its own in each round; here it is estimated from a uniform sample, rows are drawn at a rate that is
+    rather too high, and those that the true phi, known at the end of the pass, would not have drawn are dropped.
     """
     sample = engine.sample(engine.plan.sample_rows, rng)
     centres = sample.rows[[int(rng.integers(len(sample)))]].astype(np.float64)
+    wanted = OVERSAMPLING * n_clusters
     for i in range(ROUNDS):
-        phi = float(_cost(sample, centres)[0].sum()) * engine.data.n_rows / len(sample)
-        if phi == 0.0:
+        phi = float(_cost(sample, centres)[0].mean()) * engine.data.n_rows
+        rate = SURPLUS * wanted / phi if phi else np.finfo(np.float64).max
+        cost, rows, rates = engine.fold(_Draw(centres, rate, i + 1, engine.seed), _join_draws)
+        if cost == 0.0:
             break
-        drawn = engine.gather(_Nearest(centres, OVERSAMPLING * n_clusters / phi, i + 1, engine.seed))
-        centres = np.concatenate([centres, *(rows.astype(np.float64) for rows, _ in drawn)])
-    counts = np.sum([count for _, count in engine.gather(_Nearest(centres, 0.0, 0, engine.seed))], axis=0)
+        centres = np.concatenate([centres, rows[rates < wanted / cost].astype(np.float64)])
+    counts = engine.fold(_Count(centres), tree.add)
     return Chunk(centres[counts > 0], counts[counts > 0], seed=engine.seed)
 
 
@@ -142,6 +177,15 @@ def _cost(chunk: Chunk, centres: Float) -> tuple[Float, Int, Float]:
     nearest, distance = assign(chunk.rows - centres[0], centres - centres[0])
     weight: Float = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
     return np.where(weight > 0, weight * distance, 0.0), nearest, weight
+
+
+def check_rows(data: Dataset, n_components: int | None) -> None:
+    """Raise `DataError` where there are fewer rows than components."""
+    if n_components is not None and data.n_rows < n_components:
+        raise DataError(
+            f"{data.rows.name} has {data.n_rows} rows (n_samples), fewer than the {n_components} components to fit. "
+            "Use fewer components, or look whether the right array was chosen."
+        )
 
 
 def check_side_columns(data: Dataset, memory_limit: Any, n_components: int | None) -> None:
@@ -181,15 +225,14 @@ class _Summary:
 def _summary(source: Source, memory_limit: Any) -> _Summary:
     engine = start_engine(Dataset(source), None, cache="none", memory_limit=memory_limit)
     try:
-        blocks = engine.gather(_summarise)
+        summary: _Summary = engine.fold(_summarise, _join_summaries)
     except NonFiniteError:
         return _Summary(math.nan, math.nan, math.nan, False)
-    return _Summary(
-        min(b.low for b in blocks),
-        max(b.high for b in blocks),
-        math.fsum(b.total for b in blocks),
-        all(b.whole for b in blocks),
-    )
+    return summary
+
+
+def _join_summaries(a: _Summary, b: _Summary) -> _Summary:
+    return _Summary(min(a.low, b.low), max(a.high, b.high), a.total + b.total, a.whole and b.whole)
 
 
 def _summarise(chunk: Chunk) -> _Summary:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "starts": BELOW_FIT,
     "fit": BELOW_FIT | {"starts"},
     # What is done with a fitted model, row by row; the estimators and the command line share it.
-    "predict": BELOW_FIT,
+    "predict": BELOW_FIT | {"starts"},
     # Data with a known truth: written by the engine, the truth saved as a model.
     "generate": BELOW_FIT,
     "estimators": BELOW_FIT | {"fit", "predict", "report", "starts"},

@@ -10,9 +10,9 @@ from fakes import FakeSource
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daskem.data import Dataset, Memory, dataset, is_array_like, open_dataset
+from daskem.data import Dataset, Memory, Unit, dataset, is_array_like, open_dataset
 from daskem.data.dataset import blocks, pieces
-from daskem.errors import DataError
+from daskem.errors import DataError, OptionError
 
 N = 300
 
@@ -144,7 +144,18 @@ def test_a_data_set_is_taken_as_it_is():
     data = Dataset(FakeSource(table()))
     assert open_dataset(data) is data
     assert not data.in_process
-    assert Dataset(FakeSource(table()), FakeSource(table()[:, :1], in_process=True)).in_process
+    for options in ({"sample_weight": np.ones(300)}, {"y": np.zeros(300)}, {"columns": [0]}, {"rows": slice(5)}):
+        with pytest.raises(OptionError, match=f"{next(iter(options))} cannot be added"):
+            open_dataset(data, **options)
+
+
+def test_weights_of_this_process_go_with_the_units_of_rows_elsewhere():
+    weight = np.arange(300.0)[:, None]
+    data = Dataset(FakeSource(table(), 10), FakeSource(weight, in_process=True))
+    assert not data.in_process
+    part = data.bind(Unit(1, 100, 200)).compute(scheduler="synchronous")
+    assert part.rows.values is data.rows.values
+    np.testing.assert_array_equal(part.weight.read(120, 130), weight[120:130])
 
 
 def test_what_is_rows_in_memory(tmp_path):

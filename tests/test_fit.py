@@ -140,7 +140,9 @@ def test_events_are_recorded_and_logged(caplog):
         result = fit(Eventful(), stored(), params=START, stop=MaxSteps(2))
     assert result.events == (Event(1, 2, "was empty and kept"), Event(2, 2, "was empty and kept"))
     assert "step 1, component 2: was empty and kept" in caplog.text
-    assert result.summary()["events"] == [[1, 2, "was empty and kept"], [2, 2, "was empty and kept"]]
+    assert "step 2, component 2" not in caplog.text
+    told = {"component": 2, "what": "was empty and kept", "first": 1, "last": 2, "count": 2}
+    assert result.summary()["events"] == [told]
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def test_what_is_kept(executor, n, auto, memory):
     assert kept["memory"] == n_units if memory == "all" else 0 < kept["memory"] < n_units
     for plan in plans.values():
         size = sum(len(unit) for unit in plan.units[: plan.cached_units]) * 64
-        assert size <= plan.cache * plan.processes < size + plan.processes
+        # Whole units, so that processes may hold one more or less than each other, and the last may be short.
+        largest = max(map(len, plan.units)) * 64
+        assert size <= plan.cache * plan.processes <= size + (plan.processes + 1) * largest
         assert plan.peak <= plan.limit
 
 

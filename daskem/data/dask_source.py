@@ -191,6 +191,11 @@ def _gather(
                 f"{name}: chunk {first + index} has shape {block.shape} where the array promises "
                 f"{(high - low, selection.width)}. A function mapped over blocks returned another shape than declared."
             )
+        if not np.can_cast(block.dtype, dtype, "safe"):
+            raise DataError(
+                f"{name}: chunk {first + index} is {block.dtype} where the array promises {dtype}. A function mapped "
+                "over blocks returned another type than declared: give its real one as dtype=."
+            )
         blocks.append(block)
     return DaskBlocks(name, dtype, selection, True, tuple(blocks), bounds, first)
 

@@ -15,7 +15,7 @@ from daskem.core import Array, Chunk
 from daskem.data.source import Source
 from daskem.data.sources import open_source
 from daskem.data.units import MAX_UNITS, Unit, plan_units, walk
-from daskem.errors import DataError
+from daskem.errors import DataError, OptionError
 
 __all__ = ["PIECE_BYTES", "Dataset", "Memory", "blocks", "is_array_like", "open_dataset", "pieces"]
 
@@ -66,8 +66,8 @@ class Dataset:
 
     @property
     def in_process(self) -> bool:
-        """Whether anything lives in this process, so that a cluster would need a copy of it for each pass."""
-        return any(source.in_process for source in self.sources)
+        """Whether the rows live in this process, so that a cluster would need a copy of them for each pass."""
+        return self.rows.in_process
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -91,7 +91,7 @@ class Dataset:
         and labels are read for the whole unit too.
         """
         longest = max(units, key=len)
-        side = len(longest) * 8 * (len(self.sources) - 1)
+        side = sum(source.read_bytes(len(longest)) + 8 * len(longest) for source in self.sources[1:])
         bound: object = self.bind(longest)
         if bound is not self:
             return side + self.rows.read_bytes(len(longest))
@@ -99,12 +99,23 @@ class Dataset:
         return side + rows * self.row_bytes + self.rows.read_bytes(rows)
 
     def bind(self, unit: Unit) -> Any:
-        """Return what a task over `unit` must be given: this data set itself, or a delayed part of it."""
-        bound = [source and source.bind(unit.start, unit.stop) for source in (self.rows, self.weight, self.labels)]
+        """Return what a task over `unit` must be given: this data set itself, or a delayed part of it.
+
+        Weights and labels that live in this process, while the rows do not, go with the tasks, each its unit's.
+        """
+        bound = [
+            self.rows.bind(unit.start, unit.stop),
+            *(source and self._bind_side(source, unit) for source in (self.weight, self.labels)),
+        ]
         if all(new is old for new, old in zip(bound, (self.rows, self.weight, self.labels), strict=True)):
             return self
         nodes = [part if part is None else delayed(part, traverse=False) for part in bound]
         return delayed(Dataset, pure=False)(*nodes)
+
+    def _bind_side(self, source: Source, unit: Unit) -> Any:
+        if not source.in_process or self.in_process:
+            return source.bind(unit.start, unit.stop)
+        return Memory(source.name, source.read(unit.start, unit.stop), unit.start)
 
     def load(self, start: int, stop: int) -> Dataset:
         """Return rows ``start:stop`` decoded in memory, addressed by the same row numbers."""
@@ -118,7 +129,7 @@ class Dataset:
 
     @property
     def _is_bound(self) -> bool:
-        return self.bind(Unit(0, 0, 1)) is not self
+        return self.rows.bind(0, 1) is not self.rows
 
     @property
     def _nominal_piece(self) -> int:
@@ -177,10 +188,14 @@ def open_dataset(x: Any, *, sample_weight: Any = None, y: Any = None, **options:
         If a source cannot be used, or there is not one weight and one label for each row.
     """
     if isinstance(x, Dataset):
+        sides = {"sample_weight": sample_weight, "y": y, **options}
+        given = [name for name, value in sides.items() if value is not None and value is not False]
+        if given:
+            raise OptionError(f"{', '.join(given)} cannot be added to a data set that is open. Give it when opening.")
         return x
     rows = options.get("rows")
     data = Dataset(
-        x if isinstance(x, Source) else open_source(x, **options),
+        open_source(x, **options),
         None if sample_weight is None else open_source(sample_weight, what="sample_weight", ndim=1, rows=rows),
         None if y is None else open_source(y, what="labels (y)", ndim=1, rows=rows),
     )
@@ -231,8 +246,8 @@ def blocks(data: Dataset, start: int, stop: int, block_rows: int, seed: int = 0,
 
     Blocks at absolute offsets are what makes the bits of a pass independent of where chunks and reads happen to end.
     """
-    weight = None if data.weight is None else data.weight.read(start, stop)[:, 0].astype(np.float64)
-    labels = None if data.labels is None else data.labels.read(start, stop)[:, 0].astype(np.int64)
+    weight = None if data.weight is None else data.weight.read(start, stop)[:, 0].astype(np.float64, copy=False)
+    labels = None if data.labels is None else data.labels.read(start, stop)[:, 0].astype(np.int64, copy=False)
     for at, rows in _row_blocks(data, start, stop, block_rows):
         here = slice(at - start, at - start + len(rows))
         yield Chunk(

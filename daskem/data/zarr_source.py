@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from daskem.data.selection import (
 from daskem.errors import DataError, OptionError
 
 __all__ = ["STATUS", "ZarrSource", "open_zarr", "resolve"]
+
+logger = logging.getLogger("daskem")
 
 STATUS = "daskem:status"
 
@@ -66,7 +69,12 @@ class ZarrSource(Rows):
         except MemoryError:
             raise
         except Exception as error:
-            raise self._damage(start, stop, error) from error
+            damage = self._damage(start, stop)
+            if damage is not None:
+                raise damage from error
+            # Every chunk could be read now: the store had not answered for a moment.
+            logger.warning("%s: rows %d:%d were read at the second attempt: %s", self.name, start, stop, error)
+            return self._read(start, stop)
 
     def unit_boundary(self, row: int) -> int:
         """Return the first row at or after `row` that begins a shard, or a chunk where there are no shards."""
@@ -126,22 +134,21 @@ class ZarrSource(Rows):
     def _named(low: tuple[int, ...], high: tuple[int, ...]) -> str:
         return f"chunk {low}" if low == high else f"chunks {low} to {high}"
 
-    def _damage(self, start: int, stop: int, error: Exception) -> DataError:
-        """Return what to raise, having looked for the first chunk of the run that cannot be read."""
+    def _damage(self, start: int, stop: int) -> DataError | None:
+        """Return what to raise for the first chunk of the run that cannot be read; None where each can."""
         first = start
         while first < stop:
             last = min(self.piece_boundary(first + 1), stop)
             try:
                 self._read(first, last)
-            except Exception as inner:
-                start, stop, error = first, last, inner
-                break
+            except Exception as error:
+                return DataError(
+                    f"{self.name}: {self.locate(first, last)} ({super().locate(first, last)}) cannot be read: "
+                    f"{type(error).__name__}: {error}. The chunk is damaged, or the store does not answer. "
+                    "Write the chunk again from its source, or leave out its rows with rows=."
+                )
             first = last
-        return DataError(
-            f"{self.name}: {self.locate(start, stop)} ({super().locate(start, stop)}) cannot be read: "
-            f"{type(error).__name__}: {error}. The chunk is damaged, or the store does not answer. "
-            "Write the chunk again from its source, or leave out its rows with rows=."
-        )
+        return None
 
 
 def resolve(x: Any, array: str | None, label: str | None = None) -> tuple[zarr.Array[Any], str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +45,14 @@ class Executor:
     cluster: bool = False
     scheduler: str = "threads"
 
-    def compute(self, node: Any, slots: int) -> Any:
-        """Return the value of a delayed `node`, running at most `slots` tasks at once in a process."""
+    def compute_all(self, nodes: Sequence[Any], slots: int) -> list[Any]:
+        """Return the values of delayed `nodes`, running at most `slots` tasks at once in a process."""
         if self.cluster:
-            return node.compute()
+            return list(dask.compute(*nodes))
         # One task at a time needs no threads.
         scheduler = self.scheduler if slots > 1 else "synchronous"
         with one_blas_thread():
-            return node.compute(scheduler=scheduler, num_workers=slots)
+            return list(dask.compute(*nodes, scheduler=scheduler, num_workers=slots))
 
     def keep(self, nodes: list[Any], slots: int) -> list[Any]:
         """Return `nodes` whose values stay where they were computed; a lost worker's are computed again."""
@@ -88,6 +90,9 @@ def _cluster(client: Any) -> Executor:
             "Start some, or wait for them with client.wait_for_workers(1), and fit again."
         )
     processes, slots = len(workers), max(worker["nthreads"] for worker in workers)
-    # A worker without a limit of its own may be one of several on its machine.
-    limits = [worker["memory_limit"] or MEMORY_LIMIT / processes for worker in workers]
-    return Executor(processes, slots, math.floor(min(limits)), base=WORKER_BASE, cluster=True)
+    # A worker without a limit of its own shares its machine, taken to be like this one, with the others there.
+    hosts = Counter(worker["host"] for worker in workers)
+    limits = [worker["memory_limit"] or MEMORY_LIMIT / hosts[worker["host"]] for worker in workers]
+    # What workers hold already, such as the user's own persisted arrays, is not daskem's to use.
+    held = max(int(worker["metrics"].get("memory", 0)) for worker in workers)
+    return Executor(processes, slots, math.floor(min(limits)), base=max(WORKER_BASE, held), cluster=True)

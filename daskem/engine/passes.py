@@ -12,13 +12,25 @@ from uuid import uuid4
 import numpy as np
 from dask.delayed import Delayed, delayed
 
-from daskem.core import Array, Chunk, Expectation, Model, Params
+from daskem.core import Chunk, Expectation, Model, Params
 from daskem.data.dataset import PIECE_BYTES, Dataset
 from daskem.data.units import Unit
 from daskem.engine.executor import Executor, find_executor
 from daskem.engine.planner import Plan, make_plan
-from daskem.engine.tasks import ExpectTask, Partial, combine, draw_rows, expect_unit, join, load_unit, map_unit
-from daskem.errors import ContractError
+from daskem.engine.tasks import (
+    ExpectTask,
+    Merge,
+    Partial,
+    combine,
+    draw_rows,
+    expect_unit,
+    fold,
+    fold_unit,
+    join,
+    load_unit,
+    map_unit,
+)
+from daskem.errors import ContractError, DataError
 
 __all__ = ["Engine", "start_engine"]
 
@@ -26,6 +38,8 @@ logger = logging.getLogger("daskem")
 
 # Units that a sample of rows is drawn from: many enough to see sorted data from end to end, few enough to be cheap.
 SAMPLE_UNITS = 64
+# Bytes of weights or labels that may travel with the graph of each pass.
+MAX_SENT = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +74,7 @@ class Engine:
         task = ExpectTask(model, tuple(members), self.plan.block_rows, self.plan.segment_rows, self.seed, step)
         node = _node(task)
         leaves = [_call(expect_unit, self.parts[u.index], u.start, u.stop, u.index, node) for u in chosen]
-        total: Partial = self.compute(_add_up(leaves, self.plan.arity))
+        total: Partial = self.compute(_tree(leaves, self.plan.arity, lambda run: _call(combine, *run)))
         _check_complete(total, chosen)
         return list(total.expectations)
 
@@ -84,6 +98,20 @@ class Engine:
         """Return `function` of every block, in row order. For results that are small beside the rows."""
         return [result for unit in self.compute_all(self.map_units(function)) for result in unit]
 
+    def fold(self, function: Callable[[Chunk], Any], merge: Merge) -> Any:
+        """Return `function` of every block, put together by `merge` in the tasks and up a tree; one pass.
+
+        Parameters
+        ----------
+        merge : takes what two consecutive runs of rows say, and returns what they say together.
+        """
+        nodes, how = _node(function), _node(merge)
+        leaves = [
+            _call(fold_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, nodes, how)
+            for u in self.plan.units
+        ]
+        return self.compute(_tree(leaves, self.plan.arity, lambda run: _call(fold, how, *run)))
+
     def sample(self, rows: int, rng: np.random.Generator) -> Chunk:
         """Return about `rows` rows with their weights and labels, without those of weight zero.
 
@@ -92,31 +120,33 @@ class Engine:
         """
         draws = [(0, self.plan.n_rows, None)] if rows >= self.plan.n_rows else self._draws(rows, rng)
         parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop, _) in enumerate(draws)])
+        seed = int(rng.integers(1 << 62))
         drawn: list[Chunk] = self.compute_all(
-            [_call(draw_rows, part, *draw) for part, draw in zip(parts, draws, strict=True)]
+            [_call(draw_rows, part, *draw, seed) for part, draw in zip(parts, draws, strict=True)]
         )
-        return replace(join(drawn), seed=self.seed)
+        sample = replace(join(drawn), seed=self.seed)
+        if len(sample) == 0:
+            raise DataError(
+                f"none of the rows looked at for a start has a positive weight ({len(draws)} runs of "
+                f"{self.data.rows.name}). Leave out rows without weight, or give the starting values."
+            )
+        return sample
 
     def compute(self, node: Delayed) -> Any:
         """Return the value of a node."""
-        return self.executor.compute(node, min(self.plan.slots, len(self.plan.units)))
+        return self.compute_all([node])[0]
 
     def compute_all(self, nodes: Sequence[Delayed]) -> list[Any]:
         """Return the values of nodes."""
-        values: list[Any] = self.compute(delayed(list, pure=False)(list(nodes)))
-        return values
+        return self.executor.compute_all(nodes, min(self.plan.slots, len(self.plan.units)))
 
-    def _draws(self, rows: int, rng: np.random.Generator) -> list[tuple[int, int, Array | None]]:
+    def _draws(self, rows: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
         if self.data.rows.in_process:
-            return [(0, self.plan.n_rows, np.sort(rng.choice(self.plan.n_rows, rows, replace=False)))]
+            return [(0, self.plan.n_rows, rows)]
         n_units = min(len(self.plan.units), SAMPLE_UNITS)
         units = [self.plan.units[i] for i in np.sort(rng.choice(len(self.plan.units), n_units, replace=False))]
         share = -(-rows // n_units)
-        draws: list[tuple[int, int, Array | None]] = []
-        for unit in units:
-            start, stop = self._run(unit, share, rng)
-            draws.append((start, stop, np.sort(rng.choice(stop - start, min(share, stop - start), replace=False))))
-        return draws
+        return [(*self._run(unit, share, rng), share) for unit in units]
 
     def _run(self, unit: Unit, share: int, rng: np.random.Generator) -> tuple[int, int]:
         """Return where to draw `share` rows of a unit: all of a small unit, else a random run of its chunks."""
@@ -151,6 +181,8 @@ def start_engine(
         If the work cannot fit into memory, or the cluster has no workers.
     """
     executor = find_executor(local=data.in_process)
+    if executor.cluster:
+        _check_sides(data)
     plan = make_plan(
         data,
         model,
@@ -174,6 +206,16 @@ def start_engine(
     return Engine(data, plan, executor, seed, tuple(parts))
 
 
+def _check_sides(data: Dataset) -> None:
+    """Refuse to send a cluster, in each pass, more weights and labels than a graph should carry."""
+    for source in data.sources[1:]:
+        if source.in_process and source.shape[0] * source.dtype.itemsize > MAX_SENT:
+            raise DataError(
+                f"{source.name} has {source.shape[0]} values in this process, which would be sent to the cluster in "
+                "each pass. Give them where the workers can read them: as a Zarr array, a file or a dask array."
+            )
+
+
 def _bind(data: Dataset, units: Sequence[Unit]) -> list[Any]:
     shared = _node(data)
     bound = [data.bind(unit) for unit in units]
@@ -195,10 +237,10 @@ def _delayed(function: Callable[..., Any]) -> Any:
     return delayed(function, pure=False)
 
 
-def _add_up(nodes: list[Delayed], arity: int) -> Delayed:
-    """Build the reduction tree: its shape depends on positions alone, so that sums do not depend on arrival."""
+def _tree(nodes: list[Delayed], arity: int, join_run: Callable[[list[Delayed]], Delayed]) -> Delayed:
+    """Build a reduction tree: its shape depends on positions alone, so that results do not depend on arrival."""
     while len(nodes) > 1:
-        nodes = [_call(combine, *nodes[i : i + arity]) for i in range(0, len(nodes), arity)]
+        nodes = [join_run(nodes[i : i + arity]) for i in range(0, len(nodes), arity)]
     return nodes[0]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
+from distributed.system import MEMORY_LIMIT
 
 from daskem.core import Footprint, HasFootprint
 from daskem.data.dataset import Dataset
@@ -203,7 +204,9 @@ def make_plan(
         cached_units=0,
         limit=limit,
     )
-    return _with_cache(_fit_slots(plan), data, cache)
+    plan = _fit_slots(plan)
+    _check_driver(plan)
+    return _with_cache(plan, data, cache)
 
 
 def parse_bytes(size: Any) -> int:
@@ -246,6 +249,17 @@ def _sample_rows(data: Dataset) -> int:
     return min(data.n_rows, max(MIN_SAMPLE_ROWS, min(MAX_SAMPLE_ROWS, rows)))
 
 
+def _check_driver(plan: Plan) -> None:
+    """Refuse what this process could not hold while a cluster does the passes."""
+    needed = psutil.Process().memory_info().rss + max(plan.driver, plan.start) + SLACK
+    if plan.cluster and needed > SHARE * MEMORY_LIMIT:
+        raise PlanError(
+            f"the driver needs {size(needed)} (statistics and parameters {size(plan.driver)}, a start "
+            f"{size(plan.start)}), but may use {size(SHARE * MEMORY_LIMIT)} of this machine's memory. Use fewer components "
+            "or features, or a simpler covariance, or a driver with more memory. Nothing was read."
+        )
+
+
 def _fit_slots(plan: Plan) -> Plan:
     """Run as many tasks at once as memory allows; fewer threads are slower, but not wrong."""
     slots = plan.slots
@@ -261,15 +275,12 @@ def _with_cache(plan: Plan, data: Dataset, cache: str) -> Plan:
     room = int(CACHE_SHARE * (plan.limit - plan.peak))
     if cache == "none" or data.in_process or room <= 0:
         return plan
-    kept, size = 0, 0
-    for unit in plan.units:
-        size_with = size + len(unit) * data.row_bytes
-        if size_with > room * plan.processes:
-            break
-        kept, size = kept + 1, size_with
-    if cache == "auto" and kept < len(plan.units):
+    # Whole units, and the weights and labels of their rows, lie in one process or another.
+    unit = max(map(len, plan.units)) * (data.row_bytes + sum(s.dtype.itemsize for s in data.sources[1:]))
+    kept = min(len(plan.units), plan.processes * (room // unit))
+    if not kept or (cache == "auto" and kept < len(plan.units)):
         return plan
-    return replace(plan, cached_units=kept, cache=-(-size // plan.processes))
+    return replace(plan, cached_units=kept, cache=-(-kept // plan.processes) * unit)
 
 
 def _too_large(plan: Plan) -> str:
@@ -278,10 +289,12 @@ def _too_large(plan: Plan) -> str:
         (plan.members * plan.workspace, "workspace"),
         (plan.members * plan.stats, "stats"),
         (plan.start, "start"),
+        (plan.results, "results"),
     )
     remedy = {
         "reader": "Rechunk the store to fewer rows per chunk, or select fewer columns",
         "workspace": "Use fewer components or features, or a simpler covariance",
+        "results": "Rechunk the store to fewer rows per chunk, or ask for labels instead of probabilities",
         "start": "Use fewer components, or give explicit starting values on a machine with more memory",
         "stats": "Use fewer components or features, or a simpler covariance ('diag', 'tied')",
     }[biggest[1]]

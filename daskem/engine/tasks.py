@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,23 @@ from daskem.data.dataset import Dataset, blocks
 from daskem.engine.blas import one_blas_thread
 from daskem.errors import NonFiniteError
 
-__all__ = ["ExpectTask", "Partial", "combine", "draw_rows", "expect_unit", "join", "load_unit", "map_unit"]
+__all__ = [
+    "ExpectTask",
+    "Merge",
+    "Partial",
+    "combine",
+    "draw_rows",
+    "each_block",
+    "expect_unit",
+    "fold",
+    "fold_unit",
+    "join",
+    "load_unit",
+    "map_unit",
+]
+
+# Puts what two runs of rows say together.
+Merge = Callable[[Any, Any], Any]
 
 # Bytes of rows that are looked at in one go while a sample is drawn.
 DRAW_BYTES = 1 << 20
@@ -88,10 +105,13 @@ def combine(*partials: Partial) -> Partial:
     )
 
 
-def map_unit(data: Dataset, start: int, stop: int, block_rows: int, function: Callable[[Chunk], Any]) -> list[Any]:
-    """Return `function` of each block of a unit, in row order.
+def each_block(
+    data: Dataset, start: int, stop: int, block_rows: int, function: Callable[[Chunk], Any], *, in_place: bool = False
+) -> Iterator[Any]:
+    """Yield `function` of each block of a unit, in row order.
 
-    Rows of weight zero keep their place; what is said of one that holds NaN or infinity is -1 (whole numbers) or NaN.
+    `function` sees other rows, or none, in place of those of weight zero. With `in_place` these keep their place and
+    their values, and what is said of one that holds NaN or infinity is -1 (whole numbers) or NaN.
 
     Raises
     ------
@@ -99,18 +119,37 @@ def map_unit(data: Dataset, start: int, stop: int, block_rows: int, function: Ca
         If rows of positive weight hold NaN or infinity: no function of rows is asked to make sense of them. Or if
         `function` says NaN, infinity, or a label below zero of such a row: no component explains it.
     """
-    scratch, results = Scratch(), []
+    scratch = Scratch()
     try:
         with one_blas_thread():
             for chunk in blocks(data, start, stop, block_rows):
                 _check_rows(data, chunk)
-                whole, spoiled = _whole(chunk)
-                result = function(replace(whole, scratch=scratch))
-                _check_results(data, chunk, result)
-                results.append(_blanked(result, spoiled))
+                given, spoiled = _whole(chunk) if in_place else (_present(chunk), None)
+                result = function(replace(given, scratch=scratch))
+                _check_results(data, given, result)
+                yield _blanked(result, spoiled)
     finally:
         scratch.clear()
-    return results
+
+
+def map_unit(data: Dataset, start: int, stop: int, block_rows: int, function: Callable[[Chunk], Any]) -> list[Any]:
+    """Return `function` of each block of a unit, in row order, something for each row (see `each_block`)."""
+    return list(each_block(data, start, stop, block_rows, function, in_place=True))
+
+
+def fold_unit(
+    data: Dataset, start: int, stop: int, block_rows: int, function: Callable[[Chunk], Any], merge: Merge
+) -> Any:
+    """Return `function` of the blocks of a unit, put together by `merge` as they come."""
+    total: Any = None
+    for result in each_block(data, start, stop, block_rows, function):
+        total = result if total is None else merge(total, result)
+    return total
+
+
+def fold(merge: Merge, *results: Any) -> Any:
+    """Put the results of consecutive units together."""
+    return functools.reduce(merge, results)
 
 
 def load_unit(data: Dataset, start: int, stop: int) -> Dataset:
@@ -118,15 +157,19 @@ def load_unit(data: Dataset, start: int, stop: int) -> Dataset:
     return data.load(start, stop)
 
 
-def draw_rows(data: Dataset, start: int, stop: int, chosen: Array | None) -> Chunk:
-    """Return the `chosen` rows of ``start:stop`` (offsets into it; None for all) without those of weight zero."""
+def draw_rows(data: Dataset, start: int, stop: int, share: int | None, seed: int) -> Chunk:
+    """Return `share` rows (None for all) of ``start:stop``, drawn at random among those of positive weight."""
+    weight = None if data.weight is None else data.weight.read(start, stop)[:, 0]
+    chosen = np.arange(stop - start) if weight is None else np.flatnonzero(weight > 0)
+    if share is not None and share < len(chosen):
+        rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 3, start]))
+        chosen = np.sort(rng.choice(chosen, share, replace=False))
     drawn = []
     # Step by step: rows that live in this process would be copied as a whole for the few that are chosen.
     for chunk in blocks(data, start, stop, max(1, DRAW_BYTES // data.row_bytes)):
         _check_rows(data, _present(chunk))
         offset = chunk.start - start
-        here = np.arange(len(chunk)) if chosen is None else _between(chosen, offset, offset + len(chunk)) - offset
-        drawn.append(_select(chunk, here if chunk.weight is None else here[chunk.weight[here] > 0]))
+        drawn.append(_select(chunk, _between(chosen, offset, offset + len(chunk)) - offset))
     return join(drawn)
 
 
