@@ -127,7 +127,8 @@ def test_nothing_stays_on_the_cluster(client, store, cache):
     two_steps(store, cache=cache)
     gc.collect()
     assert dict(client.futures) == {}
-    assert all(keys == () for keys in client.has_what().values())
+    # Workers drop what is released when the scheduler's message reaches them: ask again, a bounded number of times.
+    assert any(all(keys == () for keys in client.has_what().values()) for _ in range(1_000))
 
 
 def test_nothing_is_persisted_or_scattered_unasked(client, store, monkeypatch):

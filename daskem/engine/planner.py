@@ -255,8 +255,8 @@ def _check_driver(plan: Plan) -> None:
     if plan.cluster and needed > SHARE * MEMORY_LIMIT:
         raise PlanError(
             f"the driver needs {size(needed)} (statistics and parameters {size(plan.driver)}, a start "
-            f"{size(plan.start)}), but may use {size(SHARE * MEMORY_LIMIT)} of this machine's memory. Use fewer components "
-            "or features, or a simpler covariance, or a driver with more memory. Nothing was read."
+            f"{size(plan.start)}), but may use {size(SHARE * MEMORY_LIMIT)} of this machine's memory. Use fewer "
+            "components or features, or a simpler covariance, or a driver with more memory. Nothing was read."
         )
 
 
