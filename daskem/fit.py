@@ -37,6 +37,7 @@ class FitResult:
     reason : why it ended, in words.
     plan : what the planner computed before the first read.
     seconds : wall-clock seconds, the start included.
+    passes : passes over the data that the steps of all starts made, those they shared counted once.
     objectives : last objective of each start.
     """
 
@@ -47,6 +48,7 @@ class FitResult:
     reason: str
     plan: Plan
     seconds: float
+    passes: float
     objectives: tuple[float, ...]
 
     @property
@@ -81,7 +83,7 @@ class FitResult:
             "objectives": [info.objective for info in self.trace],
             "starts": list(self.objectives),
             "steps": self.n_steps,
-            "passes": self.trace[-1].passes,
+            "passes": self.passes,
             "weight": self.trace[-1].weight,
             "converged": self.converged,
             "reason": self.reason,
@@ -116,7 +118,7 @@ def fit(
     data : anything `daskem.data.open_source` takes: Zarr path, URL or array, Dask array, numpy array, ...
     algorithm : how parameters move; `BatchEM` by default.
     stop : one or more rules, by default a gain per step below 1e-3 nats per row, or 100 steps.
-    callbacks : each called with (StepInfo, params) after every step of the best start so far.
+    callbacks : each called with (StepInfo, params) after every round of steps: those of the best start so far.
     params : where to start; a list of several for several starts. By default ``model.init`` on a sample of rows.
     n_init : number of starts. They run side by side and share each pass; the best final objective wins.
     init_sample : rows to draw for the start, ``"auto"`` for as many as cost little, or ``"k-means||"`` for
@@ -160,7 +162,7 @@ def fit(
         starts = _starts(model, engine, n_starts, init_sample) if starts is None else starts
         problem = DataProblem(model, engine)
         runs = _run(algorithm or BatchEM(), problem, starts, rules, tuple(callbacks))
-    best = max(runs, key=lambda run: run.trace[-1].objective)
+    best = max(runs, key=_last_objective)
     logger.info("%s after %d steps: %s", "converged" if best.converged else "stopped", len(best.trace), best.reason)
     return FitResult(
         model,
@@ -170,6 +172,7 @@ def fit(
         best.reason or "",
         engine.plan,
         time.perf_counter() - clock,
+        max(run.trace[-1].passes for run in runs),
         tuple(run.trace[-1].objective for run in runs),
     )
 
@@ -197,10 +200,17 @@ def _run(
         stepped = step_together(algorithm, problem, [runs[i].state for i in active])
         for i, (state, info) in zip(active, stepped, strict=True):
             runs[i] = _advance(runs[i], state, info, rules, rounding)
-        best = max((runs[i] for i in active), key=lambda run: run.trace[-1].objective)
+        best = max(runs, key=_last_objective)
+        # A start that has ended may still be the best one, while this step was the others'.
+        latest = runs[active[0]].trace[-1]
+        info = replace(best.trace[-1], step=latest.step, passes=latest.passes, seconds=latest.seconds)
         for callback in callbacks:
-            callback(best.trace[-1], best.state.params)
+            callback(info, best.state.params)
     return runs
+
+
+def _last_objective(run: _Run) -> float:
+    return run.trace[-1].objective
 
 
 def _advance(run: _Run, state: State, info: StepInfo, rules: AnyOf, rounding: float) -> _Run:

@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 import daskem
 from daskem import BatchEM, Change, Chunk, Expectation, Gain, GaussianMixture, MaxSeconds, MaxSteps, fit
 from daskem.algorithms import batch
-from daskem.core import Event
+from daskem.core import Event, StepInfo
 from daskem.data import Dataset, dataset, open_dataset, open_source, units
 from daskem.engine import start_engine
 from daskem.errors import DaskEMWarning, DataError, MissingCapabilityError, NonFiniteError, OptionError
@@ -69,6 +69,21 @@ def test_callbacks_see_each_step():
     assert len({bits(params) for _, params in seen}) == 3
 
 
+def test_callbacks_see_the_best_start_also_when_it_has_ended():
+    far = Centers(np.full(3, 1 / 3), np.full((3, 4), 30.0) + np.arange(3)[:, None])
+    seen: list[StepInfo] = []
+    result = fit(
+        MODEL,
+        stored(),
+        params=[fit(MODEL, stored(), params=START, stop=MaxSteps(200)).params, far],
+        stop=[Gain(1e-6), MaxSteps(30)],
+        callbacks=[lambda info, params: seen.append(info)],
+    )
+    assert result.n_steps < result.passes == len(seen)
+    assert [info.step for info in seen] == list(range(1, len(seen) + 1))
+    assert (np.diff([info.objective for info in seen]) >= -1e-9).all()
+
+
 def test_an_error_of_a_callback_ends_the_fit():
     def stop(info: Any, params: Any) -> None:
         raise KeyboardInterrupt
@@ -81,6 +96,7 @@ def test_the_best_of_several_starts_wins():
     bad = Centers(np.full(3, 1 / 3), np.full((3, 4), 30.0) + np.arange(3)[:, None])
     result = fit(MODEL, stored(), params=[bad, START, bad], stop=MaxSteps(3))
     assert len(result.objectives) == 3
+    assert result.passes == 3
     assert result.objective == max(result.objectives) == result.objectives[1]
     assert bits(result.params) == bits(fit(MODEL, stored(), params=START, stop=MaxSteps(3)).params)
 

@@ -185,7 +185,7 @@ def _figures(run: _Run) -> dict[str, Any]:
         "peak_bytes": peak_memory(),
         "converged": result.converged,
         "reason": result.reason,
-        "passes": result.trace[-1].passes,
+        "passes": result.passes,
         "seconds": run.seconds,
         "log_prob": {"truth": truth_score, "estimate": model_score},
         "labels_agree": _agreement(run, order),

@@ -87,16 +87,16 @@ class Dataset:
     def read_bytes(self, units: Sequence[Unit]) -> int:
         """Return the peak bytes of reading in a task over one of `units`.
 
-        One piece in use while the next is read; but a Dask array's blocks are made for the whole unit at once. Weights
-        and labels are read for the whole unit too.
+        A piece in use, the next one waiting and the one after it being read: views of the first are let go when the
+        second is handed over, and by then the third has been asked for. But a Dask array's blocks are made for the
+        whole unit at once. Weights and labels are read for the whole unit too.
         """
         longest = max(units, key=len)
         side = sum(source.read_bytes(len(longest)) + 8 * len(longest) for source in self.sources[1:])
-        bound: object = self.bind(longest)
-        if bound is not self:
+        if self._is_bound:
             return side + self.rows.read_bytes(len(longest))
         rows = self.piece_rows()
-        return side + rows * self.row_bytes + self.rows.read_bytes(rows)
+        return side + 2 * rows * self.row_bytes + self.rows.read_bytes(rows)
 
     def bind(self, unit: Unit) -> Any:
         """Return what a task over `unit` must be given: this data set itself, or a delayed part of it.

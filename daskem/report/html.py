@@ -21,7 +21,7 @@ def fit_html(result: FitResult) -> str:
     figures = {
         "objective": f"{last.objective:.6g} {unit}",
         "ended": f"{'converged' if result.converged else 'not converged'}: {result.reason}",
-        "cost": f"{last.passes:g} passes, {result.seconds:.3g} s",
+        "cost": f"{result.passes:g} passes, {result.seconds:.3g} s",
         "data": f"{plan.n_rows:,} rows x {plan.n_features} features, {plan.data / 1e9:.3g} GB",
         "memory": f"planned peak {plan.peak / 1e9:.3g} GB of {plan.limit / 1e9:.3g} GB",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,9 @@ class MeasuringExecutor(Executor):
     def of(cls, executor: Executor) -> MeasuringExecutor:
         return cls(**{f.name: getattr(executor, f.name) for f in fields(Executor)})
 
-    def compute(self, node: Any, slots: int) -> Any:
-        self.sizes.append(len(cloudpickle.dumps(node.__dask_graph__())))
-        return super().compute(node, slots)
+    def compute_all(self, nodes: Sequence[Any], slots: int) -> list[Any]:
+        self.sizes.extend(len(cloudpickle.dumps(node.__dask_graph__())) for node in nodes)
+        return super().compute_all(nodes, slots)
 
 
 def decode(store: str, start: int, stop: int) -> int:
