@@ -248,10 +248,13 @@ class Problem(Protocol):
         """Return how many mini-batches such as `batch` make an epoch, in which each row is seen once."""
 
     def subsample(self, rows: int) -> Problem:
-        """Return the problem of a uniform sample of rows, read once (one pass) and kept in memory.
+        """Return the problem of a uniform sample of rows, read once and kept in memory.
 
         The same call gives the same rows. A sample of a sample is part of it.
         """
+
+    def sample_passes(self, rows: int) -> float:
+        """Return the passes over the data that drawing a sample takes: at most 1, and 0 where rows are in memory."""
 
     @property
     def sample_room(self) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from daskem.algorithms.accelerated import Anderson
+from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
-from daskem.algorithms.variance_reduced import MOST_ROWS, VarianceReducedEM
 from daskem.core import Algorithm, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo
 from daskem.errors import OptionError
 
@@ -16,10 +15,14 @@ __all__ = ["Auto", "Progressive", "ProgressiveState"]
 
 logger = logging.getLogger("daskem")
 
+# Most rows of a sample: with a thousand for each parameter, hardly any model's maximum moves when there are more.
+MOST_ROWS = 4_000_000
 # Rows of the first stage for each free parameter: fewer leave components without rows.
 FIRST_ROWS = 10
 # Rows for each free parameter that the largest sample should have for `Auto` to use samples at all.
 ENOUGH_ROWS = 20
+# A stage ends when the gain that is left is this share of its precision: estimates of that gain err by a few times.
+STAGE_SHARE = 0.1
 # Steps after which a stage ends in any case: the next one goes on from there.
 STAGE_STEPS = 100
 
@@ -58,13 +61,13 @@ class Progressive:
     Parameters
     ----------
     inner : algorithm of the sample stages; by default `Anderson`, or `BatchEM` for a model that has no vectors.
-    final : algorithm of the last stage; `VarianceReducedEM` goes on using the largest sample.
+    final : algorithm of the last stage; by default `inner`.
     growth : factor from one sample to the next.
     first : rows of the first sample; by default ten for each free parameter.
     """
 
     inner: Algorithm | None = None
-    final: Algorithm = field(default_factory=VarianceReducedEM)
+    final: Algorithm | None = None
     growth: int = 4
     first: int | None = None
 
@@ -78,15 +81,12 @@ class Progressive:
         return (*getattr(self.inner, "needs", ()), *getattr(self.final, "needs", ()))
 
     def memory(self, sizes: Sizes) -> int:
-        """Return the bytes of the largest sample, or of what the last stage keeps."""
-        final = self._final(self.largest(sizes.n_rows, sizes.sample_room))
-        kept = final.memory(sizes) if isinstance(final, HasMemory) else 0
-        return max(sizes.sample_bytes(self.largest(sizes.n_rows, sizes.sample_room)), kept)
+        """Return the bytes of the largest sample, and of what the last stage keeps."""
+        kept = self.final.memory(sizes) if isinstance(self.final, HasMemory) else 0
+        return sizes.sample_bytes(self.largest(sizes.n_rows, sizes.sample_room)) + kept
 
     def largest(self, n_rows: int, room: int) -> int:
         """Return the rows of the largest sample, of data of `n_rows` and where there is memory for `room` rows."""
-        if isinstance(self.final, VarianceReducedEM):
-            return self.final.rows(n_rows, room)
         return max(1, min(n_rows // self.growth, MOST_ROWS, room // 2))
 
     def init(self, problem: Problem, params: Params) -> ProgressiveState:
@@ -110,7 +110,7 @@ class Progressive:
         )
         if here is problem:
             return new, replace(info, step=new.step, passes=new.passes, stage=f"all rows: {info.stage}".rstrip(": "))
-        settled = info.remaining is not None and info.remaining <= here.precision(new.params)
+        settled = info.remaining is not None and info.remaining <= STAGE_SHARE * here.precision(new.params)
         info = replace(
             info,
             step=new.step,
@@ -126,23 +126,21 @@ class Progressive:
 
     def _begin(self, problem: Problem, state: ProgressiveState, stage: int) -> ProgressiveState:
         here, algorithm = self._stage(problem, state.sizes, stage)
-        # Drawing the largest sample is a pass.
-        before = state.passes if stage else 1.0
-        inner = algorithm.init(here, state.params)
+        before = state.passes if stage else problem.sample_passes(state.sizes[-2])
+        if isinstance(algorithm, Anderson) and isinstance(state.inner, AndersonState):
+            inner: State = algorithm.carry(state.inner)
+        else:
+            inner = algorithm.init(here, state.params)
         return replace(state, inner=inner, stage=stage, stage_step=0, before=before, passes=before)
 
     def _stage(self, problem: Problem, sizes: tuple[int, ...], stage: int) -> tuple[Problem, Algorithm]:
         """Return the problem of a stage, a sample of a sample of ... all rows, and its algorithm."""
+        inner = self.inner or (Anderson() if isinstance(problem.model, HasVector) else BatchEM())
         if stage == len(sizes) - 1:
-            return problem, self._final(sizes[-2])
+            return problem, self.final or inner
         for rows in sizes[-2 : stage - 1 if stage else None : -1]:
             problem = problem.subsample(rows)
-        return problem, self.inner or (Anderson() if isinstance(problem.model, HasVector) else BatchEM())
-
-    def _final(self, rows: int) -> Algorithm:
-        if isinstance(self.final, VarianceReducedEM):
-            return replace(self.final, sample=rows, drawn=True)
-        return self.final
+        return problem, inner
 
 
 @dataclass(frozen=True)
