@@ -176,7 +176,7 @@ class Anderson:
         point = state.point or evaluate(problem, state.params, step=number)
         plain = problem.maximize(point.expectation.stats, point.params)
         x, f, dx, df = self._remember(problem, state, point, plain)
-        tried = try_vector(problem, mix(x, f, dx, df, self.damping), plain, number) if len(df) else None
+        tried = try_vector(problem, _mix(x, f, dx, df, self.damping), plain, number) if len(df) else None
         if tried is not None and not _fell(point.objective, tried.objective):
             new = tried
         else:
@@ -205,7 +205,7 @@ class Anderson:
         return np.concatenate([table.reshape(-1, len(row)), row[None]])[-self.depth :]
 
 
-def mix(x: Float, f: Float, dx: Float, df: Float, damping: float) -> Float:
+def _mix(x: Float, f: Float, dx: Float, df: Float, damping: float) -> Float:
     """Return Anderson's next vector from a point x and its plain step f (p,), and earlier differences (m, p)."""
     gram = df @ df.T
     ridge = damping * float(np.trace(gram)) / len(gram)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
+from daskem.algorithms.points import may_gain
 from daskem.core import Algorithm, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo
 from daskem.errors import OptionError
 
@@ -38,6 +39,7 @@ class ProgressiveState:
     stage, stage_step : index of the stage, and the steps that it has made.
     step : steps so far.
     before, passes : passes before the stage, and so far.
+    objective, gain : of the stage's last step, and what that had gained over the one before.
     """
 
     params: Params
@@ -48,6 +50,8 @@ class ProgressiveState:
     step: int = 0
     before: float = 0.0
     passes: float = 0.0
+    objective: float = -math.inf
+    gain: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Progressive:
         return max(1, min(n_rows // self.growth, MOST_ROWS, room // 2))
 
     def init(self, problem: Problem, params: Params) -> ProgressiveState:
-        first = self.first or round(FIRST_ROWS * n_free(problem, params))
+        first = self.first or round(FIRST_ROWS * _n_free(problem, params))
         sizes = [problem.n_rows, self.largest(problem.n_rows, problem.sample_room)]
         while sizes[-1] // self.growth >= first:
             sizes.append(sizes[-1] // self.growth)
@@ -107,10 +111,13 @@ class Progressive:
             stage_step=state.stage_step + 1,
             step=state.step + 1,
             passes=state.before + share * info.passes,
+            objective=info.objective,
+            gain=info.objective - state.objective,
         )
         if here is problem:
             return new, replace(info, step=new.step, passes=new.passes, stage=f"all rows: {info.stage}".rstrip(": "))
-        settled = info.remaining is not None and info.remaining <= STAGE_SHARE * here.precision(new.params)
+        remaining = may_gain(new.gain, state.gain) if info.remaining is None else info.remaining
+        settled = remaining <= STAGE_SHARE * here.precision(new.params)
         info = replace(
             info,
             step=new.step,
@@ -131,7 +138,7 @@ class Progressive:
             inner: State = algorithm.carry(state.inner)
         else:
             inner = algorithm.init(here, state.params)
-        return replace(state, inner=inner, stage=stage, stage_step=0, before=before, passes=before)
+        return ProgressiveState(state.params, inner, state.sizes, stage, step=state.step, before=before, passes=before)
 
     def _stage(self, problem: Problem, sizes: tuple[int, ...], stage: int) -> tuple[Problem, Algorithm]:
         """Return the problem of a stage, a sample of a sample of ... all rows, and its algorithm."""
@@ -160,7 +167,7 @@ class Auto:
         if problem.n_units == 1:
             return BatchEM()
         progressive = Progressive()
-        if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * n_free(problem, params):
+        if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * _n_free(problem, params):
             return progressive
         return Anderson() if isinstance(problem.model, HasVector) else BatchEM()
 
@@ -173,6 +180,6 @@ class Auto:
         return self.choose(problem, state.params).step(problem, state)
 
 
-def n_free(problem: Problem, params: Params) -> float:
+def _n_free(problem: Problem, params: Params) -> float:
     """Return the number of free parameters."""
     return 2.0 * problem.n_rows * problem.precision(params)

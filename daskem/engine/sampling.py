@@ -40,19 +40,19 @@ def sampled_rows(start: int, stop: int, n_rows: int, rows: int, reach: int, seed
     """
     clusters = -(-rows // CLUSTER)
     if n_rows // clusters <= reach:
-        return _drawn(start, stop, Strata(0, n_rows, rows), seed)
+        return _drawn(start, stop, _Strata(0, n_rows, rows), seed)
     first, last = max(start * clusters // n_rows - 1, 0), min(-(-stop * clusters // n_rows) + 1, clusters)
-    places = _drawn(first * n_rows // clusters, last * n_rows // clusters, Strata(0, n_rows, clusters), seed)
+    places = _drawn(first * n_rows // clusters, last * n_rows // clusters, _Strata(0, n_rows, clusters), seed)
     parts = []
     for i, place in zip(range(first, last), places, strict=True):
         low, high = i * n_rows // clusters, (i + 1) * n_rows // clusters
         begin = min(max(int(place) - reach // 2, low), high - reach)
         share = (i + 1) * rows // clusters - i * rows // clusters
-        parts.append(_drawn(start, stop, Strata(begin, begin + reach, share), seed))
+        parts.append(_drawn(start, stop, _Strata(begin, begin + reach, share), seed))
     return np.concatenate(parts)
 
 
-class Strata(NamedTuple):
+class _Strata(NamedTuple):
     """Rows ``low:high`` in `runs` of about equal length."""
 
     low: int
@@ -60,7 +60,7 @@ class Strata(NamedTuple):
     runs: int
 
 
-def _drawn(start: int, stop: int, strata: Strata, seed: int) -> Int:
+def _drawn(start: int, stop: int, strata: _Strata, seed: int) -> Int:
     """Return the rows drawn, one in each stratum, that lie in ``start:stop``."""
     low, length, count = strata.low, strata.high - strata.low, strata.runs
     first = min(max((start - low) * count // length - 1, 0), count)
