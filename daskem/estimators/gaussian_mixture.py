@@ -23,7 +23,7 @@ from daskem.estimators.base import (
     known_labels,
 )
 from daskem.fit import FitResult
-from daskem.models import Gaussian, Mixture
+from daskem.models import SHAPES, Gaussian, Mixture
 from daskem.predict import score
 
 __all__ = ["GaussianMixture"]
@@ -188,7 +188,7 @@ lower_bounds_, n_features_in_
         check_whole("n_components", self.n_components)
         check_whole("verbose_interval", self.verbose_interval)
         check_number("reg_covar", self.reg_covar)
-        check_choice("covariance_type", self.covariance_type, ("full", "tied", "diag", "spherical"))
+        check_choice("covariance_type", self.covariance_type, tuple(SHAPES))
         check_choice("init_params", self.init_params, INITS)
 
     def _model(self, data: Dataset) -> Mixture:
@@ -239,7 +239,7 @@ lower_bounds_, n_features_in_
         gaussians = params.components
         self.weights_, self.means_, self.covariances_ = params.weights, gaussians.means, gaussians.covariances
         self.precisions_cholesky_ = gaussians.precisions_cholesky
-        self.precisions_ = _precisions(gaussians.precisions_cholesky, self.covariance_type)
+        self.precisions_ = SHAPES[self.covariance_type].precisions(gaussians.precisions_cholesky)
         self.converged_, self.n_iter_ = result.converged, result.n_steps
         self.lower_bound_ = result.objective
         self.lower_bounds_ = [info.objective for info in result.trace]
@@ -255,10 +255,3 @@ class _GainSince:
 
     def __call__(self, trace: Sequence[StepInfo]) -> str | None:
         return self.gain((self.before, *trace))
-
-
-def _precisions(precisions_cholesky: npt.NDArray[np.float64], covariance_type: str) -> npt.NDArray[np.float64]:
-    """Return the precisions, ``L L^T`` (full, tied) or ``L^2`` (diag, spherical), in scikit-learn's shapes."""
-    if covariance_type in ("full", "tied"):
-        return precisions_cholesky @ np.swapaxes(precisions_cholesky, -1, -2)
-    return precisions_cholesky**2
