@@ -42,8 +42,9 @@ class GaussianMixture(DensityMixin, OutOfCoreEstimator):  # type: ignore[misc]
     ----------
     n_components, covariance_type, tol, reg_covar, max_iter, n_init, init_params, weights_init, means_init, \
 precisions_init, random_state, warm_start, verbose, verbose_interval
-        As in scikit-learn, except that `n_init` starts run side by side, sharing each pass over the data, and that a
-        start is made from a sample of the rows (see `init_sample`).
+        As in scikit-learn, except that `covariance_type` may also be ``"tied_diag"`` (one diagonal for all components)
+        or ``"tied_spherical"`` (one variance for all), that `n_init` starts run side by side, sharing each pass over
+        the data, and that a start is made from a sample of the rows (see `init_sample`).
     algorithm : ``"batch"`` or a `daskem.core.Algorithm`.
     prior : None, or ``"conjugate"`` for the MAP estimate of Fraley & Raftery (2007), which keeps covariances from
         collapsing; `lower_bound_` then includes the log prior.

@@ -1,4 +1,4 @@
-"""Gaussian components with full, tied, diagonal or spherical covariances: records, M-step, prior, repair.
+"""Gaussian components with covariances of six shapes: M-step, prior, repair.
 
 Second moments are of u = (x - reference) * scale. `scale` holds powers of two, so it costs no precision; it differs
 from one only where features lie so far from unit size that squares would leave the range of the type.
@@ -52,7 +52,8 @@ class Gaussian:
 
     Parameters
     ----------
-    covariance : "full", "tied" (one matrix for all), "diag" or "spherical".
+    covariance : "full", "tied" (one matrix for all), "diag", "spherical", "tied_diag" or "tied_spherical". These are
+        VVV, EEE, VVI, VII, EEI and EII of the literature on model-based clustering.
     reg_covar : added to the diagonal of the covariances, data units squared; with a prior, to the prior's scale
         instead, which keeps the penalised objective monotone.
     prior : None, or "conjugate" for the maximum a posteriori estimate under a normal-inverse-Wishart prior [1]_.
@@ -65,8 +66,9 @@ class Gaussian:
     With mu_P the sample mean, kappa = 0.01, nu = d + 2 and Lambda = S / k^(2/d), S the sample covariance, the M-step is
     mu_k = (n_k xbar_k + kappa mu_P) / (n_k + kappa) and, W_k being the scatter about xbar_k,
     Sigma_k = (Lambda + kappa n_k / (kappa + n_k) (xbar_k - mu_P)(xbar_k - mu_P)^T + W_k) / (n_k + nu + d + 2)   (full);
-    tied sums over k and divides by N + nu + d + k + 1; diag divides by n_k + nu + 3, feature by feature; spherical
-    takes the trace and divides by (n_k + 1) d + nu + 2. For diag, Lambda keeps each feature's own variance, where [1]_
+    tied sums over k and divides by N + nu + d + k + 1; diag divides by n_k + nu + 3, feature by feature, tied_diag by
+    N + nu + k + 2; spherical takes the trace and divides by (n_k + 1) d + nu + 2, tied_spherical by (N + k) d + nu + 2.
+    For diag, Lambda keeps each feature's own variance, where [1]_
     pools them: the estimate then does not depend on units. The prior acts as kappa more rows at mu_P, and is coded so.
 
     References

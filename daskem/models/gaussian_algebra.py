@@ -1,4 +1,4 @@
-"""Covariances in their four shapes, one object each. Arrays in, arrays out.
+"""Covariances in their six shapes, one object each. Arrays in, arrays out.
 
 full (k, d, d)    tied (d, d)             matrices
 diag (k, d)       tied_diag (d,)          one variance a feature
@@ -25,7 +25,7 @@ from daskem.models.gaussian_kernels import log_det, ratios, unpack
 
 __all__ = ["SHAPES", "Covariance", "Diagonals", "Matrices", "Scalars", "Shape", "checked", "power_of_two"]
 
-Covariance = Literal["full", "tied", "diag", "spherical"]
+Covariance = Literal["full", "tied", "diag", "spherical", "tied_diag", "tied_spherical"]
 
 # Features within 2^-16 .. 2^16 of unit size are left alone: even single precision squares and sums them safely.
 PLAIN_EXPONENT = 16
@@ -375,6 +375,8 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "tied": Matrices("tied", tied=True),
         "diag": Diagonals("diag", tied=False),
         "spherical": Scalars("spherical", tied=False),
+        "tied_diag": Diagonals("diag", tied=True),
+        "tied_spherical": Scalars("spherical", tied=True),
     }
 )
 
