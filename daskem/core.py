@@ -35,6 +35,7 @@ __all__ = [
     "HasNParameters",
     "HasPosterior",
     "HasSample",
+    "HasSupport",
     "HasSurrogate",
     "HasVector",
     "Int",
@@ -70,6 +71,7 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[Hashable, Array] = {}
         self._kept: dict[Hashable, tuple[object, Any]] = {}
+        self._parts: dict[Hashable, Scratch] = {}
 
     def empty(self, name: Hashable, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> Array:
         """Return an uninitialised C-contiguous array; the same memory each time for one name, if it is large enough."""
@@ -86,12 +88,18 @@ class Scratch:
             kept = self._kept[name] = (owner, make())
         return kept[1]
 
+    def part(self, name: Hashable) -> Scratch:
+        """Return a scratch within this one, for a part of a model that names its arrays without regard to others."""
+        return self._parts.setdefault(name, Scratch())
+
     def clear(self) -> None:
         """Forget everything.
 
         A chunk that owns what is kept here refers back to this scratch. Left to the collector of cycles, its rows, and
         the whole read that they are a view of, would stay in memory long after the task.
         """
+        for part in self._parts.values():
+            part.clear()
         self._buffers.clear()
         self._kept.clear()
 
@@ -351,6 +359,15 @@ class HasSample(Protocol):
 class HasDistance(Protocol):
     def distance(self, old: Params, new: Params) -> float:
         """Return how far the parameters moved, in the measure that the model's stop rule is stated in."""
+
+
+@runtime_checkable
+class HasSupport(Protocol):
+    def unsupported(self, params: Params | None, rows: Array) -> tuple[int, str] | None:
+        """Return the first row that no component can have, and why in words; None if there is none.
+
+        Such rows have log density -inf; this is asked only once that is seen, or (params None) before there are any.
+        """
 
 
 @runtime_checkable
