@@ -11,6 +11,7 @@ from daskem.models.gamma import GammaParams as GammaParams
 from daskem.models.gaussian import Gaussian as Gaussian
 from daskem.models.gaussian import GaussianParams as GaussianParams
 from daskem.models.gaussian import GaussianStats as GaussianStats
+from daskem.models.gaussian_algebra import SHAPES as SHAPES
 from daskem.models.kmeans import KMeans as KMeans
 from daskem.models.kmeans import KMeansParams as KMeansParams
 from daskem.models.kmeans import KMeansStats as KMeansStats
@@ -29,6 +30,7 @@ from daskem.models.von_mises_fisher import VonMisesFisher as VonMisesFisher
 from daskem.models.von_mises_fisher import VonMisesFisherParams as VonMisesFisherParams
 
 __all__ = [
+    "SHAPES",
     "Bernoulli",
     "BernoulliParams",
     "Categorical",
