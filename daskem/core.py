@@ -117,7 +117,10 @@ class Chunk:
     ----------
     rows : (n, d) array, C-contiguous, never written to; float32 or float64.
     weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
-    labels : (n,) int64, the known component of a row or -1, or None when nothing is known.
+    labels : (n,) int64, the known component of a row or -1; or (n, k) float64 label probabilities, what evidence beside
+        the row says of its component: p(evidence | component), 0 where that is forbidden, so that a row of ones says
+        nothing and a one-hot row is a known component; or None when nothing is known. A model whose attribute
+        `soft_labels` is not true is never given the second form.
     start : absolute index of the first row in the data set.
     seed, step : seed and step of the run, for E-steps that draw: ``chunk.rng(chunk.step)``.
     scratch : reusable work arrays.
@@ -125,7 +128,7 @@ class Chunk:
 
     rows: Array
     weight: Float | None = None
-    labels: Int | None = None
+    labels: Array | None = None
     start: int = 0
     seed: int = 0
     step: int = 0
