@@ -109,44 +109,50 @@ class Gaussian:
         """Return log p(x | component), (n, k), nats: a transposed view of scratch memory that may be overwritten."""
         return self._kernel(params, chunk).log_prob(chunk).T
 
+    def squared_distances(self, params: GaussianParams, chunk: Chunk) -> Array:
+        """Return Mahalanobis' distances squared, (n, k): like `log_prob`, a view of scratch memory."""
+        return self._kernel(params, chunk).squared_distances(chunk).T
+
     def stats(self, params: GaussianParams, chunk: Chunk, resp: Array) -> GaussianStats:
         """Return the moments of the rows under `resp` (n, k), float64 whatever the type of the rows."""
         n, x, xx = self._kernel(params, chunk).moments(chunk, resp.T)
         return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
 
-    def m_step(self, stats: GaussianStats, params: GaussianParams) -> GaussianParams:
+    def m_step(self, stats: GaussianStats, params: GaussianParams, n: Float | None = None) -> GaussianParams:
         """Return the maximiser of the expected complete-data log-likelihood, plus the log prior where there is one.
 
-        Without a prior these are scikit-learn's formulas: n_k + 10 eps, and `reg_covar` on the diagonal.
+        Without a prior these are scikit-learn's formulas: n_k + 10 eps, and `reg_covar` on the diagonal. `n` (k,) is
+        the weight of the rows where it is not ``stats.n``: in a scale mixture, moments are of rows weighted once more.
 
         Raises
         ------
         DegenerateComponentError
             If a component is empty or collapsed and the policy is to raise.
         """
-        offset, covariance, unresolved = self._estimate(stats, params)
+        n = stats.n if n is None else n
+        offset, covariance, unresolved = self._estimate(stats, params, n)
         factor, positive = self.shape.factorise(covariance)
         new = self._assemble(params, params.reference + offset / params.scale, covariance, factor)
-        empty = stats.n <= EMPTY_SHARE * stats.n.sum()
+        empty = n <= EMPTY_SHARE * n.sum()
         held = self.prior is not None and bool(positive.all())
         collapsed = np.zeros(len(empty), bool) if held else ~positive | unresolved
         if held and self.on_collapse == "keep":
             new = replace(new, repaired=np.where(empty, AT_PRIOR, 0).astype(np.int8))
         elif (empty | collapsed).any():
-            new = self._repair(new, params, stats.n, empty, collapsed)
+            new = self._repair(new, params, n, empty, collapsed)
         return self._place_references(new, collapsed)
 
-    def surrogate(self, stats: GaussianStats, params: GaussianParams) -> float:
+    def surrogate(self, stats: GaussianStats, params: GaussianParams, n: Float | None = None) -> float:
         """Return the sum over rows and components of resp * log p(x | component), nats.
 
-        `stats` must be about ``params.reference`` (see `rebase`).
+        `stats` must be about ``params.reference`` (see `rebase`); `n` is as for `m_step`.
         """
         delta, factor = self._scaled(params)
         d = delta.shape[1]
         shape = self.shape
         scatter = shape.square(stats.xx, d) - shape.cross(stats.x, delta) + shape.outer(stats.n[:, None] * delta, delta)
         peak = shape.log_det(factor, d) + np.log(params.scale).sum() - 0.5 * d * np.log(2 * np.pi)
-        return float((stats.n * peak).sum() - 0.5 * (shape.precisions(factor) * scatter).sum())
+        return float(((stats.n if n is None else n) * peak).sum() - 0.5 * (shape.precisions(factor) * scatter).sum())
 
     def log_prior(self, params: GaussianParams) -> float:
         """Return the log prior density, nats, up to a constant of the prior; 0 without a prior."""
@@ -304,19 +310,19 @@ class Gaussian:
             total = part if total is None else tree.accumulate(total, part)
         return cast(GaussianStats, total)
 
-    def _estimate(self, stats: GaussianStats, params: GaussianParams) -> tuple[Float, Float, Array]:
+    def _estimate(self, stats: GaussianStats, params: GaussianParams, n: Float) -> tuple[Float, Float, Array]:
         """Return offsets of the means from their references, covariances, and which of these are rounding error."""
         k, d = stats.x.shape
-        shape, n, x, xx = self.shape, stats.n + N_FLOOR, stats.x, self.shape.square(stats.xx, d)
-        freedom, floor = shape.freedom(n, d), shape.ridge(self.reg_covar, params.scale)
+        shape, mass, x, xx = self.shape, stats.n + N_FLOOR, stats.x, self.shape.square(stats.xx, d)
+        freedom, floor = shape.freedom(n + N_FLOOR, d), shape.ridge(self.reg_covar, params.scale)
         if self.prior is not None:
             prior_mean, prior_scale = self._scaled_prior(params)
-            freedom, floor = shape.freedom(stats.n, d) + shape.prior_freedom(k, d), np.zeros(1)
-            n = stats.n + SHRINKAGE
+            freedom, floor = shape.freedom(n, d) + shape.prior_freedom(k, d), np.zeros(1)
+            mass = stats.n + SHRINKAGE
             x = x + SHRINKAGE * prior_mean
             xx = xx + prior_scale + SHRINKAGE * shape.outer(prior_mean, prior_mean)
-        offset = x / n[:, None]
-        covariance = (xx - shape.outer(n[:, None] * offset, offset)) / freedom + floor
+        offset = x / mass[:, None]
+        covariance = (xx - shape.outer(mass[:, None] * offset, offset)) / freedom + floor
         lost = shape.variances(covariance) <= 16 * EPS * shape.variances(xx / freedom)
         return offset, covariance, np.broadcast_to(lost.any(axis=-1), (k,))
 
