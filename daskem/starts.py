@@ -194,7 +194,7 @@ def check_side_columns(data: Dataset, model: object, memory_limit: Any) -> None:
     ------
     DataError
         If weights are negative, not finite or all zero; if labels are neither -1 nor the index of a component; if label
-        probabilities are not one a component from 0 to 1, or forbid all components of a row; or if the model takes none.
+        probabilities are not one a component, from 0 to 1, forbid all components of a row, or the model takes none.
     """
     if data.weight is not None:
         weight = _summary(data.weight, memory_limit)

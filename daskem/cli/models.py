@@ -16,7 +16,7 @@ from daskem.cli.options import as_one
 from daskem.core import Algorithm, Model, Params, StopRule
 from daskem.data import Dataset
 from daskem.errors import DataError
-from daskem.estimators import ALGORITHMS
+from daskem.algorithms import ALGORITHMS
 
 __all__ = [
     "KNOWN",
@@ -73,7 +73,7 @@ class FitSpec(ABC):
 
     def make_algorithm(self) -> Algorithm:
         """Return the algorithm."""
-        return ALGORITHMS[self.algorithm]()
+        return ALGORITHMS["batch"]()
 
     @property
     def starts(self) -> int:

@@ -31,7 +31,8 @@ class Dataset:
     ----------
     rows : source of (n, d).
     weight : source of (n, 1) not negative numbers, or None.
-    labels : source of (n, 1) integers, -1 = unknown, or of (n, k) label probabilities (see `daskem.core.Chunk`), or None.
+    labels : source of (n, 1) integers, -1 = unknown, or of (n, k) label probabilities (see `daskem.core.Chunk`), or
+        None.
     """
 
     rows: Source

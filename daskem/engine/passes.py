@@ -213,8 +213,8 @@ def _check_sides(data: Dataset) -> None:
     for source in data.sources[1:]:
         if source.in_process and math.prod(source.shape) * source.dtype.itemsize > MAX_SENT:
             raise DataError(
-                f"{source.name} has {math.prod(source.shape)} values in this process, which would be sent to the cluster in "
-                "each pass. Give them where the workers can read them: as a Zarr array, a file or a dask array."
+                f"{source.name} has {math.prod(source.shape)} values in this process, which would be sent to the "
+                "cluster in each pass. Give them where the workers can read them: a Zarr array, a file or a dask array."
             )
 
 

@@ -26,6 +26,9 @@ from daskem.models.poisson import PoissonParams as PoissonParams
 from daskem.models.product import Product as Product
 from daskem.models.product import ProductParams as ProductParams
 from daskem.models.product import ProductStats as ProductStats
+from daskem.models.student_t import StudentT as StudentT
+from daskem.models.student_t import StudentTParams as StudentTParams
+from daskem.models.student_t import StudentTStats as StudentTStats
 from daskem.models.von_mises_fisher import VonMisesFisher as VonMisesFisher
 from daskem.models.von_mises_fisher import VonMisesFisherParams as VonMisesFisherParams
 
@@ -55,6 +58,9 @@ __all__ = [
     "Product",
     "ProductParams",
     "ProductStats",
+    "StudentT",
+    "StudentTParams",
+    "StudentTStats",
     "SufficientStats",
     "VonMisesFisher",
     "VonMisesFisherParams",

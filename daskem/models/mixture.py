@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
@@ -314,13 +315,15 @@ def _certain(labels: Array) -> Array:
 
 
 def _given_labels(resp: Float, labels: Array) -> Float:
-    """Return responsibilities (n, k) that agree with what is known of the rows."""
+    """Return responsibilities (n, k) that agree with what is known of the rows, and with which component is which."""
     if labels.ndim == 1:
         known = np.flatnonzero(labels >= 0)
         resp[known] = 0.0
         resp[known, labels[known]] = 1.0
         return resp
-    allowed = resp * labels
+    hints = labels / labels.sum(axis=1, keepdims=True) - 1.0 / labels.shape[1]
+    _, cluster_of = linear_sum_assignment(hints.T @ resp, maximize=True)
+    allowed = resp[:, cluster_of] * labels
     total = allowed.sum(axis=1, keepdims=True)
     # Where all that the start had in mind is forbidden, the labels decide alone.
     return np.where(total > 0, allowed, labels) / np.where(total > 0, total, labels.sum(axis=1, keepdims=True))
