@@ -49,8 +49,8 @@ class ProductStats:
 class Product:
     """A family of mixed columns: log p(x | k) is the sum over groups of log p(x_group | k).
 
-    A mixture of it is the latent class or latent profile model of real tables [1]_. Columns that no group names are left
-    out. Holes are treated by each group's family.
+    A mixture of it is the latent class or latent profile model of real tables [1]_. Columns that no group names are
+    left out. Holes are treated by each group's family.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ class Product:
         found = []
         for (name, columns), family, group in zip(self._columns.items(), self.families.values(), groups, strict=True):
             ask = getattr(family, "unsupported", None)
-            if ask is not None and (answer := ask(group, rows[:, list(columns)])):
+            if ask is not None and (answer := ask(group, rows[:, _span(columns)])):
                 found.append((answer[0], f"in group {name!r} (columns {list(columns)}), {answer[1]}"))
         return min(found, default=None, key=lambda answer: answer[0])
 
@@ -190,7 +190,7 @@ class Product:
         """Return the groups' embeddings side by side, each with a total variance of its number of columns."""
         parts = []
         for columns, family in zip(self._columns.values(), self.families.values(), strict=True):
-            own = rows[:, list(columns)]
+            own = rows[:, _span(columns)]
             part = family.embedding(own) if hasattr(family, "embedding") else _standardised(filled(own))
             spread = float(part.var(axis=0).sum())
             parts.append(part * np.sqrt(len(columns) / spread) if spread > 0 else part)
@@ -294,4 +294,4 @@ def _span(columns: tuple[Any, ...]) -> Any:
 
 def _standardised(rows: Float) -> Float:
     deviation = rows.std(axis=0)
-    return (rows - rows.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    return np.asarray((rows - rows.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0))
