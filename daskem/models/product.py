@@ -97,8 +97,9 @@ class Product:
 
     @property
     def start(self) -> str:
-        """How a mixture starts by default: as the first family that has a preference."""
-        return next((family.start for family in self.families.values() if hasattr(family, "start")), "kmeans")
+        """How a mixture starts by default: by short runs of EM if one family asks for that, discrete ones do."""
+        starts = [getattr(family, "start", "kmeans") for family in self.families.values()]
+        return "short_em" if "short_em" in starts else starts[0]
 
     def resolved(self, names: Sequence[str]) -> Product:
         """Return the product with indices in place of the names of columns.
