@@ -18,9 +18,10 @@ __all__ = ["Product", "ProductParams", "ProductStats"]
 
 @dataclass(frozen=True, eq=False)
 class ProductParams:
-    """The groups' parameters, in the order of the product's families."""
+    """The groups' parameters, in the order of the product's families, and the number of columns that rows have."""
 
     groups: tuple[Params, ...]
+    n_features: int
 
     @property
     def repaired(self) -> Array:
@@ -137,7 +138,7 @@ class Product:
             if columns and max(cast(tuple[int, ...], columns)) >= sample.rows.shape[1]:
                 raise OptionError(f"group {group!r} has column {max(columns)}; the data have {sample.rows.shape[1]}.")
         groups = zip(self.families.values(), self._parts(sample), strict=True)
-        return ProductParams(tuple(family.init(part, resp) for family, part in groups))
+        return ProductParams(tuple(family.init(part, resp) for family, part in groups), sample.rows.shape[1])
 
     def log_prob(self, params: ProductParams, chunk: Chunk) -> Array:
         """Return log p(x | component), (n, k), nats: a view of memory that may be overwritten."""
@@ -159,7 +160,7 @@ class Product:
     def m_step(self, stats: ProductStats, params: ProductParams) -> ProductParams:
         """Return what the groups' statistics imply, group by group."""
         groups = zip(self.families.values(), stats.groups, params.groups, strict=True)
-        return ProductParams(tuple(family.m_step(part, group) for family, part, group in groups))
+        return replace(params, groups=tuple(family.m_step(part, group) for family, part, group in groups))
 
     def surrogate(self, stats: ProductStats, params: ProductParams) -> float:
         """Return the sum of the groups' expected log densities, nats."""
@@ -206,14 +207,13 @@ class Product:
         return tuple(told)
 
     def n_features(self, params: ProductParams) -> int:
-        """Return the number of columns that rows must at least have."""
-        return 1 + max(max(cast(tuple[int, ...], columns)) for columns in self._columns.values())
+        """Return the number of columns that rows have, those of no group among them."""
+        return params.n_features
 
     def n_parameters(self, params: ProductParams) -> int:
         """Return the number of free parameters of all groups."""
-        return int(
-            sum(map(_call, self._methods("n_parameters", "the number of parameters of a product"), params.groups))
-        )
+        numbers = self._methods("n_parameters", "the number of parameters of a product")
+        return int(sum(map(_call, numbers, params.groups)))
 
     def to_vector(self, params: ProductParams) -> Float:
         """Return the groups' vectors one after the other, (p,)."""
@@ -221,15 +221,14 @@ class Product:
 
     def from_vector(self, vector: Float, params: ProductParams) -> ProductParams:
         """Return the parameters of a vector of `to_vector`; `params` supplies what is fixed."""
-        sizes = [len(part) for part in map(_call, self._methods("to_vector", "the vector of a product"), params.groups)]
-        parts = np.split(vector, np.cumsum(sizes)[:-1])
-        return ProductParams(
-            tuple(map(_call, self._methods("from_vector", "the vector of a product"), parts, params.groups))
-        )
+        vectors = map(_call, self._methods("to_vector", "the vector of a product"), params.groups)
+        parts = np.split(vector, np.cumsum([len(part) for part in vectors])[:-1])
+        makers = self._methods("from_vector", "the vector of a product")
+        return replace(params, groups=tuple(map(_call, makers, parts, params.groups)))
 
     def draw(self, params: ProductParams, components: Array, rng: np.random.Generator) -> Float:
         """Return one row from each of the given components, (n, d); columns of no group are NaN."""
-        rows = np.full((len(components), self.n_features(params)), np.nan)
+        rows = np.full((len(components), params.n_features), np.nan)
         draws = self._methods("draw", "sampling from a product")
         for columns, draw, group in zip(self._columns.values(), draws, params.groups, strict=True):
             rows[:, list(cast(tuple[int, ...], columns))] = draw(group, components, rng)
@@ -250,7 +249,7 @@ class Product:
             family.record_bytes(k, len(columns)) if hasattr(family, "record_bytes") else (1 << 20, 1 << 20)
             for columns, family in zip(self._columns.values(), self.families.values(), strict=True)
         ]
-        return sum(stats for stats, _ in sizes), sum(params for _, params in sizes)
+        return sum(stats for stats, _ in sizes), 8 + sum(params for _, params in sizes)
 
     @property
     def _columns(self) -> dict[str, tuple[int | str, ...]]:
