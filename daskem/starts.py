@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Float, Int
+from daskem.core import Array, Chunk, Float, HasSupport, Int
 from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
@@ -38,6 +38,9 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
         sample = _oversample(engine, k, rng)
     else:
         sample = distinct(engine.sample(engine.plan.sample_rows, rng))
+    if isinstance(model, HasSupport) and model.unsupported(None, sample.rows):
+        # Where such a row lies is known to a pass alone, which fails there.
+        engine.fold(_Supported(model), tree.add)
     _check_distinct(engine.data, sample, k)
     family = getattr(model, "family", None)
     if isinstance(family, Gaussian) and not family.shape.isotropic:
@@ -108,6 +111,19 @@ def distinct(sample: Chunk) -> Chunk:
         known = rows[:, n_features] if sample.labels.ndim == 1 else rows[:, n_features:]
         labels = np.ascontiguousarray(known, sample.labels.dtype)
     return Chunk(np.ascontiguousarray(rows[:, :n_features], sample.rows.dtype), weight, labels, seed=sample.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Supported:
+    """Per-block work that has no answer where a model cannot have a row."""
+
+    model: HasSupport
+
+    def __call__(self, chunk: Chunk) -> float:
+        return math.nan if self.why(chunk.rows) else 0.0
+
+    def why(self, rows: Array) -> tuple[int, str] | None:
+        return self.model.unsupported(None, rows)
 
 
 @dataclass(frozen=True, eq=False)

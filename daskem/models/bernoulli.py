@@ -39,7 +39,8 @@ class Bernoulli(NaturalFamily):
     .. [1] Bishop (2006), Pattern Recognition and Machine Learning, section 9.3.3.
     """
 
-    takes: ClassVar[str] = "0, 1 and NaN (missing)"
+    start: ClassVar[str] = "short_em"
+    takes: ClassVar[str] = "0, 1 or NaN (missing)"
     keeps_float32: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...]] = ("probabilities",)
 
@@ -49,7 +50,7 @@ class Bernoulli(NaturalFamily):
         return (rng.random(probabilities.shape) < probabilities).astype(np.float64)
 
     def _valid(self, rows: Array, params: BernoulliParams | None) -> Array:
-        return (rows == 0) | (rows == 1)
+        return np.asarray((rows == 0) | (rows == 1))
 
     def _natural(self, params: BernoulliParams) -> tuple[Float, Float]:
         log_one, log_zero = np.log(params.probabilities), np.log1p(-params.probabilities)

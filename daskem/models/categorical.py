@@ -65,7 +65,8 @@ class Categorical(NaturalFamily):
 
     levels: int | Sequence[int] | None = None
 
-    takes: ClassVar[str] = "codes 0, 1, ... below the number of levels, and -1 or NaN (missing)"
+    start: ClassVar[str] = "short_em"
+    takes: ClassVar[str] = "codes from 0 to its number of levels less one, or -1 or NaN (missing)"
     per_column: ClassVar[bool] = False
     fields: ClassVar[tuple[str, ...]] = ("probabilities",)
 
@@ -87,7 +88,7 @@ class Categorical(NaturalFamily):
             return found
         i, words = found
         bad = ~(self._valid(rows[i : i + 1], params) | self._holes(rows[i : i + 1]))[0]
-        return i, f"{words}, here {int(params.levels[bad.argmax()])}"
+        return i, f"{words}; it has {int(params.levels[bad.argmax()])} levels"
 
     def embedding(self, rows: Array) -> Float:
         """Return indicators of the levels side by side, a hole being the shares of the levels."""
@@ -116,19 +117,18 @@ class Categorical(NaturalFamily):
         return 5 * d + 3 * k
 
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
-        """Return the bytes of the statistics and of the parameters of k components; of a guess if levels are unknown."""
+        """Return the bytes of the statistics and of the parameters of k components, guessed if levels are unknown."""
         given = ASSUMED_LEVELS if self.levels is None else self.levels
         p = d * given if isinstance(given, int) else sum(given)
         return 8 * k * (2 + p), 8 * (k * p + d) + k
 
     def _valid(self, rows: Array, params: CategoricalParams | None) -> Array:
-        most = self.levels if params is None else params.levels
-        return (
-            (rows >= 0) & (rows < (MAX_FOUND_LEVELS if most is None else np.asarray(most))) & (np.floor(rows) == rows)
-        )
+        levels = self.levels if params is None else params.levels
+        most = MAX_FOUND_LEVELS if levels is None else np.asarray(levels)
+        return np.asarray((rows >= 0) & (rows < most) & (np.floor(rows) == rows))
 
     def _holes(self, rows: Array) -> Array:
-        return np.isnan(rows) | (rows == -1)
+        return np.asarray(np.isnan(rows) | (rows == -1))
 
     def _seen(self, params: CategoricalParams, chunk: Chunk) -> Observations:
         name = (self, "seen", params.levels.tobytes())
@@ -140,7 +140,7 @@ class Categorical(NaturalFamily):
         codes = np.where(valid, chunk.rows, 0.0).astype(np.int32) + _starts(params.levels).astype(np.int32)
         shape = (n, int(params.levels.sum()))
         hot = csr_array((valid.ravel().astype(np.float64), codes.ravel(), np.arange(0, n * d + 1, d)), shape)
-        outside = np.zeros(n, bool) if valid.all() else ~(valid | self._holes(chunk.rows)).all(axis=1)
+        outside = np.asarray(~(valid | self._holes(chunk.rows)).all(axis=1))
         return Observations(hot, outside=outside if outside.any() else None)
 
     def _natural(self, params: CategoricalParams) -> tuple[Float, Float]:
@@ -181,11 +181,11 @@ class Categorical(NaturalFamily):
 
     def _coordinates(self, params: CategoricalParams) -> list[Float]:
         logs, last = np.log(params.probabilities), np.cumsum(params.levels) - 1
-        return [np.delete(logs - _spread(logs[:, last], params.levels), last, axis=1)]
+        return [(logs - _spread(logs[:, last], params.levels))[:, _free(params.levels)]]
 
     def _from_coordinates(self, parts: list[Float], params: CategoricalParams) -> CategoricalParams:
-        logits, starts = np.zeros(params.probabilities.shape), _starts(params.levels)
-        logits[:, np.setdiff1d(np.arange(logits.shape[1]), np.cumsum(params.levels) - 1)] = parts[0]
+        logits, starts = np.zeros_like(params.probabilities), _starts(params.levels)
+        logits[:, _free(params.levels)] = parts[0]
         odds = np.exp(logits - _spread(np.maximum.reduceat(logits, starts, axis=1), params.levels))
         return self._with(params, odds / _spread(np.add.reduceat(odds, starts, axis=1), params.levels))
 
@@ -196,6 +196,11 @@ class Categorical(NaturalFamily):
 def _starts(levels: Int) -> Int:
     """Return where each column's levels start."""
     return np.asarray(np.cumsum(levels) - levels)
+
+
+def _free(levels: Int) -> Int:
+    """Return the places of all levels but the last of each column."""
+    return np.setdiff1d(np.arange(levels.sum()), np.cumsum(levels) - 1)
 
 
 def _spread(per_column: Float, levels: Int) -> Float:

@@ -34,7 +34,7 @@ class Exponential(NaturalFamily):
     on_collapse : "keep", "reseed" or "raise": what to do with an empty component.
     """
 
-    takes: ClassVar[str] = "positive finite numbers and NaN (missing)"
+    takes: ClassVar[str] = "positive finite numbers, or NaN (missing)"
     fields: ClassVar[tuple[str, ...]] = ("scales",)
 
     def embedding(self, rows: Array) -> Float:

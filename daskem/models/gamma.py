@@ -50,7 +50,7 @@ class Gamma(NaturalFamily):
 
     max_shape: float = 1e6
 
-    takes: ClassVar[str] = "positive finite numbers and NaN (missing)"
+    takes: ClassVar[str] = "positive finite numbers, or NaN (missing)"
     fields: ClassVar[tuple[str, ...]] = ("shapes", "scales")
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ class Multinomial(NaturalFamily):
     .. [1] Nigam, McCallum, Thrun & Mitchell (2000), Machine Learning 39, 103-134, section 3.
     """
 
+    start: ClassVar[str] = "short_em"
     takes: ClassVar[str] = f"whole numbers from 0 to {MAX_COUNT:g}"
     handles_missing: ClassVar[bool] = False
     per_column: ClassVar[bool] = False

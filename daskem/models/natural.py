@@ -58,7 +58,7 @@ MAX_COUNT = 2.0**53
 # Rows at a time while a sample is summed.
 SAMPLE_BLOCK = 4096
 # Logarithms of factorials below this are looked up, which is ten times faster than computing them.
-TABLE = gammaln(np.arange(1.0, 4097.0))
+TABLE: Float = gammaln(np.arange(1.0, 4097.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,8 @@ class NaturalFamily(ABC):
     pseudo_count: float = 0.0
     on_collapse: Policy = "keep"
 
+    # How a mixture starts (see `daskem.models.mixture.Mixture`).
+    start: ClassVar[str] = "kmeans"
     # What a column may hold, for errors.
     takes: ClassVar[str]
     # Whether NaN is a hole that the family leaves out.
@@ -210,7 +212,7 @@ class NaturalFamily(ABC):
         return i, f"feature {j} is {rows[i, j]:g}, and {type(self).__name__} takes {self.takes}"
 
     def embedding(self, rows: Array) -> Float:
-        """Return rows (n, q) between which squared distances mean something, holes filled, for k-means to start from."""
+        """Return rows (n, q) between which squared distances mean something, holes filled, for a start to use."""
         return filled(rows)
 
     def events(self, params: Params) -> tuple[tuple[int, str], ...]:
@@ -312,7 +314,7 @@ class NaturalFamily(ABC):
             return Observations(self._features(values), None, self._log_base(values))
         values = np.where(valid, rows, 0.0).astype(rows.dtype if self.keeps_float32 else np.float64, copy=False)
         holes = self._holes(rows)
-        outside = ~(valid | holes).all(axis=1)
+        outside = np.asarray(~(valid | holes).all(axis=1))
         observed = valid.astype(values.dtype) if self.per_column and holes.any() else None
         base = self._log_base(values)
         return Observations(self._features(values), observed, base, outside if outside.any() else None)
@@ -370,18 +372,18 @@ def filled(rows: Array) -> Float:
 def log_factorial(counts: Array) -> Float:
     """Return log x! of whole numbers, looked up where they are small."""
     if counts.max(initial=0.0) < len(TABLE):
-        return cast(Float, TABLE[counts.astype(np.intp)])
-    return cast(Float, gammaln(counts + 1.0))
+        return TABLE[counts.astype(np.intp)]
+    return np.asarray(gammaln(counts + 1.0))
 
 
 def valid_counts(rows: Array) -> Array:
     """Return which entries are whole numbers from 0 to `MAX_COUNT`."""
-    return (rows >= 0) & (rows <= MAX_COUNT) & (np.floor(rows) == rows)
+    return np.asarray((rows >= 0) & (rows <= MAX_COUNT) & (np.floor(rows) == rows))
 
 
 def valid_positive(rows: Array) -> Array:
     """Return which entries are positive and finite."""
-    return (rows > 0) & (rows < np.inf)
+    return np.asarray((rows > 0) & (rows < np.inf))
 
 
 def where_seen(observed: Float, x: Float, previous: Float) -> Float:

@@ -49,7 +49,7 @@ class Poisson(NaturalFamily):
     .. [1] Zucchini & MacDonald (2009), Hidden Markov Models for Time Series, section 1.2.
     """
 
-    takes: ClassVar[str] = f"whole numbers from 0 to {MAX_COUNT:g} and NaN (missing)"
+    takes: ClassVar[str] = f"whole numbers from 0 to {MAX_COUNT:g}, or NaN (missing)"
     fields: ClassVar[tuple[str, ...]] = ("rates",)
 
     def embedding(self, rows: Array) -> Float:
@@ -69,7 +69,7 @@ class Poisson(NaturalFamily):
         return valid_counts(rows)
 
     def _log_base(self, values: Array) -> Float:
-        return -log_factorial(values).sum(axis=1)
+        return np.asarray(-log_factorial(values).sum(axis=1))
 
     def _natural(self, params: PoissonParams) -> tuple[Float, Float]:
         return np.log(params.rates), -params.rates

@@ -18,9 +18,10 @@ __all__ = ["Product", "ProductParams", "ProductStats"]
 
 @dataclass(frozen=True, eq=False)
 class ProductParams:
-    """The groups' parameters, in the order of the product's families."""
+    """The groups' parameters, in the order of the product's families, and the number of columns that rows have."""
 
     groups: tuple[Params, ...]
+    n_features: int
 
     @property
     def repaired(self) -> Array:
@@ -49,8 +50,8 @@ class ProductStats:
 class Product:
     """A family of mixed columns: log p(x | k) is the sum over groups of log p(x_group | k).
 
-    A mixture of it is the latent class or latent profile model of real tables [1]_. Columns that no group names are left
-    out. Holes are treated by each group's family.
+    A mixture of it is the latent class or latent profile model of real tables [1]_. Columns that no group names are
+    left out. Holes are treated by each group's family.
 
     Parameters
     ----------
@@ -97,8 +98,9 @@ class Product:
 
     @property
     def start(self) -> str:
-        """How a mixture starts by default: as the first family that has a preference."""
-        return next((family.start for family in self.families.values() if hasattr(family, "start")), "kmeans")
+        """How a mixture starts by default: by short runs of EM if one family asks for that, discrete ones do."""
+        starts = [getattr(family, "start", "kmeans") for family in self.families.values()]
+        return "short_em" if "short_em" in starts else starts[0]
 
     def resolved(self, names: Sequence[str]) -> Product:
         """Return the product with indices in place of the names of columns.
@@ -136,7 +138,7 @@ class Product:
             if columns and max(cast(tuple[int, ...], columns)) >= sample.rows.shape[1]:
                 raise OptionError(f"group {group!r} has column {max(columns)}; the data have {sample.rows.shape[1]}.")
         groups = zip(self.families.values(), self._parts(sample), strict=True)
-        return ProductParams(tuple(family.init(part, resp) for family, part in groups))
+        return ProductParams(tuple(family.init(part, resp) for family, part in groups), sample.rows.shape[1])
 
     def log_prob(self, params: ProductParams, chunk: Chunk) -> Array:
         """Return log p(x | component), (n, k), nats: a view of memory that may be overwritten."""
@@ -158,7 +160,7 @@ class Product:
     def m_step(self, stats: ProductStats, params: ProductParams) -> ProductParams:
         """Return what the groups' statistics imply, group by group."""
         groups = zip(self.families.values(), stats.groups, params.groups, strict=True)
-        return ProductParams(tuple(family.m_step(part, group) for family, part, group in groups))
+        return replace(params, groups=tuple(family.m_step(part, group) for family, part, group in groups))
 
     def surrogate(self, stats: ProductStats, params: ProductParams) -> float:
         """Return the sum of the groups' expected log densities, nats."""
@@ -182,7 +184,7 @@ class Product:
         found = []
         for (name, columns), family, group in zip(self._columns.items(), self.families.values(), groups, strict=True):
             ask = getattr(family, "unsupported", None)
-            if ask is not None and (answer := ask(group, rows[:, list(columns)])):
+            if ask is not None and (answer := ask(group, rows[:, _span(columns)])):
                 found.append((answer[0], f"in group {name!r} (columns {list(columns)}), {answer[1]}"))
         return min(found, default=None, key=lambda answer: answer[0])
 
@@ -190,7 +192,7 @@ class Product:
         """Return the groups' embeddings side by side, each with a total variance of its number of columns."""
         parts = []
         for columns, family in zip(self._columns.values(), self.families.values(), strict=True):
-            own = rows[:, list(columns)]
+            own = rows[:, _span(columns)]
             part = family.embedding(own) if hasattr(family, "embedding") else _standardised(filled(own))
             spread = float(part.var(axis=0).sum())
             parts.append(part * np.sqrt(len(columns) / spread) if spread > 0 else part)
@@ -205,14 +207,13 @@ class Product:
         return tuple(told)
 
     def n_features(self, params: ProductParams) -> int:
-        """Return the number of columns that rows must at least have."""
-        return 1 + max(max(cast(tuple[int, ...], columns)) for columns in self._columns.values())
+        """Return the number of columns that rows have, those of no group among them."""
+        return params.n_features
 
     def n_parameters(self, params: ProductParams) -> int:
         """Return the number of free parameters of all groups."""
-        return int(
-            sum(map(_call, self._methods("n_parameters", "the number of parameters of a product"), params.groups))
-        )
+        numbers = self._methods("n_parameters", "the number of parameters of a product")
+        return int(sum(map(_call, numbers, params.groups)))
 
     def to_vector(self, params: ProductParams) -> Float:
         """Return the groups' vectors one after the other, (p,)."""
@@ -220,15 +221,14 @@ class Product:
 
     def from_vector(self, vector: Float, params: ProductParams) -> ProductParams:
         """Return the parameters of a vector of `to_vector`; `params` supplies what is fixed."""
-        sizes = [len(part) for part in map(_call, self._methods("to_vector", "the vector of a product"), params.groups)]
-        parts = np.split(vector, np.cumsum(sizes)[:-1])
-        return ProductParams(
-            tuple(map(_call, self._methods("from_vector", "the vector of a product"), parts, params.groups))
-        )
+        vectors = map(_call, self._methods("to_vector", "the vector of a product"), params.groups)
+        parts = np.split(vector, np.cumsum([len(part) for part in vectors])[:-1])
+        makers = self._methods("from_vector", "the vector of a product")
+        return replace(params, groups=tuple(map(_call, makers, parts, params.groups)))
 
     def draw(self, params: ProductParams, components: Array, rng: np.random.Generator) -> Float:
         """Return one row from each of the given components, (n, d); columns of no group are NaN."""
-        rows = np.full((len(components), self.n_features(params)), np.nan)
+        rows = np.full((len(components), params.n_features), np.nan)
         draws = self._methods("draw", "sampling from a product")
         for columns, draw, group in zip(self._columns.values(), draws, params.groups, strict=True):
             rows[:, list(cast(tuple[int, ...], columns))] = draw(group, components, rng)
@@ -249,7 +249,7 @@ class Product:
             family.record_bytes(k, len(columns)) if hasattr(family, "record_bytes") else (1 << 20, 1 << 20)
             for columns, family in zip(self._columns.values(), self.families.values(), strict=True)
         ]
-        return sum(stats for stats, _ in sizes), sum(params for _, params in sizes)
+        return sum(stats for stats, _ in sizes), 8 + sum(params for _, params in sizes)
 
     @property
     def _columns(self) -> dict[str, tuple[int | str, ...]]:
@@ -294,4 +294,4 @@ def _span(columns: tuple[Any, ...]) -> Any:
 
 def _standardised(rows: Float) -> Float:
     deviation = rows.std(axis=0)
-    return (rows - rows.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+    return np.asarray((rows - rows.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0))

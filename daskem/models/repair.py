@@ -74,7 +74,7 @@ def split_largest(n: Float, vacant: Sequence[int]) -> tuple[list[tuple[int, int]
 
 
 def raise_degenerate(k: int, n: Float, collapse: str | None, remedy: str) -> None:
-    """Raise the error that names the component, its weight and what may be done; `collapse` is None for an empty one."""
+    """Raise the error that names the component, its weight and what may be done; an empty one has no `collapse`."""
     limit = EMPTY_SHARE * float(n.sum())
     what = f"below the limit of {limit:.3g}" if collapse is None else collapse
     raise DegenerateComponentError(
