@@ -97,7 +97,7 @@ def test_a_start_never_contradicts_the_labels():
     forbidding = (np.arange(K) != ((TRUTH + 1) % K)[:, None]) * (np.arange(K) != ((TRUTH + 2) % K)[:, None]) * 1.0
     params = MODEL.init(Chunk(X, labels=forbidding), np.random.default_rng(0))
     for k in range(K):
-        np.testing.assert_allclose(params.components.means[k], X[TRUTH == k].mean(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(params.components.means[k], X[k == TRUTH].mean(axis=0), rtol=1e-9)
 
 
 def test_estimators_take_label_probabilities():

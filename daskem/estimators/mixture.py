@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,15 @@ from daskem.algorithms import Gain, MaxSteps, rounding_of
 from daskem.core import Family, Params, StepInfo, StopRule
 from daskem.data import Dataset, is_array_like
 from daskem.errors import DaskEMWarning, OptionError
-from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_whole
+from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_number, check_whole
 from daskem.fit import FitResult
 from daskem.models import Mixture
+from daskem.models.mixture import Init
 from daskem.predict import score
 
 __all__ = ["BaseMixture", "MixtureModel"]
 
-INITS = ("auto", "kmeans", "k-means++", "random", "random_from_data", "k-means||")
+INITS = ("auto", *get_args(Init), "k-means||")
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -36,7 +37,9 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         As in scikit-learn, except that `n_init` starts run side by side, sharing each pass over the data, and that a
         start is made from a sample of the rows (see `init_sample`).
     init_params : how a sample is first shared out: ``"auto"`` (as suits the family), ``"kmeans"``, ``"k-means++"``,
-        ``"random"``, ``"random_from_data"``, or ``"k-means||"``, which takes six passes.
+        ``"random"``, ``"random_from_data"``, ``"short_em"`` (see `daskem.models.Mixture`), or ``"k-means||"``, which
+        takes six passes.
+    weight_prior : concentration of a symmetric Dirichlet prior on the weights, at least 1, which is none.
     algorithm, init_sample, max_seconds, cache, memory_limit : see `OutOfCoreEstimator`.
 
     Attributes
@@ -48,6 +51,7 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
     n_components: int = field(default=1, kw_only=False)
     init_params: str = "auto"
     weights_init: npt.ArrayLike | None = None
+    weight_prior: float = 1.0
     warm_start: bool = False
     verbose_interval: int = 10
 
@@ -156,12 +160,12 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         check_whole("n_components", self.n_components)
         check_whole("verbose_interval", self.verbose_interval)
         check_choice("init_params", self.init_params, INITS)
+        check_number("weight_prior", self.weight_prior)
 
     def _model(self, data: Dataset) -> Mixture:
-        family = self._family(data)
-        own = getattr(family, "start", "kmeans")
-        method = {"auto": own, "k-means||": "kmeans"}.get(self.init_params, self.init_params)
-        return Mixture(family, self.n_components, method, **self._starting_values())
+        method: Any = {"auto": None, "k-means||": "kmeans"}.get(self.init_params, self.init_params)
+        given, prior = self._starting_values(), float(self.weight_prior)
+        return Mixture(self._family(data), self.n_components, method, weight_prior=prior, **given)
 
     def _previous(self, model: Mixture, data: Dataset) -> FitResult | None:
         """Return the fit that a warm start goes on from."""
