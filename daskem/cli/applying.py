@@ -59,13 +59,8 @@ def predict_command(
 ) -> None:
     """Write the most probable component of each row of DATA, by MODEL, to a Zarr group: array ``labels``."""
     loaded = load(model, own)
-    others = proba or log_prob or transform
-    chosen = {
-        "labels": not others or _labels_rows(loaded.model),
-        "proba": proba,
-        "log_prob": log_prob,
-        "transform": transform,
-    }
+    chosen = {"proba": proba, "log_prob": log_prob, "transform": transform}
+    chosen = {"labels": _labels_rows(loaded.model) or not any(chosen.values()), **chosen}
     what = [name for name, wanted in chosen.items() if wanted]
     _check_what(loaded.model, what)
     with where.connect():
@@ -112,7 +107,7 @@ def score_command(
 
 def _figures(loaded: LoadedModel, data: Dataset, memory_limit: Any) -> dict[str, float]:
     model, params = loaded.model, loaded.params
-    if not isinstance(model, HasLogProb):
+    if not hasattr(model, "log_prob"):
         said = evaluate(model, params, data, memory_limit=memory_limit)
         name, total = ("inertia", -said.objective) if isinstance(model, KMeans) else ("objective", said.objective)
         return {name: total, f"{name}_per_row": total / said.weight, "rows": said.weight}

@@ -113,6 +113,5 @@ def _deviations(family: Any, params: Params) -> Float:
 
 
 def _text(leaf: Any) -> str:
-    return np.array2string(np.asarray(leaf), precision=6, threshold=20, max_line_width=100).replace(
-        "\n", "\n" + 12 * " "
-    )
+    text = np.array2string(np.asarray(leaf), precision=6, threshold=20, max_line_width=100)
+    return text.replace("\n", "\n" + 12 * " ")

@@ -380,7 +380,8 @@ def _given_labels(resp: Float, labels: Array) -> Float:
     allowed = resp[:, cluster_of] * labels
     total = allowed.sum(axis=1, keepdims=True)
     # Where all that the start had in mind is forbidden, the labels decide alone.
-    return np.where(total > 0, allowed, labels) / np.where(total > 0, total, labels.sum(axis=1, keepdims=True))
+    decided = np.where(total > 0, allowed, labels)
+    return cast(Float, decided / decided.sum(axis=1, keepdims=True))
 
 
 def _checked_weights(weights: Array, k: int) -> Float:
