@@ -38,6 +38,7 @@ __all__ = [
     "HasPosterior",
     "HasRebase",
     "HasSample",
+    "HasSupport",
     "HasSurrogate",
     "HasVector",
     "Int",
@@ -75,6 +76,7 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[Hashable, Array] = {}
         self._kept: dict[Hashable, tuple[object, Any]] = {}
+        self._parts: dict[Hashable, Scratch] = {}
 
     def empty(self, name: Hashable, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> Array:
         """Return an uninitialised C-contiguous array; the same memory each time for one name, if it is large enough."""
@@ -91,12 +93,18 @@ class Scratch:
             kept = self._kept[name] = (owner, make())
         return kept[1]
 
+    def part(self, name: Hashable) -> Scratch:
+        """Return a scratch within this one, for a part of a model that names its arrays without regard to others."""
+        return self._parts.setdefault(name, Scratch())
+
     def clear(self) -> None:
         """Forget everything.
 
         A chunk that owns what is kept here refers back to this scratch. Left to the collector of cycles, its rows, and
         the whole read that they are a view of, would stay in memory long after the task.
         """
+        for part in self._parts.values():
+            part.clear()
         self._buffers.clear()
         self._kept.clear()
 
@@ -109,7 +117,10 @@ class Chunk:
     ----------
     rows : (n, d) array, C-contiguous, never written to; float32 or float64.
     weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
-    labels : (n,) int64, the known component of a row or -1, or None when nothing is known.
+    labels : (n,) int64, the known component of a row or -1; or (n, k) float64 label probabilities, what evidence beside
+        the row says of its component: p(evidence | component), 0 where that is forbidden, so that a row of ones says
+        nothing and a one-hot row is a known component; or None when nothing is known. A model whose attribute
+        `soft_labels` is not true is never given the second form.
     start : absolute index of the first row in the data set.
     seed, step : seed and step of the run, for E-steps that draw: ``chunk.rng(chunk.step)``.
     scratch : reusable work arrays.
@@ -117,7 +128,7 @@ class Chunk:
 
     rows: Array
     weight: Float | None = None
-    labels: Int | None = None
+    labels: Array | None = None
     start: int = 0
     seed: int = 0
     step: int = 0
@@ -465,6 +476,15 @@ class HasSample(Protocol):
 class HasDistance(Protocol):
     def distance(self, old: Params, new: Params) -> float:
         """Return how far the parameters moved, in the measure that the model's stop rule is stated in."""
+
+
+@runtime_checkable
+class HasSupport(Protocol):
+    def unsupported(self, params: Params | None, rows: Array) -> tuple[int, str] | None:
+        """Return the first row that no component can have, and why in words; None if there is none.
+
+        Such rows have log density -inf; this is asked only once that is seen, or (params None) before there are any.
+        """
 
 
 @runtime_checkable
