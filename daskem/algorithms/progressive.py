@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
 from daskem.algorithms.points import may_gain
-from daskem.core import Algorithm, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo
+from daskem.core import Algorithm, HasLogProb, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo
 from daskem.errors import OptionError
 
 __all__ = ["Auto", "Progressive", "ProgressiveState"]
@@ -117,7 +117,9 @@ class Progressive:
         if here is problem:
             return new, replace(info, step=new.step, passes=new.passes, stage=f"all rows: {info.stage}".rstrip(": "))
         remaining = may_gain(new.gain, state.gain) if info.remaining is None else info.remaining
-        settled = remaining <= STAGE_SHARE * here.precision(new.params)
+        # What is no log-likelihood, such as a sum of squares, varies in proportion to itself.
+        unit = 1.0 if isinstance(problem.model, HasLogProb) else abs(info.objective)
+        settled = remaining <= STAGE_SHARE * here.precision(new.params) * unit
         info = replace(
             info,
             step=new.step,

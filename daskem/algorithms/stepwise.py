@@ -106,7 +106,7 @@ class StepwiseEM:
         epoch, place = divmod(state.step, n_batches)
         state = self._watch(problem, state, place, n_batches)
         found = problem.expect(state.current, batch, step=number)
-        rate = 1.0 if number == 1 else self._rate(number)
+        rate = self.rate_of(number)
         stats, params = blend(problem, state.stats, found, state.current, rate, wait=number < self.warm_up)
         seen = 1.0 - self._held_out(problem.n_rows) / problem.n_rows
         passes = state.passes + seen / n_batches
@@ -148,7 +148,10 @@ class StepwiseEM:
             averaged = tree.lerp(moved, new.stats, 1.0 / count)
         return replace(new, averaged=averaged, n_averaged=count, params=problem.maximize(averaged, new.current))
 
-    def _rate(self, number: int) -> float:
+    def rate_of(self, number: int) -> float:
+        """Return the share of the statistics that the mini-batch of a number, from 1, replaces."""
+        if number == 1:
+            return 1.0
         return self.rate if self.decay is None else float((number + self.offset) ** -self.decay)
 
     def _batch(self, problem: Problem, index: int) -> Batch:
