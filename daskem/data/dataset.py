@@ -85,7 +85,16 @@ class Dataset:
         """Return the runs of rows that one read fetches: as `units`, but as short as whole stored chunks allow."""
         if self._is_bound:
             return self.units()
-        return [Unit(i, start, stop) for i, (start, stop) in enumerate(_cuts(self, 0, self.n_rows))]
+        return [Unit(i, start, stop) for i, (start, stop) in enumerate(self.cuts(0, self.n_rows))]
+
+    def cuts(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the reads that cover rows ``start:stop``: of whole stored chunks, about `PIECE_BYTES` each."""
+        cuts, rows = [], self._nominal_piece
+        while start < stop:
+            end = min(self.rows.piece_boundary(min(start + rows, stop)), stop)
+            cuts.append((start, end))
+            start = end
+        return cuts
 
     @property
     def memory_row_bytes(self) -> int:
@@ -231,7 +240,7 @@ def is_array_like(x: Any) -> bool:
 
 def pieces(data: Dataset, start: int, stop: int) -> Iterator[tuple[int, Array]]:
     """Yield ``(first row, rows)`` of the reads that cover ``start:stop``; the next read overlaps this one's use."""
-    cuts = _cuts(data, start, stop)
+    cuts = data.cuts(start, stop)
     if data.rows.in_process:
         yield from ((a, data.rows.read(a, b)) for a, b in cuts)
         return
@@ -243,15 +252,6 @@ def pieces(data: Dataset, start: int, stop: int) -> Iterator[tuple[int, Array]]:
                 yield current[0], current[1].result()
         if ahead is not None:
             yield ahead[0], ahead[1].result()
-
-
-def _cuts(data: Dataset, start: int, stop: int) -> list[tuple[int, int]]:
-    cuts, rows = [], data._nominal_piece
-    while start < stop:
-        end = min(data.rows.piece_boundary(min(start + rows, stop)), stop)
-        cuts.append((start, end))
-        start = end
-    return cuts
 
 
 def blocks(data: Dataset, start: int, stop: int, block_rows: int, seed: int = 0, step: int = 0) -> Iterator[Chunk]:
