@@ -123,8 +123,7 @@ class Categorical(NaturalFamily):
         return 8 * k * (2 + p), 8 * (k * p + d) + k
 
     def _valid(self, rows: Array, params: CategoricalParams | None) -> Array:
-        levels = self.levels if params is None else params.levels
-        most = MAX_FOUND_LEVELS if levels is None else np.asarray(levels)
+        most = self._given(rows.shape[1]) if params is None else params.levels
         return np.asarray((rows >= 0) & (rows < most) & (np.floor(rows) == rows))
 
     def _holes(self, rows: Array) -> Array:
@@ -150,19 +149,22 @@ class Categorical(NaturalFamily):
         return 0.0, self.pseudo_count
 
     def _blank(self, rows: Array, k: int) -> CategoricalParams:
-        levels = np.asarray(self._levels(rows), np.int64)
+        levels = self._levels(rows)
         probabilities = np.tile(np.repeat(1.0 / levels, levels), (k, 1))
         return CategoricalParams(probabilities, levels, np.zeros(k, np.int8))
 
-    def _levels(self, rows: Array) -> Sequence[int]:
-        d = rows.shape[1]
-        if self.levels is None:
-            largest = np.where(self._holes(rows), 0.0, rows).max(axis=0, initial=0.0)
-            return cast(Sequence[int], (largest + 1).astype(int).tolist())
-        levels = [self.levels] * d if isinstance(self.levels, int) else self.levels
-        if len(levels) != d:
+    def _given(self, d: int) -> Int:
+        """Return the levels of d columns that the options tell, or the most that any may have."""
+        levels = np.atleast_1d(MAX_FOUND_LEVELS if self.levels is None else self.levels)
+        if isinstance(self.levels, tuple) and len(levels) != d:
             raise DataError(f"levels tells of {len(levels)} columns, and the data have {d}.")
-        return levels
+        return np.broadcast_to(levels, d)
+
+    def _levels(self, rows: Array) -> Int:
+        """Return the levels of each column: those given, or those found in the rows."""
+        if self.levels is not None:
+            return self._given(rows.shape[1]).astype(np.int64)
+        return np.asarray(np.where(self._holes(rows), 0.0, rows).max(axis=0, initial=0.0) + 1, np.int64)
 
     def _maximise(self, observed: Float, x: Float, params: CategoricalParams) -> CategoricalParams:
         total = _spread(np.add.reduceat(x, _starts(params.levels), axis=1), params.levels)
