@@ -114,7 +114,7 @@ def run_fit(
         data.nbytes,
         len(data.units()),
         rule=kind.rule,
-        tol=spec.tol,
+        tol=0.0 if spec.tol == "statistical" else spec.tol,
         max_steps=spec.max_iter,
         objective_name=kind.objective_name,
         quiet=quiet,
@@ -181,7 +181,7 @@ def _plan(spec: FitSpec, source: DataOptions, where: EngineOptions, as_json: boo
     if as_json:
         click.echo(to_json({**plan.as_dict(), "max_passes": spec.max_iter}))
     else:
-        click.echo(f"{plan}\npasses  at most {spec.max_iter}, one a step, and what the start reads")
+        click.echo(f"{plan}\npasses  at most {spec.max_iter}, and what the start reads")
 
 
 def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
