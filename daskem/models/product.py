@@ -129,14 +129,7 @@ class Product:
         OptionError
             If columns are still names, or the sample does not have them.
         """
-        for group, columns in self._columns.items():
-            if names := [column for column in columns if isinstance(column, str)]:
-                raise OptionError(
-                    f"group {group!r} names its columns ({', '.join(names)}), and the data have no names. "
-                    "Give indices: Product(families, columns={...})."
-                )
-            if columns and max(cast(tuple[int, ...], columns)) >= sample.rows.shape[1]:
-                raise OptionError(f"group {group!r} has column {max(columns)}; the data have {sample.rows.shape[1]}.")
+        self._check_columns(sample.rows.shape[1])
         groups = zip(self.families.values(), self._parts(sample), strict=True)
         return ProductParams(tuple(family.init(part, resp) for family, part in groups), sample.rows.shape[1])
 
@@ -180,6 +173,7 @@ class Product:
 
     def unsupported(self, params: ProductParams | None, rows: Array) -> tuple[int, str] | None:
         """Return the first row outside some group's support, and why; None if there is none."""
+        self._check_columns(rows.shape[1])
         groups = (None,) * len(self.families) if params is None else params.groups
         found = []
         for (name, columns), family, group in zip(self._columns.items(), self.families.values(), groups, strict=True):
@@ -254,6 +248,16 @@ class Product:
     @property
     def _columns(self) -> dict[str, tuple[int | str, ...]]:
         return cast(dict[str, tuple[int | str, ...]], self.columns)
+
+    def _check_columns(self, n_features: int) -> None:
+        for group, columns in self._columns.items():
+            if names := [column for column in columns if isinstance(column, str)]:
+                raise OptionError(
+                    f"group {group!r} names its columns ({', '.join(names)}), and the data have no names. "
+                    "Give indices: Product(families, columns={...})."
+                )
+            if columns and max(cast(tuple[int, ...], columns)) >= n_features:
+                raise OptionError(f"group {group!r} has column {max(columns)}; the data have {n_features}.")
 
     def _groups(self, params: ProductParams, chunk: Chunk) -> Iterable[tuple[Family, Params, Chunk]]:
         parts = chunk.scratch.keep("groups", chunk, lambda: self._parts(chunk))
