@@ -265,10 +265,14 @@ class Product:
 
     def _parts(self, chunk: Chunk) -> list[Chunk]:
         """Return the groups' columns as chunks, each with a scratch of its own within the chunk's."""
-        return [
-            replace(chunk, rows=np.ascontiguousarray(chunk.rows[:, _span(columns)]), scratch=chunk.scratch.part(name))
-            for name, columns in self._columns.items()
-        ]
+        # All at once, while the rows are in the cache: later they would have to be fetched again.
+        parts = []
+        for name, columns in self._columns.items():
+            scratch = chunk.scratch.part(name)
+            rows = scratch.empty("rows", (len(chunk), len(columns)), chunk.rows.dtype)
+            rows[:] = chunk.rows[:, _span(columns)]
+            parts.append(replace(chunk, rows=rows, scratch=scratch))
+        return parts
 
     def _methods(self, name: str, purpose: str) -> list[Callable[..., Any]]:
         for family in self.families.values():
