@@ -144,7 +144,7 @@ def shared_options(kind: Kind) -> tuple[Decorator, ...]:
 def _tol(ctx: click.Context, param: click.Parameter, value: str) -> float | str:
     if value == "statistical":
         return value
-    return float(click.FloatRange(min=0).convert(value, param, ctx))
+    return float(click.FloatRange(min=0)(value, param, ctx))
 
 
 FAMILIES: Mapping[str, Callable[..., Any]] = {

@@ -10,7 +10,7 @@ import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -46,14 +46,15 @@ class OutOfCoreEstimator(_Fitted):
     Parameters
     ----------
     n_init, random_state, verbose : as in scikit-learn.
-    tol : what is left to gain, nats per row, when a fit ends; or ``"statistical"``, p / (2 n), beyond which it fits noise.
+    tol : what is left to gain, nats per row, when a fit ends; or ``"statistical"``, p / (2 n), beyond which it fits
+        noise.
     max_iter : most passes over the data; with batch EM, which makes one a step, as in scikit-learn.
     algorithm : a name in `daskem.algorithms.ALGORITHMS`, or a `daskem.core.Algorithm`.
     init_sample, cache, memory_limit : see `daskem.fit`.
     max_seconds : wall-clock budget, or None.
     """
 
-    tol: float | str = 1e-3
+    tol: float | Literal["statistical"] = 1e-3
     max_iter: int = 100
     n_init: int | str = 1
     random_state: Any = None

@@ -1,15 +1,15 @@
 """A model of one's own, to copy and change: counts that are zero more often than a Poisson distribution allows.
 
 Lambert (1992), Technometrics 34, 1-14: with probability `zero` a count is zero for sure, else it is Poisson with mean
-`rate`. Which of the two made a zero is hidden. `init`, `e_step` and `m_step` are needed, and all that batch EM asks for;
-`log_prob` and `posterior` let the model score and label rows; `surrogate`, `to_vector` and `from_vector` let all other
-algorithms drive it.
+`rate`. Which of the two made a zero is hidden. `init`, `e_step` and `m_step` are needed, and are all that batch EM asks
+for; `log_prob` and `posterior` let the model score and label rows; `surrogate`, `to_vector` and `from_vector` let all
+other algorithms drive it.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, gammaln, logit
+from scipy.special import expit, gammaln, logit, logsumexp
 
 from daskem.core import Chunk, Expectation, Float
 
@@ -41,14 +41,13 @@ class ZeroInflatedPoisson:
         return ZipParams(stats[:1] / stats[:2].sum(), stats[2:] / stats[1])
 
     def log_prob(self, params: ZipParams, chunk: Chunk) -> Float:
-        return np.logaddexp.reduce(self._joint(params, chunk), axis=1)
+        return np.asarray(logsumexp(self._joint(params, chunk), axis=1))
 
     def posterior(self, params: ZipParams, chunk: Chunk) -> Float:
         return np.exp(self._joint(params, chunk) - self.log_prob(params, chunk)[:, None])
 
     def surrogate(self, stats: Float, params: ZipParams) -> float:
-        logs = np.concatenate([np.log(params.zero), np.log1p(-params.zero) - params.rate, np.log(params.rate)])
-        return float(stats @ logs)
+        return float(stats @ [*np.log(params.zero), *(np.log1p(-params.zero) - params.rate), *np.log(params.rate)])
 
     def to_vector(self, params: ZipParams) -> Float:
         return np.concatenate([logit(params.zero), np.log(params.rate)])
