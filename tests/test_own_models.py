@@ -223,6 +223,15 @@ def test_a_file_alone_imports_nothing(place):
     assert "which others:Mean does not have" in fail("score", "m.safetensors", "counts.zarr", "--model", "others:Mean")
 
 
+def test_a_class_called_like_one_of_daskems_is_not_taken_for_it(place):
+    (place / "others.py").write_text(OTHERS.replace("class Mean", "class KMeans").replace("(Mean)", "(KMeans)"))
+    np.save("x.npy", np.random.default_rng(0).normal(size=(50, 2)))
+    succeed("fit", "others:KMeans", "x.npy", "-o", "m.safetensors", "--quiet")
+    assert "holds a KMeans of module others" in fail("score", "m.safetensors", "x.npy")
+    scored = succeed("score", "m.safetensors", "x.npy", "--model", "others:KMeans", "--quiet")
+    assert "objective per row" in scored.stdout
+
+
 def test_options_are_set_by_name(place):
     np.save("x.npy", np.random.default_rng(0).normal(size=(50, 2)))
     args = ("x.npy", "-o", "m.safetensors", "--json", "--quiet", "--overwrite")
