@@ -66,7 +66,8 @@ def _fit_command(name: str, kind: Kind) -> click.Command:
 
     output = click.option("-o", "--output", required=True, type=click.Path(), help="Model file to write.")
     decorated = labelled_options(_own(kind, output(overwrite_option(fit_engine_options(report_options(command))))))
-    return click.command(name, help=f"Fit {kind.title} to DATA: {_DATA}")(decorated)
+    told = f"Fit {kind.title} to DATA: {_DATA}"
+    return click.command(name, help=told, short_help=kind.title)(decorated)
 
 
 def _plan_command(name: str, kind: Kind) -> click.Command:
@@ -76,7 +77,7 @@ def _plan_command(name: str, kind: Kind) -> click.Command:
 
     as_json = click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
     decorated = labelled_options(_own(kind, fit_engine_options(as_json(command))))
-    return click.command(name, help=f"Plan the fit of {kind.title} to DATA.")(decorated)
+    return click.command(name, help=f"Plan the fit of {kind.title} to DATA.", short_help=kind.title)(decorated)
 
 
 _DATA = "a Zarr path or URL, or a .npy, Parquet or HDF5 file."

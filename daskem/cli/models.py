@@ -127,12 +127,13 @@ def shared_options(kind: Kind) -> tuple[Decorator, ...]:
         default=kind.on_collapse,
         help="What to do with an empty or collapsing component.",
     )
+    start = option("--init", type=click.Choice(kind.inits), default=kind.inits[0], help="How to start.")
     return (
         option("--tol", callback=_tol, default=str(kind.tol), help="What is left to gain, or to move, at the end."),
         option("--max-iter", type=positive, default=kind.max_iter, help="The most passes over the data."),
         option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after the step ending later."),
         option("--n-init", type=positive, help="Starts, run side by side."),
-        option("--init", type=click.Choice(kind.inits), default=kind.inits[0], help="How to start."),
+        *([start] if len(kind.inits) > 1 else []),
         *([collapse] if kind.on_collapse else []),
         option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."),
         option(
