@@ -83,7 +83,16 @@ class Expectation:
 
 @runtime_checkable
 class Model(Protocol):
-    """A latent-variable model: all that a user writes."""
+    """A latent-variable model: all that a user writes; `daskem.testing.zero_inflated_poisson` is one to copy.
+
+    Further methods, if there, switch something on: `log_prob` scores, ``daskem score`` and fits on samples first;
+    `posterior` labels and probabilities of rows; `n_parameters` AIC, BIC and the tolerance "statistical"; `to_vector`
+    and `from_vector` the algorithms that extrapolate (squarem, anderson); `surrogate` incremental EM and Fisher's
+    identity as a check; `log_prior` maximum a posteriori estimates; `sample` simulated rows; `distance` a stop rule in
+    the model's own measure; `events` reports of repaired components; `unsupported` errors that name the row a model
+    cannot have; `rebase` statistics about moving points; `footprint` exact plans of memory; and the attribute
+    `soft_labels` = True label probabilities. The protocols below say what each returns.
+    """
 
     def init(self, sample: Chunk, rng: np.random.Generator) -> Params:
         """Return starting parameters from a sample of rows drawn across the whole data set."""

@@ -58,7 +58,7 @@ MAY_KNOW = {
     "core": {"numpy"},
     "models": {"numpy", "scipy"},
     "algorithms": {"numpy", "scipy"},
-    "testing": {"numpy"},
+    "testing": {"numpy", "scipy"},
 }
 # Packages that only these rooms may know.
 KNOWN_BY = {

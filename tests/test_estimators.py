@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
-import os
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -67,40 +63,6 @@ def assert_same_fit(a: object, b: object, **tolerance: float) -> None:
 
 
 # --- conventions ------------------------------------------------------------------------------------------------------
-
-CHECKS = """
-import json, sys, warnings
-from sklearn.utils.estimator_checks import check_estimator
-import daskem
-warnings.simplefilter("ignore")
-estimators = [
-    *(daskem.GaussianMixture(1, covariance_type=c) for c in ("full", "diag")),
-    *(daskem.GaussianMixture(3, covariance_type=c) for c in ("full", "tied", "spherical")),
-    daskem.KMeans(),
-]
-logs = {}
-for estimator in estimators:
-    log = check_estimator(estimator, on_skip=None, on_fail=None)
-    logs[repr(estimator)] = [(check["check_name"], check["status"], repr(check["exception"])) for check in log]
-json.dump(logs, sys.stdout)
-"""
-
-
-def test_scikit_learn_finds_nothing_to_complain_of():
-    # Its checks of the array API are skipped unless scipy's support was switched on before scipy was imported.
-    quick = {"DASK_SCHEDULER": "synchronous", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment = {**os.environ, **quick, "SCIPY_ARRAY_API": "1"}
-    root = Path(__file__).resolve().parents[1]
-    run = subprocess.run(
-        [sys.executable, "-c", CHECKS], env=environment, cwd=root, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    logs = json.loads(run.stdout)
-    assert len(logs) == 6
-    for estimator, log in logs.items():
-        assert len(log) > 40
-        assert "check_array_api_input" in {name for name, _, _ in log}
-        assert [entry for entry in log if entry[1] != "passed"] == [], estimator
 
 
 @pytest.mark.parametrize(
