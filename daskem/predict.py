@@ -15,7 +15,7 @@ from daskem.data.writers import check_apart
 from daskem.engine import Engine, eager_rows, lazy_rows, start_engine, write_rows
 from daskem.engine.rows import write_runs
 from daskem.errors import OptionError
-from daskem.starts import check_side_columns, components_of
+from daskem.starts import check_side_columns
 
 __all__ = ["RESULTS", "RowFunction", "evaluate", "predict_rows", "predict_to_store", "score"]
 
@@ -112,13 +112,13 @@ def predict_rows(
 
 def evaluate(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> Expectation:
     """Return what one pass of the E-step at `params` says: the sum of the objective, the weight, the statistics."""
-    check_side_columns(data, memory_limit, components_of(model))
+    check_side_columns(data, model, memory_limit)
     return start_engine(data, model, cache="none", memory_limit=memory_limit).expect(model, [params])[0]
 
 
 def score(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> tuple[float, float]:
     """Return the sum of log p(x) over all rows (nats, weighted) and the weight; one pass."""
-    check_side_columns(data, memory_limit, components_of(model))
+    check_side_columns(data, model, memory_limit)
     engine = start_engine(data, model, cache="none", memory_limit=memory_limit)
     total, weight = engine.fold(_SumLogProb(RowFunction(model, params, "log_prob")), tree.add)
     return total, weight

@@ -12,6 +12,7 @@ from scipy.special import gammaln, log_softmax
 from daskem import models
 from daskem.core import Chunk, Expectation, Footprint
 from daskem.models.gaussian import Gaussian
+from daskem.models.gaussian_algebra import SHAPES
 from daskem.models.kmeans import KMeans
 from daskem.models.mixture import Mixture
 from daskem.testing import TwoCoins, family_model
@@ -28,6 +29,8 @@ class Case:
     draw : gives (n, d) rows of which the model makes sense.
     weighted : whether to try it with weights between 0.5 and 1.5.
     n_labels : if positive, every third row gets a known component below it.
+    soft_labels : whether `n_labels` are probabilities instead: one component of every third row is forbidden, of every
+        other third all are as likely as they are.
     skip : properties that the model does not keep by design or cannot be asked for, see `check_model`.
     """
 
@@ -36,6 +39,7 @@ class Case:
     draw: Callable[[np.random.Generator, int], np.ndarray]
     weighted: bool = False
     n_labels: int = 0
+    soft_labels: bool = False
     skip: frozenset[str] = frozenset()
 
     def chunk(self, n: int = 120) -> Chunk:
@@ -43,6 +47,9 @@ class Case:
         rows = np.ascontiguousarray(self.draw(rng, n), dtype=np.float64)
         weight = rng.uniform(0.5, 1.5, n) if self.weighted else None
         labels = np.where(np.arange(n) % 3, -1, rng.integers(self.n_labels, size=n)) if self.n_labels else None
+        if self.soft_labels:
+            labels = rng.dirichlet(np.ones(self.n_labels), n) * (np.arange(self.n_labels) != labels[:, None])
+            labels[1::3] = 1.0
         return Chunk(rows, weight, labels, start=1000)
 
 
@@ -259,12 +266,12 @@ CASES = [
             Mixture(Gaussian(covariance, 0.0, prior), 2),
             blobs,
         )
-        for covariance in ("full", "tied", "diag", "spherical")
+        for covariance in SHAPES
         for prior in (None, "conjugate")
     ),
     *(
         Case(f"Gaussian family, {covariance}", family_model(Gaussian(covariance, 0.0), 2), blobs)
-        for covariance in ("full", "tied", "diag", "spherical")
+        for covariance in SHAPES
     ),
     Case("Gaussian mixture, weighted", Mixture(Gaussian("full", 0.0), 2), blobs, weighted=True),
     Case("Gaussian mixture, partly labelled", Mixture(Gaussian("full", 0.0), 2), blobs, n_labels=2),
@@ -272,6 +279,7 @@ CASES = [
     Case("Poisson mixture of a family", Mixture(Poisson(), 2), count_table, skip=BARE_FAMILY),
     Case("k-means", KMeans(3), blobs),
     Case("k-means, weighted, partly labelled", KMeans(2), blobs, weighted=True, n_labels=2),
+    Case("Gaussian mixture, soft labels", Mixture(Gaussian(), 3), blobs, weighted=True, n_labels=3, soft_labels=True),
     *family_cases("Bernoulli", models.Bernoulli(), models.Bernoulli(0.5), binary),
     *family_cases("categorical", models.Categorical(), models.Categorical(0.5, levels=(3, 2, 4)), codes),
     Case(

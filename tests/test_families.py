@@ -61,7 +61,7 @@ EARTHQUAKES = (
     "26 21 23 24 27 41 31 27 35 26 28 36 39 21 17 22 17 19 15 34 10 15 22 18 15 20 15 22 19 16 30 27 29 23 20 16 21 "
     "21 25 16 18 15 18 14 10 15 8 15 6 11 8 7 18 16 13 12 13 20 15 16 12 18 15 16 13 15 16 11 11"
 )
-CLASSES = tuple(getattr(models, name) for name in models.__all__)
+CLASSES = tuple(getattr(models, name) for name in models.__all__ if not name.isupper())
 
 
 def table(counts: dict[str, int]) -> Chunk:

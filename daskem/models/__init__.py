@@ -11,6 +11,7 @@ from daskem.models.gamma import GammaParams as GammaParams
 from daskem.models.gaussian import Gaussian as Gaussian
 from daskem.models.gaussian import GaussianParams as GaussianParams
 from daskem.models.gaussian import GaussianStats as GaussianStats
+from daskem.models.gaussian_algebra import SHAPES as SHAPES
 from daskem.models.kmeans import KMeans as KMeans
 from daskem.models.kmeans import KMeansParams as KMeansParams
 from daskem.models.kmeans import KMeansStats as KMeansStats
@@ -25,10 +26,14 @@ from daskem.models.poisson import PoissonParams as PoissonParams
 from daskem.models.product import Product as Product
 from daskem.models.product import ProductParams as ProductParams
 from daskem.models.product import ProductStats as ProductStats
+from daskem.models.student_t import StudentT as StudentT
+from daskem.models.student_t import StudentTParams as StudentTParams
+from daskem.models.student_t import StudentTStats as StudentTStats
 from daskem.models.von_mises_fisher import VonMisesFisher as VonMisesFisher
 from daskem.models.von_mises_fisher import VonMisesFisherParams as VonMisesFisherParams
 
 __all__ = [
+    "SHAPES",
     "Bernoulli",
     "BernoulliParams",
     "Categorical",
@@ -53,6 +58,9 @@ __all__ = [
     "Product",
     "ProductParams",
     "ProductStats",
+    "StudentT",
+    "StudentTParams",
+    "StudentTStats",
     "SufficientStats",
     "VonMisesFisher",
     "VonMisesFisherParams",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
@@ -61,8 +62,9 @@ class MixtureStats:
 class Mixture:
     """A finite mixture: p(x) = sum_k w_k p(x | component k).
 
-    A row whose label is known counts for that component alone and adds log w_y + log p(x | y) to the objective. A row
-    of weight zero counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN.
+    A row whose label is known counts for that component alone and adds log w_y + log p(x | y) to the objective; label
+    probabilities (see `daskem.core.Chunk`) multiply the terms of the row's sum over components. A row of weight zero
+    counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN.
 
     Parameters
     ----------
@@ -93,6 +95,8 @@ class Mixture:
     means_init: Array | None = field(default=None, compare=False, repr=False)
     precisions_init: Array | None = field(default=None, compare=False, repr=False)
     weight_prior: float = 1.0
+
+    soft_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.n_components, (int, np.integer)) or self.n_components < 1:
@@ -252,7 +256,9 @@ class Mixture:
         """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
         joint = self.family.log_prob(params.components, chunk).T
         joint += np.log(params.weights).astype(joint.dtype)[:, None]
-        if chunk.labels is not None:
+        if chunk.labels is not None and chunk.labels.ndim == 2:
+            joint += np.log(chunk.labels.T).astype(joint.dtype)
+        elif chunk.labels is not None:
             known = np.flatnonzero(chunk.labels >= 0)
             which = chunk.labels[known]
             values = joint[which, known]
@@ -282,11 +288,7 @@ class Mixture:
             labels = self._first_labels(sample, rng)
             resp = np.zeros((len(sample), k))
             resp[np.arange(len(sample)), labels] = 1.0
-        if sample.labels is not None:
-            known = np.flatnonzero(sample.labels >= 0)
-            resp[known] = 0.0
-            resp[known, sample.labels[known]] = 1.0
-        return resp
+        return resp if sample.labels is None else _given_labels(resp, sample.labels)
 
     def _short_em(self, sample: Chunk, rng: np.random.Generator) -> Float:
         """Return the responsibilities (n, k) under the best of several short runs of EM."""
@@ -310,9 +312,10 @@ class Mixture:
         weight = np.ones(len(rows)) if sample.weight is None else sample.weight
         known = np.zeros(0, np.int64)
         means = None
-        if sample.labels is not None and (sample.labels >= 0).any():
-            known = np.unique(sample.labels[sample.labels >= 0])
-            groups = [sample.labels == j for j in known]
+        labels = None if sample.labels is None else _certain(sample.labels)
+        if labels is not None and (labels >= 0).any():
+            known = np.unique(labels[labels >= 0])
+            groups = [labels == j for j in known]
             means = np.stack([weight[rows_of] @ rows[rows_of] / weight[rows_of].sum() for rows_of in groups])
         if self._start == "random_from_data":
             drawn = rows[rng.choice(len(rows), k - len(known), replace=len(rows) < k, p=weight / weight.sum())]
@@ -356,6 +359,29 @@ def _normalise(joint: Array, weight: Float | None) -> Float:
     factor = 1.0 / np.where(total == 0, 1.0, total)
     joint *= factor if weight is None else (factor * weight).astype(joint.dtype)
     return np.asarray(np.log(total, dtype=np.float64) + largest)
+
+
+def _certain(labels: Array) -> Array:
+    """Return the component of each row (n,) where it is known for certain, else -1."""
+    if labels.ndim == 1:
+        return labels
+    return np.where((labels > 0).sum(axis=1) == 1, labels.argmax(axis=1), -1)
+
+
+def _given_labels(resp: Float, labels: Array) -> Float:
+    """Return responsibilities (n, k) that agree with what is known of the rows, and with which component is which."""
+    if labels.ndim == 1:
+        known = np.flatnonzero(labels >= 0)
+        resp[known] = 0.0
+        resp[known, labels[known]] = 1.0
+        return resp
+    hints = labels / labels.sum(axis=1, keepdims=True) - 1.0 / labels.shape[1]
+    _, cluster_of = linear_sum_assignment(hints.T @ resp, maximize=True)
+    allowed = resp[:, cluster_of] * labels
+    total = allowed.sum(axis=1, keepdims=True)
+    # Where all that the start had in mind is forbidden, the labels decide alone.
+    decided = np.where(total > 0, allowed, labels)
+    return cast(Float, decided / decided.sum(axis=1, keepdims=True))
 
 
 def _checked_weights(weights: Array, k: int) -> Float:
