@@ -303,7 +303,7 @@ def store(tmp_path, rows) -> str:
 
 
 @pytest.mark.parametrize(
-    "algorithm", [StepwiseEM(batch_rows=9_000 // 2, held_out=300, window=8), Progressive(first=500)]
+    "algorithm", [StepwiseEM(batch_rows=N, held_out=300, window=8), Progressive(first=500)]
 )
 def test_bits_do_not_depend_on_scheduler_or_threads(rows, store, algorithm):
     found = set()
