@@ -46,6 +46,7 @@ from daskem.models.gaussian_kernels import (
     uses_features,
 )
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
+from daskem.models.gaussian_scores import at_floor, names, scores
 from daskem.models.repair import (
     AT_PRIOR,
     COLLAPSED_KEPT,
@@ -228,6 +229,18 @@ class Gaussian:
         diagonal = np.arange(d)
         factor[..., diagonal, diagonal] = np.exp(factor[..., diagonal, diagonal])
         return self.with_precisions(params, means, factor)
+
+    def parameter_names(self, params: GaussianParams) -> list[str]:
+        """Return the names of the coordinates of `to_vector`."""
+        return names(self.covariance, *params.means.shape)
+
+    def scores(self, params: GaussianParams, chunk: Chunk, resp: Float) -> Float:
+        """Return the gradients of sum_k resp_k log p(x | k) in the coordinates of `to_vector`, (n, p)."""
+        return scores(self.covariance, params, chunk.rows, resp)
+
+    def at_bound(self, params: GaussianParams) -> tuple[tuple[int, str], ...]:
+        """Return (component, what) of each whose variance is hardly more than the floor."""
+        return () if self.prior else at_floor(self.covariance, params, self.reg_covar)
 
     def with_precisions(self, params: GaussianParams, means: Float, precisions_cholesky: Float) -> GaussianParams:
         """Return `params` with other means and other Cholesky factors of the precisions, same references."""
