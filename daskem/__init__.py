@@ -11,6 +11,8 @@ from daskem.estimators import GaussianMixture as GaussianMixture
 from daskem.estimators import KMeans as KMeans
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
+from daskem.inference import Diagnosis as Diagnosis
+from daskem.inference import diagnose as diagnose
 
 __version__ = "0.1.0"
 
@@ -18,6 +20,7 @@ __all__ = [
     "BatchEM",
     "Change",
     "Chunk",
+    "Diagnosis",
     "Expectation",
     "FitResult",
     "Gain",
@@ -25,5 +28,6 @@ __all__ = [
     "KMeans",
     "MaxSeconds",
     "MaxSteps",
+    "diagnose",
     "fit",
 ]

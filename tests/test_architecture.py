@@ -40,8 +40,8 @@ MAY_IMPORT = {
     "predict": BELOW_FIT | {"starts"},
     # Data with a known truth: written by the engine, the truth saved as a model.
     "generate": BELOW_FIT,
-    "estimators": BELOW_FIT | {"fit", "predict", "report", "starts"},
-    "inference": BELOW_FIT | {"fit"},
+    "estimators": BELOW_FIT | {"fit", "inference", "predict", "report", "starts"},
+    "inference": BELOW_FIT | {"fit", "starts"},
     "report": BELOW_FIT | {"fit"},
     "cli": BELOW_CLI,
     "__main__": {"cli"},

@@ -66,7 +66,7 @@ def _width(covariance: Covariance, d: int) -> int:
 
 
 def _of_one(factor: Float, u: Float) -> tuple[Float, Float]:
-    """Return the gradients in the mean (n, d) and in the logged factor (n, d) or (n, d (d + 1) / 2) of one component."""
+    """Return one component's gradients: in the mean, (n, d), and in the logged factor, (n, d) or (n, d (d + 1) / 2)."""
     if factor.ndim < 2:
         y = u * factor
         return y * factor, 1.0 - y * y
