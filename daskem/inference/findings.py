@@ -99,16 +99,16 @@ def _components(names: Sequence[str], evidence: Evidence) -> Iterator[Finding]:
     held, overlap = evidence.sums.held, evidence.sums.overlap
     if held is None or overlap is None:
         return
-    for a in np.flatnonzero(held < LEAST_WEIGHT):
+    for a in _indices(held < LEAST_WEIGHT):
         yield Finding(
             "empty",
             f"component {a} holds {held[a]:.3g} of {evidence.sums.weight:,.6g} rows: nothing says where it is. Use "
             "fewer components.",
-            (int(a),),
+            (a,),
             fatal=True,
         )
     apart = divergences(held, overlap)
-    for a, b in itertools.combinations(np.flatnonzero(held >= LEAST_WEIGHT).tolist(), 2):
+    for a, b in itertools.combinations(_indices(held >= LEAST_WEIGHT), 2):
         # Were each row's component known, twice the rows' log-likelihood ratio of equal components would be chi2.
         limit = chi2.ppf(CONFIDENCE, _own_parameters(names, a, len(held))) * (1 / held[a] + 1 / held[b])
         if apart[a, b] <= limit:
@@ -128,9 +128,13 @@ def _own_parameters(names: Sequence[str], component: int, k: int) -> int:
 
 
 def _bounds(model: Any, params: Params, names: Sequence[str], free: Array) -> Iterator[Finding]:
-    for j in np.flatnonzero(~free).tolist():
+    for j in _indices(~free):
         yield Finding("bound", f"{names[j]} is at its bound, where it has no standard error.")
     if isinstance(model, HasBounds):
         for component, what in model.at_bound(params):
             text = f"component {component}: {what}. Standard errors suppose that it is not on a bound."
             yield Finding("bound", text, (component,))
+
+
+def _indices(true: Array) -> list[int]:
+    return [int(i) for i in np.flatnonzero(true)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,8 @@ class ScorePass:
     def _differences(self, chunk: Chunk, steps: Float) -> Float:
         scores = np.zeros((len(chunk), len(self.vector)))
         for j in np.flatnonzero(self.free):
-            scores[:, j] = _rise(self.model, self.params, self.vector, j, steps[j], chunk) / steps[j]
+            above, below = _beside(self.model, self.params, self.vector, int(j), steps[j], chunk)
+            scores[:, j] = (above - below) / (2 * steps[j])
         return scores
 
     def _components(self, chunk: Chunk) -> tuple[Float | None, Float | None]:
@@ -185,7 +187,8 @@ def has_scores(model: Any, params: Params, sample: Chunk) -> bool:
     if not hasattr(model, "scores"):
         return False
     try:
-        model.scores(params, sample)
+        with np.errstate(all="ignore"):
+            model.scores(params, sample)
     except MissingCapabilityError:
         return False
     return True
@@ -193,7 +196,7 @@ def has_scores(model: Any, params: Params, sample: Chunk) -> bool:
 
 def count_components(model: Any, params: Params, sample: Chunk) -> int | None:
     """Return the components that a model's posterior tells of, None where it has none."""
-    return model.posterior(params, sample).shape[1] if isinstance(model, HasPosterior) else None
+    return int(model.posterior(params, sample).shape[1]) if isinstance(model, HasPosterior) else None
 
 
 def difference_steps(model: Any, params: Params, vector: Float, free: Array, sample: Chunk) -> Float:
@@ -203,14 +206,22 @@ def difference_steps(model: Any, params: Params, vector: Float, free: Array, sam
     for on a sample, from that root times the coordinate's size on, and enlarged only as far as log p(x) is linear: a
     parameter that shows no effect but at another place altogether, such as a logit of -40, says nothing here.
     """
-    steps = BEST_STEP * np.maximum(1.0, np.abs(vector))
+    steps: Float = BEST_STEP * np.maximum(1.0, np.abs(vector))
     with np.errstate(all="ignore"):
+        here = np.array(model.log_prob(params, sample), np.float64)
         for j in np.flatnonzero(free):
-            steps[j] = _good_step(lambda step, j=j: _effect(model, params, vector, j, step, sample), steps[j])
+
+            def effect(step: float, j: int = int(j)) -> float:
+                # Not half of their difference: a component moved far away either way leaves the same density.
+                changes = [side - here for side in _beside(model, params, vector, j, step, sample)]
+                change = float(np.sqrt(np.mean(np.square(np.maximum(*np.abs(changes))))))
+                return change if np.isfinite(change) else np.inf
+
+            steps[j] = _good_step(effect, float(steps[j]))
     return steps
 
 
-def _good_step(effect: Any, first: float) -> float:
+def _good_step(effect: Callable[[float], float], first: float) -> float:
     step = first
     for _ in range(MAX_DECADES):
         if effect(step) <= 10 * BEST_STEP:
@@ -226,19 +237,13 @@ def _good_step(effect: Any, first: float) -> float:
     return first
 
 
-def _effect(model: Any, params: Params, vector: Float, j: int, step: float, sample: Chunk) -> float:
-    effect = float(np.sqrt(np.mean(np.square(_rise(model, params, vector, j, step, sample)))))
-    return effect if np.isfinite(effect) else np.inf
-
-
-def _rise(model: Any, params: Params, vector: Float, j: int, step: float, chunk: Chunk) -> Float:
-    """Return half of how much log p(x) rises, (n,), from a step below to a step above along coordinate j."""
-    log_prob = []
-    for sign in (1.0, -1.0):
-        moved = vector.copy()
-        moved[j] += sign * step
-        log_prob.append(np.array(model.log_prob(model.from_vector(moved, params), chunk), np.float64))
-    return cast(Float, (log_prob[0] - log_prob[1]) / 2)
+def _beside(model: Any, params: Params, vector: Float, j: int, step: float, chunk: Chunk) -> tuple[Float, Float]:
+    """Return log p(x), (n,), a step above and a step below along coordinate j."""
+    sides: list[Float] = []
+    for moved in (vector.copy(), vector.copy()):
+        moved[j] += -step if sides else step
+        sides.append(np.array(model.log_prob(model.from_vector(moved, params), chunk), np.float64))
+    return sides[0], sides[1]
 
 
 def _distinct(rows: Array, most: int) -> Array | None:
