@@ -21,6 +21,7 @@ from daskem.errors import MissingCapabilityError
 __all__ = [
     "Algorithm",
     "Array",
+    "Batch",
     "Chunk",
     "Event",
     "Expectation",
@@ -33,9 +34,11 @@ __all__ = [
     "HasFootprint",
     "HasLogPrior",
     "HasLogProb",
+    "HasMemory",
     "HasNParameters",
     "HasParameterNames",
     "HasPosterior",
+    "HasRebase",
     "HasSample",
     "HasScores",
     "HasSurrogate",
@@ -43,8 +46,10 @@ __all__ = [
     "Int",
     "Model",
     "Params",
+    "Part",
     "Problem",
     "Scratch",
+    "Sizes",
     "State",
     "Stats",
     "StepInfo",
@@ -195,26 +200,74 @@ class Family(Protocol):
         """Return the parameters that `stats` imply."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Names a mini-batch: rows drawn at random from a window of pieces of the data, themselves in random order.
+
+    Attributes
+    ----------
+    index : place among all mini-batches, counted from 0 and on from epoch to epoch.
+    rows : rows of a mini-batch, about.
+    window : pieces (runs of stored chunks of about 16 MiB) whose rows are mixed.
+    held_out : rows of the sample (see `Problem.subsample`) that no mini-batch holds.
+    """
+
+    index: int
+    rows: int
+    window: int
+    held_out: int = 0
+
+
+# Which rows an E-step sees: work units by their numbers, a mini-batch, or all (None).
+Part = Sequence[int] | Batch | None
+
+
 class Problem(Protocol):
-    """All that an algorithm may ask. Statistics reach `maximize` scaled to the weight of the full data."""
+    """All that an algorithm may ask. Statistics reach `maximize` scaled to the weight of the full data.
+
+    What `expect` says of a mini-batch, or of a subsample, is already scaled so: an estimate of what it would say of all
+    rows. What it says of some work units is their share, to be added to the others'.
+    """
+
+    @property
+    def model(self) -> Model:
+        """The model, for its optional capabilities (see `require`)."""
 
     @property
     def n_units(self) -> int:
         """Number of work units, the smallest pieces `expect` can be asked for."""
 
-    def expect(self, params: Params, blocks: Sequence[int] | None = None, step: int = 0) -> Expectation:
-        """Run the E-step over the given work units (all of them by default) and add what they say."""
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
 
-    def expect_each(
-        self, members: Sequence[Params], blocks: Sequence[int] | None = None, step: int = 0
-    ) -> list[Expectation]:
+    def expect(self, params: Params, part: Part = None, step: int = 0) -> Expectation:
+        """Run the E-step over a part of the data, all of them by default, and add what the rows say."""
+
+    def expect_each(self, members: Sequence[Params], part: Part = None, step: int = 0) -> list[Expectation]:
         """Run the E-step for several parameter sets in one pass."""
+
+    def n_batches(self, batch: Batch) -> int:
+        """Return how many mini-batches such as `batch` make an epoch, in which each row is seen once."""
+
+    def subsample(self, rows: int) -> Problem:
+        """Return the problem of a uniform sample of rows, read once (one pass) and kept in memory.
+
+        The same call gives the same rows. A sample of a sample is part of it.
+        """
+
+    @property
+    def sample_room(self) -> int:
+        """Most rows that `subsample` may be asked for, by the memory there is."""
 
     def maximize(self, stats: Stats, params: Params) -> Params:
         """Run the M-step."""
 
     def objective(self, expectation: Expectation, params: Params) -> float:
         """Return the mean objective per unit weight, nats, the model's log prior included where it has one."""
+
+    def precision(self, params: Params) -> float:
+        """Return p / (2 n), nats per row: by how much chance alone lifts the maximum over n rows with p parameters."""
 
     def change(self, old: Params, new: Params) -> float:
         """Return how far parameters moved: the model's own `distance`, else the largest relative change of a leaf."""
@@ -245,6 +298,9 @@ class StepInfo:
     seconds : wall-clock time of the step.
     change : how far the parameters moved (see `Problem.change`).
     events : what the step had to repair.
+    exact : whether the objective is of all rows, so that it must not fall from step to step.
+    remaining : estimate of what further steps would still gain, nats per row; None where the algorithm makes none.
+    stage : what the algorithm is about, where it has stages.
     """
 
     step: int
@@ -254,16 +310,31 @@ class StepInfo:
     seconds: float
     change: float
     events: tuple[Event, ...] = ()
+    exact: bool = True
+    remaining: float | None = None
+    stage: str = ""
 
 
 class Algorithm(Protocol):
-    """How parameters move: a frozen value. STATE is the least that the next step needs; it has a field `params`."""
+    """How parameters move: a frozen value. STATE is the least that the next step needs; it has a field `params`.
+
+    An algorithm may have an attribute ``needs``, the capabilities without which a model cannot be fitted by it, and a
+    method ``memory`` (see `HasMemory`).
+    """
 
     def init(self, problem: Problem, params: Params) -> State:
         """Return the state before the first step."""
 
     def step(self, problem: Problem, state: State) -> tuple[State, StepInfo]:
         """Return the next state and what to log of the step. Pure."""
+
+
+@runtime_checkable
+class HasMemory(Protocol):
+    """An algorithm that keeps something beside the E-step."""
+
+    def memory(self, sizes: Sizes) -> int:
+        """Return the bytes that the algorithm keeps in this process."""
 
 
 class StopRule(Protocol):
@@ -275,6 +346,40 @@ class StopRule(Protocol):
     @property
     def converged(self) -> bool:
         """Whether stopping for this rule means convergence; False for a budget such as a number of steps."""
+
+
+# Copies of a subsample that are in memory at a time: as it is drawn, as it is joined, and smaller samples of it.
+SAMPLE_COPIES = 2.5
+
+
+class Sizes(NamedTuple):
+    """What an algorithm must know of a problem to tell how much memory it will need.
+
+    Attributes
+    ----------
+    n_rows, n_units : rows and work units of the data.
+    row : bytes of a row in memory, its weight and label included.
+    piece : bytes of a piece of the data (see `Batch`).
+    stats, params : bytes of one record of statistics, and of the parameters.
+    room : bytes that are left for it.
+    """
+
+    n_rows: int
+    n_units: int
+    row: int
+    piece: int
+    stats: int
+    params: int
+    room: int
+
+    @property
+    def sample_room(self) -> int:
+        """Most rows of a subsample (see `Problem.subsample`)."""
+        return int(self.room / (SAMPLE_COPIES * self.row))
+
+    def sample_bytes(self, rows: int) -> int:
+        """Return the bytes that a subsample of `rows` takes while it is drawn."""
+        return int(SAMPLE_COPIES * rows * self.row)
 
 
 class Footprint(NamedTuple):
@@ -315,6 +420,12 @@ class HasSurrogate(Protocol):
 class HasLogPrior(Protocol):
     def log_prior(self, params: Params) -> float:
         """Return the log prior density of the parameters, nats; the M-step maximises Q + log_prior."""
+
+
+@runtime_checkable
+class HasRebase(Protocol):
+    def rebase(self, stats: Stats, old: Params, new: Params) -> Stats:
+        """Return `stats`, made at the parameters `old`, as they are to be added to statistics made at `new`."""
 
 
 @runtime_checkable

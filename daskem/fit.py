@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from daskem.algorithms import AnyOf, BatchEM, Gain, MaxSteps, decrease, rounding_of, step_together
-from daskem.core import Algorithm, Event, Model, Params, State, StepInfo, StopRule
+from daskem.algorithms import AnyOf, Auto, Gain, MaxPasses, decrease, rounding_of, step_together
+from daskem.core import Algorithm, Event, HasMemory, Model, Params, State, StepInfo, StopRule, require
 from daskem.data import open_dataset
 from daskem.engine import DataProblem, Engine, Plan, one_blas_thread, start_engine
 from daskem.errors import DaskEMWarning, OptionError
@@ -116,8 +116,8 @@ def fit(
     ----------
     model : any object with ``init``, ``e_step`` and ``m_step`` (see `daskem.core.Model`).
     data : anything `daskem.data.open_source` takes: Zarr path, URL or array, Dask array, numpy array, ...
-    algorithm : how parameters move; `BatchEM` by default.
-    stop : one or more rules, by default a gain per step below 1e-3 nats per row, or 100 steps.
+    algorithm : how parameters move; `Auto`, which chooses, by default.
+    stop : one or more rules, by default less than 1e-3 nats per row to gain, or 100 passes.
     callbacks : each called with (StepInfo, params) after every round of steps: those of the best start so far.
     params : where to start; a list of several for several starts. By default ``model.init`` on a sample of rows.
     n_init : number of starts. They run side by side and share each pass; the best final objective wins.
@@ -141,7 +141,9 @@ def fit(
         If rows hold NaN or infinity; names the store, the chunk and the rows.
     """
     clock = time.perf_counter()
-    rules = _stop_rules(stop)
+    algorithm, rules = algorithm or Auto(), _stop_rules(stop)
+    for capability in getattr(algorithm, "needs", ()):
+        require(model, capability, type(algorithm).__name__)
     starts = _given_starts(params)
     check_init_sample(init_sample)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
@@ -156,12 +158,14 @@ def fit(
         sample_rows=None if isinstance(init_sample, str) else init_sample,
         cache=cache,
         memory_limit=memory_limit,
+        memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
     )
     # Also for this process's own arithmetic: M-steps are many small products, which BLAS threads only slow down.
     with one_blas_thread():
         starts = _starts(model, engine, n_starts, init_sample) if starts is None else starts
         problem = DataProblem(model, engine)
-        runs = _run(algorithm or BatchEM(), problem, starts, rules, tuple(callbacks))
+        rules = rules.resolve(problem.precision(starts[0]))
+        runs = _run(algorithm, problem, starts, rules, tuple(callbacks))
     best = max(runs, key=_last_objective)
     logger.info("%s after %d steps: %s", "converged" if best.converged else "stopped", len(best.trace), best.reason)
     return FitResult(
@@ -243,10 +247,10 @@ def _starts(model: Model, engine: Engine, n: int, init_sample: str | int) -> lis
 
 def _stop_rules(stop: StopRule | Sequence[StopRule] | None) -> AnyOf:
     if stop is None:
-        return AnyOf((Gain(), MaxSteps(100)))
+        return AnyOf((Gain(), MaxPasses(100)))
     rules = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
     if not rules:
-        raise OptionError("stop=() never stops. Give at least one rule, such as daskem.MaxSteps(100).")
+        raise OptionError("stop=() never stops. Give at least one rule, such as daskem.MaxPasses(100).")
     return AnyOf(rules)
 
 

@@ -80,6 +80,17 @@ class Dataset:
         most = self.n_rows if self._is_bound else MAX_UNITS
         return plan_units(self.n_rows, self.row_bytes, self.rows.unit_boundary, most)
 
+    def piece_units(self) -> list[Unit]:
+        """Return the runs of rows that one read fetches: as `units`, but as short as whole stored chunks allow."""
+        if self._is_bound:
+            return self.units()
+        return [Unit(i, start, stop) for i, (start, stop) in enumerate(_cuts(self, 0, self.n_rows))]
+
+    @property
+    def memory_row_bytes(self) -> int:
+        """Bytes of a row in memory, in the type computed in, with its weight and label."""
+        return self.n_features * self.dtype.itemsize + 8 * (len(self.sources) - 1)
+
     def piece_rows(self) -> int:
         """Return the rows of the longest read, chunks being as regular as the first one says."""
         return min(self.rows.piece_boundary(self._nominal_piece), self.n_rows)

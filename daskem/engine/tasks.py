@@ -29,6 +29,7 @@ __all__ = [
     "join",
     "load_unit",
     "map_unit",
+    "take_rows",
 ]
 
 # Puts what two runs of rows say together.
@@ -164,6 +165,11 @@ def draw_rows(data: Dataset, start: int, stop: int, share: int | None, seed: int
     if share is not None and share < len(chosen):
         rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 3, start]))
         chosen = np.sort(rng.choice(chosen, share, replace=False))
+    return take_rows(data, start, stop, chosen)
+
+
+def take_rows(data: Dataset, start: int, stop: int, chosen: Array) -> Chunk:
+    """Return the rows of ``start:stop`` at the ascending offsets `chosen`, with their weights and labels."""
     drawn = []
     # Step by step: rows that live in this process would be copied as a whole for the few that are chosen.
     for chunk in blocks(data, start, stop, max(1, DRAW_BYTES // data.row_bytes)):
