@@ -29,6 +29,8 @@ from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
 from daskem.online import OnlineFit as OnlineFit
+from daskem.inference import Diagnosis as Diagnosis
+from daskem.inference import diagnose as diagnose
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,7 @@ __all__ = [
     "CategoricalMixture",
     "Change",
     "Chunk",
+    "Diagnosis",
     "Expectation",
     "ExponentialMixture",
     "FitResult",
@@ -61,5 +64,6 @@ __all__ = [
     "StepwiseEM",
     "StudentTMixture",
     "VonMisesFisherMixture",
+    "diagnose",
     "fit",
 ]

@@ -28,6 +28,7 @@ __all__ = [
     "Family",
     "Float",
     "Footprint",
+    "HasBounds",
     "HasDistance",
     "HasEvents",
     "HasFootprint",
@@ -35,10 +36,12 @@ __all__ = [
     "HasLogProb",
     "HasMemory",
     "HasNParameters",
+    "HasParameterNames",
     "HasParts",
     "HasPosterior",
     "HasRebase",
     "HasSample",
+    "HasScores",
     "HasSupport",
     "HasSurrogate",
     "HasVector",
@@ -366,6 +369,24 @@ class HasVector(Protocol):
 
     def from_vector(self, vector: Float, params: Params) -> Params:
         """Return the parameters of an unconstrained vector; `params` supplies what is fixed."""
+
+
+@runtime_checkable
+class HasParameterNames(Protocol):
+    def parameter_names(self, params: Params) -> list[str]:
+        """Return the names of the coordinates of `to_vector`; those of a component begin with ``component 2: ``."""
+
+
+@runtime_checkable
+class HasScores(Protocol):
+    def scores(self, params: Params, chunk: Chunk) -> Float:
+        """Return the gradient of log p(x | params) of each row, (n, p), nats, in the coordinates of `to_vector`."""
+
+
+@runtime_checkable
+class HasBounds(Protocol):
+    def at_bound(self, params: Params) -> tuple[tuple[int, str], ...]:
+        """Return (component, which parameter) of all that lie on a bound, such as a probability of 0 or 1."""
 
 
 @runtime_checkable

@@ -110,6 +110,14 @@ class PoissonMixture:
         k = self.n_components
         return PoissonMixtureParams(np.exp(log_softmax(np.append(vector[: k - 1], 0.0))), np.exp(vector[k - 1 :]))
 
+    def parameter_names(self, params: PoissonMixtureParams) -> list[str]:
+        ratios = [f"log weight ratio of component {k}" for k in range(self.n_components - 1)]
+        return ratios + [f"component {k}: log rate" for k in range(self.n_components)]
+
+    def scores(self, params: PoissonMixtureParams, chunk: Chunk) -> np.ndarray:
+        resp = self.posterior(params, chunk)
+        return np.hstack([(resp - params.weights)[:, :-1], resp * (chunk.rows[:, :1] - params.rates)])
+
     def posterior(self, params: PoissonMixtureParams, chunk: Chunk) -> np.ndarray:
         return np.exp(log_softmax(self.joint(params, chunk.rows), axis=1))
 
@@ -226,10 +234,12 @@ def beside(
 # What a mixture cannot do for a family that has nothing but the four methods of the contract.
 BARE_FAMILY = frozenset(
     {
+        "every_coordinate_has_a_name",
         "fisher_identity",
         "m_step_ascends",
         "m_step_maximises",
         "sample_is_like_the_rows",
+        "scores_are_gradients",
         "vector_round_trip",
     }
 )

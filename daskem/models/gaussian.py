@@ -22,6 +22,7 @@ from daskem.errors import OptionError
 from daskem.models.gaussian_algebra import SHAPES, Covariance, Shape, checked, power_of_two
 from daskem.models.gaussian_kernels import COMMON_RATIO, Kernel, n_statistics, pack, uses_features
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
+from daskem.models.gaussian_scores import at_floor, names, scores
 from daskem.models.repair import (
     AT_PRIOR,
     COLLAPSED_KEPT,
@@ -194,6 +195,18 @@ class Gaussian:
         k, d = params.means.shape
         factor = self.shape.from_vector(vector[k * d :], params.precisions_cholesky.shape)
         return self.with_precisions(params, vector[: k * d].reshape(k, d), factor)
+
+    def parameter_names(self, params: GaussianParams) -> list[str]:
+        """Return the names of the coordinates of `to_vector`."""
+        return names(self.covariance, *params.means.shape)
+
+    def scores(self, params: GaussianParams, chunk: Chunk, resp: Float) -> Float:
+        """Return the gradients of sum_k resp_k log p(x | k) in the coordinates of `to_vector`, (n, p)."""
+        return scores(self.covariance, params, chunk.rows, resp)
+
+    def at_bound(self, params: GaussianParams) -> tuple[tuple[int, str], ...]:
+        """Return (component, what) of each whose variance is hardly more than the floor."""
+        return () if self.prior else at_floor(self.covariance, params, self.reg_covar)
 
     def with_precisions(self, params: GaussianParams, means: Float, precisions_cholesky: Float) -> GaussianParams:
         """Return `params` with other means and other Cholesky factors of the precisions, same references."""
