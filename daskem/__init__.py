@@ -28,9 +28,9 @@ from daskem.estimators import StudentTMixture as StudentTMixture
 from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
-from daskem.online import OnlineFit as OnlineFit
 from daskem.inference import Diagnosis as Diagnosis
 from daskem.inference import diagnose as diagnose
+from daskem.online import OnlineFit as OnlineFit
 
 __version__ = "0.1.0"
 

@@ -302,9 +302,7 @@ def store(tmp_path, rows) -> str:
     return str(tmp_path / "x.zarr")
 
 
-@pytest.mark.parametrize(
-    "algorithm", [StepwiseEM(batch_rows=N, held_out=300, window=8), Progressive(first=500)]
-)
+@pytest.mark.parametrize("algorithm", [StepwiseEM(batch_rows=N, held_out=300, window=8), Progressive(first=500)])
 def test_bits_do_not_depend_on_scheduler_or_threads(rows, store, algorithm):
     found = set()
     for options in ({"scheduler": "synchronous"}, {"num_workers": 1}, {"num_workers": 3}):
