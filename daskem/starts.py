@@ -40,7 +40,7 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
         sample = distinct(engine.sample(engine.plan.sample_rows, rng))
     _check_distinct(engine.data, sample, k)
     family = getattr(model, "family", None)
-    if isinstance(family, Gaussian) and family.covariance != "spherical":
+    if isinstance(family, Gaussian) and not family.shape.isotropic:
         _warn_of_constants(engine.data, sample, family.reg_covar)
     return sample
 

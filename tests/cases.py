@@ -11,6 +11,7 @@ from scipy.special import gammaln, log_softmax
 
 from daskem.core import Chunk, Expectation, Footprint
 from daskem.models.gaussian import Gaussian
+from daskem.models.gaussian_algebra import SHAPES
 from daskem.models.kmeans import KMeans
 from daskem.models.mixture import Mixture
 from daskem.testing import TwoCoins, family_model
@@ -189,12 +190,12 @@ CASES = [
             Mixture(Gaussian(covariance, 0.0, prior), 2),
             blobs,
         )
-        for covariance in ("full", "tied", "diag", "spherical")
+        for covariance in SHAPES
         for prior in (None, "conjugate")
     ),
     *(
         Case(f"Gaussian family, {covariance}", family_model(Gaussian(covariance, 0.0), 2), blobs)
-        for covariance in ("full", "tied", "diag", "spherical")
+        for covariance in SHAPES
     ),
     Case("Gaussian mixture, weighted", Mixture(Gaussian("full", 0.0), 2), blobs, weighted=True),
     Case("Gaussian mixture, partly labelled", Mixture(Gaussian("full", 0.0), 2), blobs, n_labels=2),

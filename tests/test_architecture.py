@@ -237,6 +237,13 @@ def contract_methods() -> set[str]:
     }
 
 
+def inherited_methods(tree: ast.Module, node: ast.ClassDef | ast.FunctionDef) -> set[str]:
+    """Return what the bases of a class document, as far as they are in the same file."""
+    bases = {base.id for base in getattr(node, "bases", []) if isinstance(base, ast.Name)}
+    above = [other for other in tree.body if isinstance(other, ast.ClassDef) and other.name in bases]
+    return {method.name for base in above for method in functions(base) if ast.get_docstring(method)}
+
+
 @each_file
 def test_public_names_are_documented(path: Path) -> None:
     tree = parse(path)
@@ -249,8 +256,8 @@ def test_public_names_are_documented(path: Path) -> None:
         documented = ast.get_docstring(node) or (methods and all(ast.get_docstring(method) for method in methods))
         assert documented, f"{node.name} has no docstring"
         for method in methods:
-            # A field of a Source, a step of an Algorithm: said once, in the protocol.
-            said = ast.get_docstring(method) or method.name in contract_methods()
+            # A field of a Source, a step of an Algorithm: said once, in the protocol, or in the abstract class above.
+            said = ast.get_docstring(method) or method.name in contract_methods() | inherited_methods(tree, node)
             assert said, f"{node.name}.{method.name} has no docstring"
 
 

@@ -27,6 +27,7 @@ from daskem.data import open_dataset
 from daskem.errors import DaskEMError
 from daskem.fit import fit
 from daskem.generate import generate_mixture
+from daskem.models import SHAPES
 from daskem.persist import load_model, save_model
 from daskem.report.progress import PassProgress, duration, size, steps_left
 
@@ -130,6 +131,14 @@ def test_options_of_the_fit_reach_the_model(place, tmp_path):
     assert (family["covariance"], family["reg_covar"], family["on_collapse"]) == ("diag", 0.5, "raise")
     assert described["metadata"]["data"]["columns"] == ["c", "a"]
     assert described["metadata"]["steps"] == 2
+
+
+@pytest.mark.parametrize("covariance", SHAPES)
+def test_every_shape_of_covariance_can_be_fitted_and_shown(place, tmp_path, covariance):
+    output = tmp_path / "m.safetensors"
+    options = ["-k", K, "-o", output, "--covariance", covariance, "--max-iter", 2, "--tol", 0]
+    succeed("fit", "gaussian-mixture", place / "data.zarr", *options)
+    assert "sd[" in succeed("inspect", output).stdout
 
 
 def test_weights_and_labels_are_read_beside_the_rows(place, tmp_path):

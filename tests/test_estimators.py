@@ -27,6 +27,7 @@ from zarr.storage import LocalStore, WrapperStore
 
 import daskem
 from daskem.errors import DaskEMWarning
+from daskem.models import SHAPES
 
 X, TRUTH = make_blobs(300, 3, centers=3, cluster_std=1.5, random_state=1)
 K = 3
@@ -312,7 +313,7 @@ def test_other_types_of_numbers(make, dtype, tmp_path):
 # --- weights and labels -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical", None])
+@pytest.mark.parametrize("covariance", [*SHAPES, None])
 @pytest.mark.parametrize("init", ["default", "other"])
 def test_a_weight_is_a_number_of_repetitions(covariance, init):
     weight = np.random.default_rng(0).integers(0, 4, len(X))

@@ -180,7 +180,7 @@ mixture_options = as_one(
     *_shared(1e-3, 100, ("kmeans", "k-means++", "random", "random_from_data", "k-means||"), "keep", ("batch",)),
     click.option(
         "--covariance",
-        type=click.Choice(["full", "tied", "diag", "spherical"]),
+        type=click.Choice(list(models.SHAPES)),
         default="full",
         help="Shape of the covariances.",
     ),
@@ -207,7 +207,8 @@ def components(model: Any, params: Params) -> list[dict[str, Any]]:
     if isinstance(params, models.KMeansParams):
         return [{"center": center} for center in params.centers]
     means = params.components.means
-    sds = np.broadcast_to(_sds(model.family.covariance, params.components.covariances), means.shape)
+    variances = model.family.shape.variances(params.components.covariances)
+    sds = np.broadcast_to(np.sqrt(variances), means.shape)
     return [
         {"weight": weight, "mean": mean, "sd": sd} for weight, mean, sd in zip(params.weights, means, sds, strict=True)
     ]
@@ -227,9 +228,3 @@ def component_table(model: Any, params: Params, columns: tuple[str, ...] | list[
             line += [f"{value:.4g}" for value in np.atleast_1d(component[what])[: len(names)]]
     more = f"\n({d - SHOWN_FEATURES} more features are not shown)" if d > SHOWN_FEATURES else ""
     return columns_of(header, lines) + more
-
-
-def _sds(covariance: str, covariances: Any) -> Any:
-    if covariance in ("full", "tied"):
-        covariances = np.diagonal(covariances, axis1=-2, axis2=-1)
-    return np.sqrt(covariances)[:, None] if covariance == "spherical" else np.sqrt(covariances)

@@ -23,7 +23,7 @@ from daskem.estimators.base import (
     known_labels,
 )
 from daskem.fit import FitResult
-from daskem.models import Gaussian, Mixture
+from daskem.models import SHAPES, Gaussian, Mixture
 from daskem.predict import score
 
 __all__ = ["GaussianMixture"]
@@ -42,8 +42,9 @@ class GaussianMixture(DensityMixin, OutOfCoreEstimator):  # type: ignore[misc]
     ----------
     n_components, covariance_type, tol, reg_covar, max_iter, n_init, init_params, weights_init, means_init, \
 precisions_init, random_state, warm_start, verbose, verbose_interval
-        As in scikit-learn, except that `n_init` starts run side by side, sharing each pass over the data, and that a
-        start is made from a sample of the rows (see `init_sample`).
+        As in scikit-learn, except that `covariance_type` may also be ``"tied_diag"`` (one diagonal for all components)
+        or ``"tied_spherical"`` (one variance for all), that `n_init` starts run side by side, sharing each pass over
+        the data, and that a start is made from a sample of the rows (see `init_sample`).
     algorithm : ``"batch"`` or a `daskem.core.Algorithm`.
     prior : None, or ``"conjugate"`` for the MAP estimate of Fraley & Raftery (2007), which keeps covariances from
         collapsing; `lower_bound_` then includes the log prior.
@@ -188,7 +189,7 @@ lower_bounds_, n_features_in_
         check_whole("n_components", self.n_components)
         check_whole("verbose_interval", self.verbose_interval)
         check_number("reg_covar", self.reg_covar)
-        check_choice("covariance_type", self.covariance_type, ("full", "tied", "diag", "spherical"))
+        check_choice("covariance_type", self.covariance_type, tuple(SHAPES))
         check_choice("init_params", self.init_params, INITS)
 
     def _model(self, data: Dataset) -> Mixture:
@@ -239,7 +240,7 @@ lower_bounds_, n_features_in_
         gaussians = params.components
         self.weights_, self.means_, self.covariances_ = params.weights, gaussians.means, gaussians.covariances
         self.precisions_cholesky_ = gaussians.precisions_cholesky
-        self.precisions_ = _precisions(gaussians.precisions_cholesky, self.covariance_type)
+        self.precisions_ = SHAPES[self.covariance_type].precisions(gaussians.precisions_cholesky)
         self.converged_, self.n_iter_ = result.converged, result.n_steps
         self.lower_bound_ = result.objective
         self.lower_bounds_ = [info.objective for info in result.trace]
@@ -255,10 +256,3 @@ class _GainSince:
 
     def __call__(self, trace: Sequence[StepInfo]) -> str | None:
         return self.gain((self.before, *trace))
-
-
-def _precisions(precisions_cholesky: npt.NDArray[np.float64], covariance_type: str) -> npt.NDArray[np.float64]:
-    """Return the precisions, ``L L^T`` (full, tied) or ``L^2`` (diag, spherical), in scikit-learn's shapes."""
-    if covariance_type in ("full", "tied"):
-        return precisions_cholesky @ np.swapaxes(precisions_cholesky, -1, -2)
-    return precisions_cholesky**2

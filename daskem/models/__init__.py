@@ -3,6 +3,7 @@
 from daskem.models.gaussian import Gaussian as Gaussian
 from daskem.models.gaussian import GaussianParams as GaussianParams
 from daskem.models.gaussian import GaussianStats as GaussianStats
+from daskem.models.gaussian_algebra import SHAPES as SHAPES
 from daskem.models.kmeans import KMeans as KMeans
 from daskem.models.kmeans import KMeansParams as KMeansParams
 from daskem.models.kmeans import KMeansStats as KMeansStats
@@ -11,6 +12,7 @@ from daskem.models.mixture import MixtureParams as MixtureParams
 from daskem.models.mixture import MixtureStats as MixtureStats
 
 __all__ = [
+    "SHAPES",
     "Gaussian",
     "GaussianParams",
     "GaussianStats",
