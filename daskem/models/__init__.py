@@ -10,6 +10,10 @@ from daskem.models.kmeans import KMeansStats as KMeansStats
 from daskem.models.mixture import Mixture as Mixture
 from daskem.models.mixture import MixtureParams as MixtureParams
 from daskem.models.mixture import MixtureStats as MixtureStats
+from daskem.models.normal_wishart import NormalWishart as NormalWishart
+from daskem.models.normal_wishart import NormalWishartParams as NormalWishartParams
+from daskem.models.variational import VariationalMixture as VariationalMixture
+from daskem.models.variational import VariationalMixtureParams as VariationalMixtureParams
 
 __all__ = [
     "SHAPES",
@@ -22,4 +26,8 @@ __all__ = [
     "Mixture",
     "MixtureParams",
     "MixtureStats",
+    "NormalWishart",
+    "NormalWishartParams",
+    "VariationalMixture",
+    "VariationalMixtureParams",
 ]

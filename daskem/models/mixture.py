@@ -215,7 +215,7 @@ class Mixture:
     def _joint(self, params: MixtureParams, chunk: Chunk) -> Array:
         """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
         joint = self.family.log_prob(params.components, chunk).T
-        joint += np.log(params.weights).astype(joint.dtype)[:, None]
+        joint += self._log_weights(params).astype(joint.dtype)[:, None]
         if chunk.labels is not None:
             known = np.flatnonzero(chunk.labels >= 0)
             which = chunk.labels[known]
@@ -223,6 +223,10 @@ class Mixture:
             joint[:, known] = -np.inf
             joint[which, known] = values
         return joint
+
+    def _log_weights(self, params: MixtureParams) -> Float:
+        """Return log w_k, (k,)."""
+        return np.log(params.weights)
 
     def _of_family(self, name: str, purpose: str) -> Callable[..., Any]:
         method = getattr(self.family, name, None)
