@@ -7,8 +7,18 @@ from daskem.algorithms import MaxSeconds as MaxSeconds
 from daskem.algorithms import MaxSteps as MaxSteps
 from daskem.core import Chunk as Chunk
 from daskem.core import Expectation as Expectation
+from daskem.estimators import BernoulliMixture as BernoulliMixture
+from daskem.estimators import CategoricalMixture as CategoricalMixture
+from daskem.estimators import ExponentialMixture as ExponentialMixture
+from daskem.estimators import GammaMixture as GammaMixture
 from daskem.estimators import GaussianMixture as GaussianMixture
 from daskem.estimators import KMeans as KMeans
+from daskem.estimators import MixedMixture as MixedMixture
+from daskem.estimators import MixtureModel as MixtureModel
+from daskem.estimators import MultinomialMixture as MultinomialMixture
+from daskem.estimators import PoissonMixture as PoissonMixture
+from daskem.estimators import StudentTMixture as StudentTMixture
+from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
 
@@ -16,14 +26,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchEM",
+    "BernoulliMixture",
+    "CategoricalMixture",
     "Change",
     "Chunk",
     "Expectation",
+    "ExponentialMixture",
     "FitResult",
     "Gain",
+    "GammaMixture",
     "GaussianMixture",
     "KMeans",
     "MaxSeconds",
     "MaxSteps",
+    "MixedMixture",
+    "MixtureModel",
+    "MultinomialMixture",
+    "PoissonMixture",
+    "StudentTMixture",
+    "VonMisesFisherMixture",
     "fit",
 ]

@@ -35,9 +35,12 @@ __all__ = [
     "HasLogProb",
     "HasMemory",
     "HasNParameters",
+    "HasObjectiveError",
+    "HasObjectiveKind",
     "HasPosterior",
     "HasRebase",
     "HasSample",
+    "HasSupport",
     "HasSurrogate",
     "HasVector",
     "Int",
@@ -75,6 +78,7 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[Hashable, Array] = {}
         self._kept: dict[Hashable, tuple[object, Any]] = {}
+        self._parts: dict[Hashable, Scratch] = {}
 
     def empty(self, name: Hashable, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> Array:
         """Return an uninitialised C-contiguous array; the same memory each time for one name, if it is large enough."""
@@ -91,12 +95,18 @@ class Scratch:
             kept = self._kept[name] = (owner, make())
         return kept[1]
 
+    def part(self, name: Hashable) -> Scratch:
+        """Return a scratch within this one, for a part of a model that names its arrays without regard to others."""
+        return self._parts.setdefault(name, Scratch())
+
     def clear(self) -> None:
         """Forget everything.
 
         A chunk that owns what is kept here refers back to this scratch. Left to the collector of cycles, its rows, and
         the whole read that they are a view of, would stay in memory long after the task.
         """
+        for part in self._parts.values():
+            part.clear()
         self._buffers.clear()
         self._kept.clear()
 
@@ -109,7 +119,10 @@ class Chunk:
     ----------
     rows : (n, d) array, C-contiguous, never written to; float32 or float64.
     weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
-    labels : (n,) int64, the known component of a row or -1, or None when nothing is known.
+    labels : (n,) int64, the known component of a row or -1; or (n, k) float64 label probabilities, what evidence beside
+        the row says of its component: p(evidence | component), 0 where that is forbidden, so that a row of ones says
+        nothing and a one-hot row is a known component; or None when nothing is known. A model whose attribute
+        `soft_labels` is not true is never given the second form.
     start : absolute index of the first row in the data set.
     seed, step : seed and step of the run, for E-steps that draw: ``chunk.rng(chunk.step)``.
     scratch : reusable work arrays.
@@ -117,7 +130,7 @@ class Chunk:
 
     rows: Array
     weight: Float | None = None
-    labels: Int | None = None
+    labels: Array | None = None
     start: int = 0
     seed: int = 0
     step: int = 0
@@ -138,14 +151,14 @@ class Chunk:
         """
         return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, step, self.start]))
 
-    def uniform(self, step: int, size: int) -> Float:
-        """Return (n, size) uniform numbers in [0, 1); each row's depend on (seed, step, absolute row) alone.
+    def uniform(self, step: int, size: int, stream: int = 0) -> Float:
+        """Return (n, size) uniform numbers in [0, 1); each row's depend on (seed, step, stream, absolute row) alone.
 
         Unlike `rng`, the numbers do not depend on where blocks begin, hence not on how the data are chunked.
         """
         # Philox makes four 64-bit words a count; a whole number of counts per row lets any row start at its own count.
         counts = -(-size // 4)
-        bits = np.random.Philox(key=self.seed, counter=[0, 0, step, 1 << 63])
+        bits = np.random.Philox(key=self.seed, counter=[0, stream, step, 1 << 63])
         bits.advance(self.start * counts)
         return np.random.Generator(bits).random((len(self), 4 * counts))[:, :size]
 
@@ -248,10 +261,13 @@ class Problem(Protocol):
         """Return how many mini-batches such as `batch` make an epoch, in which each row is seen once."""
 
     def subsample(self, rows: int) -> Problem:
-        """Return the problem of a uniform sample of rows, read once (one pass) and kept in memory.
+        """Return the problem of a uniform sample of rows, read once and kept in memory.
 
         The same call gives the same rows. A sample of a sample is part of it.
         """
+
+    def sample_passes(self, rows: int) -> float:
+        """Return the passes over the data that drawing a sample takes: at most 1, and 0 where rows are in memory."""
 
     @property
     def sample_room(self) -> int:
@@ -298,6 +314,8 @@ class StepInfo:
     exact : whether the objective is of all rows, so that it must not fall from step to step.
     remaining : estimate of what further steps would still gain, nats per row; None where the algorithm makes none.
     stage : what the algorithm is about, where it has stages.
+    error : by how much chance may have lowered the objective, a standard error in nats per row, inf if not known; 0
+        but for models that draw (see `HasObjectiveError`).
     """
 
     step: int
@@ -310,6 +328,7 @@ class StepInfo:
     exact: bool = True
     remaining: float | None = None
     stage: str = ""
+    error: float = 0.0
 
 
 class Algorithm(Protocol):
@@ -465,9 +484,37 @@ class HasDistance(Protocol):
 
 
 @runtime_checkable
+class HasSupport(Protocol):
+    def unsupported(self, params: Params | None, rows: Array) -> tuple[int, str] | None:
+        """Return the first row that no component can have, and why in words; None if there is none.
+
+        Such rows have log density -inf; this is asked only once that is seen, or (params None) before there are any.
+        """
+
+
+@runtime_checkable
 class HasEvents(Protocol):
     def events(self, params: Params) -> tuple[tuple[int, str], ...]:
         """Return (component, what happened) of each component that the M-step which made `params` had to repair."""
+
+
+@runtime_checkable
+class HasObjectiveError(Protocol):
+    def objective_error(self, stats: Stats, params: Params) -> float:
+        """Return by how much (nats, all rows) chance may have lowered the objective that came with `stats`.
+
+        For a model whose E-step draws: a fall within a few of these is no error, and a gain must exceed them. The
+        standard error of the objective, together with that of the step that led to `params`; inf if not known.
+        """
+
+
+@runtime_checkable
+class HasObjectiveKind(Protocol):
+    """A model whose objective is not the log-likelihood, such as a lower bound."""
+
+    @property
+    def objective_kind(self) -> str:
+        """What the objective is, in words, for people."""
 
 
 def require(model: object, capability: type[C], purpose: str) -> C:

@@ -27,6 +27,7 @@ class StepwiseState:
     objective : on the held-out rows when they were last looked at, nats per unit weight.
     at_epoch, gain, before : their objective when the epoch began, and what the last two epochs gained.
     step : mini-batches seen, one a step.
+    passes : so far, looks at the held-out rows included.
     """
 
     params: Params
@@ -39,6 +40,7 @@ class StepwiseState:
     gain: float = math.inf
     before: float = math.inf
     step: int = 0
+    passes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class StepwiseEM:
 
     def init(self, problem: Problem, params: Params) -> StepwiseState:
         problem.n_batches(self._batch(problem, 0))
-        return StepwiseState(params, params)
+        return StepwiseState(params, params, passes=problem.sample_passes(self._held_out(problem.n_rows)))
 
     def step(self, problem: Problem, state: StepwiseState) -> tuple[StepwiseState, StepInfo]:
         clock, number = time.perf_counter(), state.step + 1
@@ -106,7 +108,9 @@ class StepwiseEM:
         found = problem.expect(state.current, batch, step=number)
         rate = 1.0 if number == 1 else self._rate(number)
         stats, params = blend(problem, state.stats, found, state.current, rate, wait=number < self.warm_up)
-        new = replace(state, params=params, current=params, stats=stats, step=number)
+        seen = 1.0 - self._held_out(problem.n_rows) / problem.n_rows
+        passes = state.passes + seen / n_batches
+        new = replace(state, params=params, current=params, stats=stats, step=number, passes=passes)
         new = self._averaged(problem, state, new, second_half=2 * place >= n_batches)
         start = Point(state.params, Expectation(None, 0.0, found.weight / n_batches), state.objective)
         info = log_step(
@@ -114,7 +118,7 @@ class StepwiseEM:
             number,
             start,
             new.params,
-            passes=number / n_batches,
+            passes=passes,
             clock=clock,
             exact=False,
             remaining=may_gain(state.gain, state.before) if place == 0 and epoch > 1 else math.inf,
@@ -128,6 +132,7 @@ class StepwiseEM:
             return state
         held_out = problem.subsample(self._held_out(problem.n_rows))
         objective = evaluate(held_out, state.params, step=state.step + 1).objective
+        state = replace(state, passes=state.passes + held_out.n_rows / problem.n_rows)
         if place:
             return replace(state, objective=objective)
         gain = objective - state.at_epoch

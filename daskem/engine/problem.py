@@ -20,7 +20,7 @@ from daskem.core import (
     Stats,
 )
 from daskem.engine.passes import Engine, start_engine
-from daskem.engine.sampling import Stream, draw_sample
+from daskem.engine.sampling import Stream, draw_sample, sample_share
 
 __all__ = ["DataProblem"]
 
@@ -86,6 +86,9 @@ class DataProblem:
                 )
                 self._samples[rows] = DataProblem(self.model, drawn, self.scale * self.n_rows / rows)
             return self._samples[rows]
+
+    def sample_passes(self, rows: int) -> float:
+        return 0.0 if self.engine.data.in_process else sample_share(self.engine.data, rows)
 
     def maximize(self, stats: Stats, params: Params) -> Params:
         return self.model.m_step(stats, params)

@@ -366,7 +366,8 @@ class Gaussian:
         vacant = np.flatnonzero(empty | collapsed)
         if self.on_collapse == "raise":
             remedy = "another start" if self.prior else f"raise reg_covar (now {self.reg_covar:g}), prior='conjugate'"
-            raise_degenerate(int(vacant[0]), n, not empty[vacant[0]], remedy)
+            what = None if empty[vacant[0]] else "its covariance is not positive definite"
+            raise_degenerate(int(vacant[0]), n, what, remedy)
         fields = {name: np.array(getattr(new, name)) for name in ("means", "covariances", "precisions_cholesky")}
         repaired = np.where(empty, EMPTY_KEPT, np.where(collapsed, COLLAPSED_KEPT, 0)).astype(np.int8)
         self._restore(fields, old, vacant, tied_too=bool(collapsed.any()))

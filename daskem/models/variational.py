@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -40,7 +40,7 @@ class VariationalMixture(Mixture):
     ----------
     family, n_components, init_method, weights_init, means_init, precisions_init : see `Mixture`. `NormalWishart` for
         components with distributions; any other family gives point estimates of components beside q(weights).
-    weight_prior : "dirichlet_process" (stick breaking, truncated at `n_components` [2]_) or "dirichlet_distribution".
+    weight_distribution : "dirichlet_process" (stick breaking, truncated at `n_components` [2]_) or "dirichlet_distribution".
     concentration_prior : of the weights, by default 1 / n_components; small ones leave few components with weight.
 
     References
@@ -49,15 +49,17 @@ class VariationalMixture(Mixture):
     .. [2] Blei & Jordan (2006), Bayesian Analysis 1(1), 121-143, section 3.
     """
 
-    weight_prior: Literal["dirichlet_process", "dirichlet_distribution"] = "dirichlet_process"
+    weight_prior: float = field(default=1.0, init=False, repr=False)
+    weight_distribution: Literal["dirichlet_process", "dirichlet_distribution"] = "dirichlet_process"
     concentration_prior: float | None = None
 
     objective_kind: ClassVar[str] = "lower bound"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weight_prior not in _WEIGHT_PRIORS:
-            raise OptionError(f"weight_prior is {self.weight_prior!r}; it must be one of {', '.join(_WEIGHT_PRIORS)}.")
+        if self.weight_distribution not in _WEIGHT_PRIORS:
+            kinds = ", ".join(_WEIGHT_PRIORS)
+            raise OptionError(f"weight_distribution is {self.weight_distribution!r}; it must be one of {kinds}.")
         given = self.concentration_prior
         if given is not None and not (np.isfinite(given) and given > 0):
             raise OptionError(f"concentration_prior is {given}; it must be a positive number.")
@@ -111,7 +113,7 @@ class VariationalMixture(Mixture):
     @property
     def _weights(self) -> _WeightPrior:
         prior = 1.0 / self.n_components if self.concentration_prior is None else self.concentration_prior
-        return _WEIGHT_PRIORS[self.weight_prior](prior)
+        return _WEIGHT_PRIORS[self.weight_distribution](prior)
 
 
 class _WeightPrior(Protocol):
@@ -186,4 +188,7 @@ def _log_dirichlet(concentration: Float) -> float:
     return float(gammaln(concentration.sum()) - gammaln(concentration).sum())
 
 
-_WEIGHT_PRIORS: dict[str, Callable[[float], _WeightPrior]] = {"dirichlet_process": _Sticks, "dirichlet_distribution": _Dirichlet}
+_WEIGHT_PRIORS: dict[str, Callable[[float], _WeightPrior]] = {
+    "dirichlet_process": _Sticks,
+    "dirichlet_distribution": _Dirichlet,
+}
