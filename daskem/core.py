@@ -54,6 +54,7 @@ __all__ = [
     "Stats",
     "StepInfo",
     "StopRule",
+    "objective_kind",
     "require",
 ]
 
@@ -515,6 +516,11 @@ class HasObjectiveKind(Protocol):
     @property
     def objective_kind(self) -> str:
         """What the objective is, in words, for people."""
+
+
+def objective_kind(model: object, otherwise: str = "objective") -> str:
+    """Return what the objective of a model is, in words: what it says itself, or `otherwise`."""
+    return model.objective_kind if isinstance(model, HasObjectiveKind) else otherwise
 
 
 def require(model: object, capability: type[C], purpose: str) -> C:

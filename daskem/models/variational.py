@@ -40,7 +40,8 @@ class VariationalMixture(Mixture):
     ----------
     family, n_components, init_method, weights_init, means_init, precisions_init : see `Mixture`. `NormalWishart` for
         components with distributions; any other family gives point estimates of components beside q(weights).
-    weight_distribution : "dirichlet_process" (stick breaking, truncated at `n_components` [2]_) or "dirichlet_distribution".
+    weight_distribution : prior of the weights: "dirichlet_process" (stick breaking, cut off at `n_components` [2]_) or
+        "dirichlet_distribution".
     concentration_prior : of the weights, by default 1 / n_components; small ones leave few components with weight.
 
     References
