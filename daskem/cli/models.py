@@ -197,8 +197,7 @@ _OWN = {
 }
 _CONCENTRATION = (
     click.option(
-        "--weights",
-        "weight_distribution",
+        "--weight-distribution",
         type=click.Choice(["dirichlet_process", "dirichlet_distribution"]),
         default="dirichlet_process",
         help="Prior of the weights.",

@@ -77,11 +77,11 @@ covariance_prior_, converged_, n_iter_, n_features_in_
     }
 
     @property
-    def aic(self) -> Any:  # type: ignore[override]
+    def aic(self) -> Any:
         """Not there: AIC and BIC are about a maximum of the likelihood, which a distribution of parameters is not."""
         raise AttributeError(f"{type(self).__name__} has no AIC or BIC; compare lower_bound_ instead.")
 
-    bic = aic  # type: ignore[assignment]
+    bic = aic
 
     def _check_options(self) -> None:
         super()._check_options()
