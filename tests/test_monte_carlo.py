@@ -266,7 +266,14 @@ def test_the_contract_of_a_model_is_kept() -> None:
     # The next number of draws goes by nats, not by nats per row.
     by_design += ["m_step_is_scale_free"]
     checked = check_model(MonteCarlo(SampledMixture(), 4), two_clouds(60), skip=by_design, steps=5)
-    assert {"empty_is_zero", "inputs_untouched", "same_bits", "scratch_is_private", "pickles"} <= set(checked)
+    assert {
+        "footprint_suffices",
+        "empty_is_zero",
+        "inputs_untouched",
+        "same_bits",
+        "scratch_is_private",
+        "pickles",
+    } <= set(checked)
 
 
 # Estimates.

@@ -156,7 +156,7 @@ class _Dirichlet:
 
 @dataclass(frozen=True)
 class _Sticks:
-    """Weights v_k prod_{j<k} (1 - v_j), each v_k ~ Beta(1, prior) (Blei & Jordan 2006, equations 15 to 22).
+    """Weights v_k prod_{j<k} (1 - v_j), each v_k ~ Beta(1, prior) (Blei & Jordan 2006, section 3).
 
     All k sticks are broken, so that some weight is left for components beyond; it is not theirs who are there, but
     means are made to sum to one, as scikit-learn's.
