@@ -23,7 +23,7 @@ from daskem.models.initialization import (
 )
 from daskem.models.repair import RESEEDED, split_largest
 
-__all__ = ["Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
+__all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
 
 Init = Literal["kmeans", "k-means++", "random", "random_from_data", "short_em"]
 
