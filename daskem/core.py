@@ -9,13 +9,13 @@ Array shapes use the axis letters n (rows), d (features) and k (components).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from daskem.chunk import Array, Chunk, Float, Int, Scratch
 from daskem.errors import MissingCapabilityError
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "HasNParameters",
     "HasObjectiveError",
     "HasObjectiveKind",
+    "HasParts",
     "HasPosterior",
     "HasRebase",
     "HasSample",
@@ -55,113 +56,16 @@ __all__ = [
     "StepInfo",
     "StopRule",
     "objective_kind",
+    "offers",
     "require",
 ]
 
-Array = npt.NDArray[Any]
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
 # Each model has records of its own for these; daskem only adds, scales and stores them (see daskem.tree).
 Params = Any
 Stats = Any
 State = Any
 
 C = TypeVar("C")
-
-
-class Scratch:
-    """Work arrays that are reused from block to block, and values computed once a task or once a block.
-
-    Allocating tens of megabytes for every block costs as much as the arithmetic. The engine gives all blocks of a task
-    one `Scratch`; a chunk made by hand has its own. What a model leaves in it is never seen by anybody else.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[Hashable, Array] = {}
-        self._kept: dict[Hashable, tuple[object, Any]] = {}
-        self._parts: dict[Hashable, Scratch] = {}
-
-    def empty(self, name: Hashable, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> Array:
-        """Return an uninitialised C-contiguous array; the same memory each time for one name, if it is large enough."""
-        size, dtype = int(np.prod(shape)), np.dtype(dtype)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            buffer = self._buffers[name] = np.empty(size, dtype)
-        return buffer[:size].reshape(shape)
-
-    def keep(self, name: Hashable, owner: object, make: Callable[[], Any]) -> Any:
-        """Return ``make()``, made anew only when `owner` (params, or a chunk) is another object than last time."""
-        kept = self._kept.get(name)
-        if kept is None or kept[0] is not owner:
-            kept = self._kept[name] = (owner, make())
-        return kept[1]
-
-    def part(self, name: Hashable) -> Scratch:
-        """Return a scratch within this one, for a part of a model that names its arrays without regard to others."""
-        return self._parts.setdefault(name, Scratch())
-
-    def clear(self) -> None:
-        """Forget everything.
-
-        A chunk that owns what is kept here refers back to this scratch. Left to the collector of cycles, its rows, and
-        the whole read that they are a view of, would stay in memory long after the task.
-        """
-        for part in self._parts.values():
-            part.clear()
-        self._buffers.clear()
-        self._kept.clear()
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """A block of rows, with all that a model may know about them.
-
-    Attributes
-    ----------
-    rows : (n, d) array, C-contiguous, never written to; float32 or float64.
-    weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
-    labels : (n,) int64, the known component of a row or -1; or (n, k) float64 label probabilities, what evidence beside
-        the row says of its component: p(evidence | component), 0 where that is forbidden, so that a row of ones says
-        nothing and a one-hot row is a known component; or None when nothing is known. A model whose attribute
-        `soft_labels` is not true is never given the second form.
-    start : absolute index of the first row in the data set.
-    seed, step : seed and step of the run, for E-steps that draw: ``chunk.rng(chunk.step)``.
-    scratch : reusable work arrays.
-    """
-
-    rows: Array
-    weight: Float | None = None
-    labels: Array | None = None
-    start: int = 0
-    seed: int = 0
-    step: int = 0
-    scratch: Scratch = field(default_factory=Scratch, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def total_weight(self) -> float:
-        """Sum of the weights; the number of rows where there are none."""
-        return float(len(self)) if self.weight is None else float(self.weight.sum())
-
-    def rng(self, step: int) -> np.random.Generator:
-        """Return a generator that depends on (seed, step, start) alone, whichever worker asks.
-
-        Counter-based (Philox; Salmon, Moraes, Dror & Shaw 2011, SC11), so streams of different blocks never overlap.
-        """
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, step, self.start]))
-
-    def uniform(self, step: int, size: int, stream: int = 0) -> Float:
-        """Return (n, size) uniform numbers in [0, 1); each row's depend on (seed, step, stream, absolute row) alone.
-
-        Unlike `rng`, the numbers do not depend on where blocks begin, hence not on how the data are chunked.
-        """
-        # Philox makes four 64-bit words a count; a whole number of counts per row lets any row start at its own count.
-        counts = -(-size // 4)
-        bits = np.random.Philox(key=self.seed, counter=[0, stream, step, 1 << 63])
-        bits.advance(self.start * counts)
-        return np.random.Generator(bits).random((len(self), 4 * counts))[:, :size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +86,16 @@ class Expectation:
 
 @runtime_checkable
 class Model(Protocol):
-    """A latent-variable model: all that a user writes."""
+    """A latent-variable model: all that a user writes; `daskem.testing.zero_inflated_poisson` is one to copy.
+
+    Further methods, if there, switch something on: `log_prob` scores, ``daskem score`` and fits on samples first;
+    `posterior` labels and probabilities of rows; `n_parameters` AIC, BIC and the tolerance "statistical"; `to_vector`
+    and `from_vector` the algorithms that extrapolate (squarem, anderson); `surrogate` incremental EM and Fisher's
+    identity as a check; `log_prior` maximum a posteriori estimates; `sample` simulated rows; `distance` a stop rule in
+    the model's own measure; `events` reports of repaired components; `unsupported` errors that name the row a model
+    cannot have; `rebase` statistics about moving points; `footprint` exact plans of memory; and the attribute
+    `soft_labels` = True label probabilities. The protocols below say what each returns.
+    """
 
     def init(self, sample: Chunk, rng: np.random.Generator) -> Params:
         """Return starting parameters from a sample of rows drawn across the whole data set."""
@@ -196,7 +109,14 @@ class Model(Protocol):
 
 @runtime_checkable
 class Family(Protocol):
-    """A density given a component. One family serves mixtures, HMM emissions and partly labelled data alike."""
+    """A density given a component. One family serves mixtures, HMM emissions and partly labelled data alike.
+
+    What a family may have beside, for a mixture to have it too: `surrogate`, `log_prior`, `to_vector`, `from_vector`,
+    `n_parameters`, `events`, `rebase` and `unsupported`, as those of a model; ``draw(params, components, rng)``, a row
+    (n, d) from each of the components (n,), for samples; ``embedding(rows)``, (n, q) and finite, between whose rows
+    a start measures distances; ``start``, the `init_method` that it prefers; ``handles_missing``, whether NaN is a hole
+    that it leaves out; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the planner.
+    """
 
     def init(self, sample: Chunk, resp: Float) -> Params:
         """Return parameters from a sample and its responsibilities (n, k)."""
@@ -219,13 +139,13 @@ class Batch:
     ----------
     index : place among all mini-batches, counted from 0 and on from epoch to epoch.
     rows : rows of a mini-batch, about.
-    window : pieces (runs of stored chunks of about 16 MiB) whose rows are mixed.
+    window : pieces (runs of stored chunks of about 16 MiB) whose rows are mixed; None for 16, or all if fewer.
     held_out : rows of the sample (see `Problem.subsample`) that no mini-batch holds.
     """
 
     index: int
     rows: int
-    window: int
+    window: int | None = None
     held_out: int = 0
 
 
@@ -518,9 +438,24 @@ class HasObjectiveKind(Protocol):
         """What the objective is, in words, for people."""
 
 
+@runtime_checkable
+class HasParts(Protocol):
+    """A model that is made of parts, and has a capability only where they have it."""
+
+    def offers(self, method: str) -> bool:
+        """Return whether `method`, one of this model's own, will work."""
+
+
 def objective_kind(model: object, otherwise: str = "objective") -> str:
     """Return what the objective of a model is, in words: what it says itself, or `otherwise`."""
     return model.objective_kind if isinstance(model, HasObjectiveKind) else otherwise
+
+
+def offers(model: object, capability: type[C]) -> TypeGuard[C]:
+    """Return whether `model` has `capability`, its parts included."""
+    if not isinstance(model, capability):
+        return False
+    return not isinstance(model, HasParts) or all(map(model.offers, _methods(capability)))
 
 
 def require(model: object, capability: type[C], purpose: str) -> C:
@@ -531,10 +466,15 @@ def require(model: object, capability: type[C], purpose: str) -> C:
     MissingCapabilityError
         Naming the methods to implement.
     """
-    if isinstance(model, capability):
+    if offers(model, capability):
         return model
-    methods = ", ".join(sorted(name for name in vars(capability) if not name.startswith("_")))
+    part = f" of a {type(model.family).__name__}" if hasattr(model, "family") else ""
+    methods = ", ".join(_methods(capability))
     raise MissingCapabilityError(
-        f"{type(model).__name__} cannot be used for {purpose}: it has no method {methods}. "
+        f"{type(model).__name__}{part} cannot be used for {purpose}: it has no method {methods}. "
         f"Implement it as daskem.core.{capability.__name__} documents."
     )
+
+
+def _methods(capability: type) -> list[str]:
+    return sorted(name for name in vars(capability) if not name.startswith("_"))

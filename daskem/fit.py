@@ -125,7 +125,7 @@ def fit(
     n_init : number of starts. They run side by side and share each pass; the best final objective wins.
     init_sample : rows to draw for the start, ``"auto"`` for as many as cost little, or ``"k-means||"`` for
         a weighted sample that six passes over all data gather where rows are far from those chosen before.
-    sample_weight, y : weight and label (-1 = unknown) of each row, from any source aligned with the rows.
+    sample_weight, y : weight and label (-1 = unknown, or (n, k) label probabilities) of each row, from any source.
     seed : seed of everything random.
     cache : ``"auto"``, ``"none"`` or ``"memory"``: whether decoded rows are kept from pass to pass.
     memory_limit : bytes, or text such as ``"2GB"``, that a process may reach; by default 0.6 of what there is.

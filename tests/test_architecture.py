@@ -19,14 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "daskem"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"core", "errors", "tree"}
+BASE = {"chunk", "core", "errors", "tree"}
 BELOW_FIT = BASE | {"algorithms", "data", "engine", "models", "persist"}
-BELOW_CLI = BELOW_FIT | {"generate", "estimators", "fit", "inference", "predict", "report", "starts"}
+BELOW_CLI = BELOW_FIT | {"generate", "estimators", "fit", "inference", "online", "predict", "report", "starts"}
 # Which rooms a room may import from, itself aside. A new room needs a row here, and a reason.
 MAY_IMPORT = {
     "errors": set(),
     "tree": {"errors"},
-    "core": {"errors", "tree"},
+    "chunk": set(),
+    "core": {"chunk", "errors", "tree"},
     "models": BASE,
     "algorithms": BASE,
     "data": BASE,
@@ -40,7 +41,9 @@ MAY_IMPORT = {
     "predict": BELOW_FIT | {"starts"},
     # Data with a known truth: written by the engine, the truth saved as a model.
     "generate": BELOW_FIT,
-    "estimators": BELOW_FIT | {"fit", "predict", "report", "starts"},
+    # The same for rows that come by once, which no loop over the data can go back to.
+    "online": BELOW_FIT | {"fit", "starts"},
+    "estimators": BELOW_FIT | {"fit", "online", "predict", "report", "starts"},
     "inference": BELOW_FIT | {"fit"},
     "report": BELOW_FIT | {"fit"},
     "cli": BELOW_CLI,
@@ -51,10 +54,11 @@ MAY_IMPORT = {
 MAY_KNOW = {
     "errors": set(),
     "tree": {"numpy"},
+    "chunk": {"numpy"},
     "core": {"numpy"},
     "models": {"numpy", "scipy"},
     "algorithms": {"numpy", "scipy"},
-    "testing": {"numpy"},
+    "testing": {"numpy", "scipy"},
 }
 # Packages that only these rooms may know.
 KNOWN_BY = {

@@ -126,7 +126,7 @@ def test_options_of_the_fit_reach_the_model(place, tmp_path):
     result = succeed(
         "fit", "gaussian-mixture", place / "data.zarr", "-k", K, "-o", output, *options, "--columns", "c,0"
     )
-    assert "not converged: 2 steps were made" in result.stderr
+    assert "not converged: 2 passes were made" in result.stderr
     described = json.loads(succeed("inspect", output, "--json").stdout)
     family = described["model"]["fields"]["family"]["fields"]
     assert (family["covariance"], family["reg_covar"], family["on_collapse"]) == ("diag", 0.5, "raise")
@@ -332,6 +332,7 @@ BAD_FITS = {
         ["gaussian-mixture", "{tmp}/good.npy", "-k", 2, "--labels", "{tmp}/labels.npy"],
         "labels",
     ),
+    "a tolerance of another kind": (["kmeans", "{data}", "-k", 2, "--tol", "statistical"], "about likelihoods"),
     "missing chunk": (["kmeans", "{tmp}/hole.zarr", "-k", 2], "1 of 2 chunks are not in the store: (1, 0)"),
     "an empty address": (["kmeans", "{data}", "-k", 2, "--scheduler", ""], "address of the scheduler is empty"),
     "both an empty address and workers": (

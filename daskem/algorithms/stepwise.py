@@ -57,7 +57,7 @@ class StepwiseEM:
     offset : delays the decay, not negative; a large one makes the first steps small.
     rate : the constant rate, in (0, 1].
     warm_up : mini-batches blended before the first M-step.
-    window : pieces of the data whose rows are mixed (see `daskem.core.Batch`).
+    window : pieces of the data whose rows are mixed, 16 by default (see `daskem.core.Batch`).
     average : return the parameters of the mean of the statistics in the second half of the epoch (Polyak & Juditsky
         1992), which takes out most of the noise of mini-batches.
     held_out : rows, at most a tenth of all, that no mini-batch holds; the objective is that of these, looked at four
@@ -79,7 +79,7 @@ class StepwiseEM:
     offset: float = 2.0
     rate: float = 0.05
     warm_up: int = 1
-    window: int = 16
+    window: int | None = None
     average: bool = False
     held_out: int = 10_000
 
@@ -92,7 +92,7 @@ class StepwiseEM:
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the window in use, of the next one, and of putting it together."""
-        window = min(self.window * sizes.piece, sizes.n_rows * sizes.row)
+        window = min((self.window or 16) * sizes.piece, sizes.n_rows * sizes.row)
         return 3 * window + 3 * self._held_out(sizes.n_rows) * sizes.row + 2 * sizes.stats
 
     def init(self, problem: Problem, params: Params) -> StepwiseState:
@@ -106,7 +106,7 @@ class StepwiseEM:
         epoch, place = divmod(state.step, n_batches)
         state = self._watch(problem, state, place, n_batches)
         found = problem.expect(state.current, batch, step=number)
-        rate = 1.0 if number == 1 else self._rate(number)
+        rate = self.rate_of(number)
         stats, params = blend(problem, state.stats, found, state.current, rate, wait=number < self.warm_up)
         seen = 1.0 - self._held_out(problem.n_rows) / problem.n_rows
         passes = state.passes + seen / n_batches
@@ -148,7 +148,10 @@ class StepwiseEM:
             averaged = tree.lerp(moved, new.stats, 1.0 / count)
         return replace(new, averaged=averaged, n_averaged=count, params=problem.maximize(averaged, new.current))
 
-    def _rate(self, number: int) -> float:
+    def rate_of(self, number: int) -> float:
+        """Return the share of the statistics that the mini-batch of a number, from 1, replaces."""
+        if number == 1:
+            return 1.0
         return self.rate if self.decay is None else float((number + self.offset) ** -self.decay)
 
     def _batch(self, problem: Problem, index: int) -> Batch:

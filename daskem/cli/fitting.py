@@ -67,7 +67,8 @@ def _fit_command(name: str, kind: Kind) -> click.Command:
 
     output = click.option("-o", "--output", required=True, type=click.Path(), help="Model file to write.")
     decorated = labelled_options(_own(kind, output(overwrite_option(fit_engine_options(report_options(command))))))
-    return click.command(name, help=f"Fit {kind.title} to DATA: {_DATA}")(decorated)
+    told = f"Fit {kind.title} to DATA: {_DATA}"
+    return click.command(name, help=told, short_help=kind.title)(decorated)
 
 
 def _plan_command(name: str, kind: Kind) -> click.Command:
@@ -77,7 +78,7 @@ def _plan_command(name: str, kind: Kind) -> click.Command:
 
     as_json = click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
     decorated = labelled_options(_own(kind, fit_engine_options(as_json(command))))
-    return click.command(name, help=f"Plan the fit of {kind.title} to DATA.")(decorated)
+    return click.command(name, help=f"Plan the fit of {kind.title} to DATA.", short_help=kind.title)(decorated)
 
 
 _DATA = "a Zarr path or URL, or a .npy, Parquet or HDF5 file."
@@ -115,7 +116,7 @@ def run_fit(
         data.nbytes,
         len(data.units()),
         rule=kind.rule,
-        tol=spec.tol,
+        tol=0.0 if spec.tol == "statistical" else spec.tol,
         max_steps=spec.max_iter,
         objective_name=objective_kind(model, kind.objective_name),
         quiet=quiet,
@@ -182,7 +183,7 @@ def _plan(spec: FitSpec, source: DataOptions, where: EngineOptions, as_json: boo
     if as_json:
         click.echo(to_json({**plan.as_dict(), "max_passes": spec.max_iter}))
     else:
-        click.echo(f"{plan}\npasses  at most {spec.max_iter}, one a step, and what the start reads")
+        click.echo(f"{plan}\npasses  at most {spec.max_iter}, and what the start reads")
 
 
 def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:

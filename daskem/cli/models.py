@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import click
 
 from daskem import models
-from daskem.algorithms import ALGORITHMS, Change, Gain, MaxSeconds, MaxSteps, rounding_of
+from daskem.algorithms import ALGORITHMS, Change, Gain, MaxPasses, MaxSeconds, rounding_of
 from daskem.core import Algorithm, Model, StopRule
 from daskem.data import Dataset
 from daskem.errors import DataError, OptionError
@@ -44,7 +44,7 @@ class Kind:
     tol: float = 1e-3
     max_iter: int = 100
     on_collapse: str | None = None
-    algorithms: tuple[str, ...] = ("batch", *(name for name in ALGORITHMS if name != "batch"))
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     rule: Literal["gain", "change"] = "gain"
     objective_name: str = "objective"
     unit: str = "nats per row"
@@ -64,13 +64,13 @@ class FitSpec:
     kind: Kind
     own: Mapping[str, Any]
     n_components: int | None = None
-    tol: float = 1e-3
+    tol: Any = 1e-3
     max_iter: int = 100
     n_init: int | None = None
     init: str = "auto"
     max_seconds: float | None = None
     seed: int = 0
-    algorithm: str = "batch"
+    algorithm: str = "auto"
 
     def model(self, data: Dataset) -> Model:
         """Return the model, `data` being what it will be fitted to."""
@@ -81,7 +81,7 @@ class FitSpec:
         by_change = self.kind.rule == "change"
         converged = Change(self.tol) if by_change else Gain(self.tol, rounding=rounding_of(data.dtype))
         budget: list[StopRule] = [] if self.max_seconds is None else [MaxSeconds(self.max_seconds)]
-        return [converged, MaxSteps(self.max_iter), *budget]
+        return [converged, MaxPasses(self.max_iter), *budget]
 
     def make_algorithm(self) -> Algorithm:
         """Return the algorithm; Lloyd's is what batch EM of k-means is called."""
@@ -103,7 +103,9 @@ class FitSpec:
         return {"k-means||": "kmeans", "auto": None}.get(self.init, self.init)
 
     def check(self, data: Dataset) -> None:
-        """Refuse data with fewer rows than components."""
+        """Refuse data with fewer rows than components, and a tolerance that means nothing to the model."""
+        if self.tol == "statistical" and self.kind.rule == "change":
+            raise OptionError(f"--tol statistical is about likelihoods, which {self.kind.title} does not have.")
         if self.n_components is not None and data.n_rows < self.n_components:
             raise DataError(
                 f"{data.rows.name} has {data.n_rows} rows, fewer than the {self.n_components} components to fit. "
@@ -125,16 +127,25 @@ def shared_options(kind: Kind) -> tuple[Decorator, ...]:
         default=kind.on_collapse,
         help="What to do with an empty or collapsing component.",
     )
+    start = option("--init", type=click.Choice(kind.inits), default=kind.inits[0], help="How to start.")
     return (
-        option("--tol", type=click.FloatRange(min=0), default=kind.tol, help="What a step must move to go on."),
-        option("--max-iter", type=positive, default=kind.max_iter, help="The most steps."),
+        option("--tol", callback=_tol, default=str(kind.tol), help="What is left to gain, or to move, at the end."),
+        option("--max-iter", type=positive, default=kind.max_iter, help="The most passes over the data."),
         option("--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after the step ending later."),
         option("--n-init", type=positive, help="Starts, run side by side."),
-        option("--init", type=click.Choice(kind.inits), default=kind.inits[0], help="How to start."),
+        *([start] if len(kind.inits) > 1 else []),
         *([collapse] if kind.on_collapse else []),
         option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."),
-        option("--algorithm", type=click.Choice(kind.algorithms), default=kind.algorithms[0], help="How params move."),
+        option(
+            "--algorithm", type=click.Choice(kind.algorithms), default=kind.algorithms[0], help="How parameters move."
+        ),
     )
+
+
+def _tol(ctx: click.Context, param: click.Parameter, value: str) -> float | str:
+    if value == "statistical":
+        return value
+    return float(click.FloatRange(min=0)(value, param, ctx))
 
 
 FAMILIES: Mapping[str, Callable[..., Any]] = {
@@ -325,7 +336,7 @@ KINDS: Mapping[str, Kind] = {
         tol=1e-4,
         max_iter=300,
         on_collapse="reseed",
-        algorithms=("lloyd",),
+        algorithms=("auto", "lloyd", *(name for name in ALGORITHMS if name not in ("auto", "batch"))),
         rule="change",
         objective_name="minus squared distance",
         unit="per row",

@@ -61,10 +61,10 @@ def load(path: str, own: str | None = None) -> LoadedModel:
     OptionError
         If the file holds a model of the user's own, and `own` does not say where its class is.
     """
-    known = KNOWN if own is None else (*KNOWN, *_classes_beside(own))
-    needed = _first_unknown(inspect_model(path), known)
+    others = [] if own is None else _classes_beside(own)
+    needed = _first_unknown(inspect_model(path), {cls.__qualname__ for cls in others})
     if needed is None:
-        return load_model(path, known)
+        return load_model(path, (*KNOWN, *others))
     name, module = needed
     if own is None:
         raise OptionError(
@@ -139,15 +139,18 @@ def _classes_beside(where: str) -> list[type]:
     return [*({found} if isinstance(found, type) else set()), *(cls for cls in beside if cls is not found)]
 
 
-def _first_unknown(described: Mapping[str, Any], known: tuple[type, ...]) -> tuple[str, str] | None:
-    """Return name and module of the first class that a file's description needs beyond `known`."""
-    names = {cls.__qualname__ for cls in known}
+def _first_unknown(described: Mapping[str, Any], others: set[str]) -> tuple[str, str] | None:
+    """Return name and module of the first class that a file's description needs beyond daskem's and `others`."""
+    names = {cls.__qualname__ for cls in KNOWN}
     waiting = [described["model"], described["params"]]
     while waiting:
         spec = waiting.pop(0)
         if isinstance(spec, dict):
-            if "record" in spec and spec["record"] not in names:
-                return str(spec["record"]), str(spec.get("module"))
+            name, module = str(spec.get("record")), str(spec.get("module"))
+            # A class of the user's own may be called like one of daskem's, and mean something else.
+            ours = name in names and module.partition(".")[0] == "daskem"
+            if "record" in spec and not ours and name not in others:
+                return name, module
             waiting += spec.values()
         elif isinstance(spec, list):
             waiting += spec

@@ -12,10 +12,11 @@ from daskem.estimators.families import (
 )
 from daskem.estimators.gaussian_mixture import GaussianMixture, StudentTMixture
 from daskem.estimators.kmeans import KMeans
-from daskem.estimators.mixture import MixtureModel
+from daskem.estimators.mixture import BaseMixture, MixtureModel
 from daskem.estimators.variational import VariationalGaussianMixture
 
 __all__ = [
+    "BaseMixture",
     "BernoulliMixture",
     "CategoricalMixture",
     "ExponentialMixture",

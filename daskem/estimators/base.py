@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -17,12 +18,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from daskem.algorithms import ALGORITHMS, MaxSeconds
+from daskem.algorithms import ALGORITHMS, MaxSeconds, StepwiseEM
 from daskem.core import Algorithm, HasLogProb, Model, Params, StepInfo, StopRule, objective_kind
 from daskem.data import Dataset, is_array_like, open_dataset
 from daskem.data.array_sources import to_numeric
 from daskem.errors import DataError, OptionError
 from daskem.fit import FitResult, fit
+from daskem.online import OnlineFit
 from daskem.predict import predict_rows
 from daskem.report import fit_html
 
@@ -34,6 +36,7 @@ class _Fitted(BaseEstimator):  # type: ignore[misc]
 
     result_: FitResult
     n_features_in_: int
+    _online: OnlineFit | None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -42,18 +45,21 @@ class OutOfCoreEstimator(_Fitted):
 
     Parameters
     ----------
-    tol, max_iter, n_init, random_state, verbose : as in scikit-learn.
+    n_init, random_state, verbose : as in scikit-learn.
+    tol : what is left to gain, nats per row, when a fit ends; or ``"statistical"``, p / (2 n), below
+        which it would fit noise.
+    max_iter : most passes over the data; with batch EM, which makes one a step, as in scikit-learn.
     algorithm : a name in `daskem.algorithms.ALGORITHMS`, or a `daskem.core.Algorithm`.
     init_sample, cache, memory_limit : see `daskem.fit`.
     max_seconds : wall-clock budget, or None.
     """
 
-    tol: float = 1e-3
+    tol: float | Literal["statistical"] = 1e-3
     max_iter: int = 100
     n_init: int | str = 1
     random_state: Any = None
     verbose: int = 0
-    algorithm: str | Algorithm = "batch"
+    algorithm: str | Algorithm = "auto"
     init_sample: str | int = "auto"
     max_seconds: float | None = None
     cache: str = "auto"
@@ -76,6 +82,7 @@ class OutOfCoreEstimator(_Fitted):
             del self.feature_names_in_
         data = open_dataset(X, sample_weight=sample_weight, y=y)
         if reset:
+            self._online = None
             self.n_features_in_ = data.n_features
         elif data.n_features != self.n_features_in_:
             raise DataError(
@@ -92,7 +99,8 @@ class OutOfCoreEstimator(_Fitted):
     def _check_options(self) -> None:
         """Check the options that all estimators have."""
         check_whole("max_iter", self.max_iter)
-        check_number("tol", self.tol)
+        if self.tol != "statistical":
+            check_number("tol", self.tol)
         if self.max_seconds is not None:
             check_number("max_seconds", self.max_seconds)
         if self.n_init != "auto":
@@ -130,6 +138,20 @@ class OutOfCoreEstimator(_Fitted):
                 ConvergenceWarning,
                 stacklevel=4,
             )
+        return result
+
+    def _learn(self, X: Any, y: Any, sample_weight: Any, model_of: Callable[[Dataset], Model]) -> FitResult:
+        """Learn from one mini-batch, the first since construction or the last `fit` included."""
+        self._check_options()
+        online = getattr(self, "_online", None)
+        before = self.result_ if hasattr(self, "result_") else None
+        data = self._dataset(X, sample_weight=sample_weight, y=y, reset=before is None)
+        if online is None:
+            model, params = (model_of(data), None) if before is None else (before.model, before.params)
+            steps = self.algorithm if isinstance(self.algorithm, StepwiseEM) else StepwiseEM()
+            online = OnlineFit(model, steps, params=params, seed=self._seed(), memory_limit=self.memory_limit)
+        result = online.update(data)
+        self._online = online
         return result
 
     def _seed(self) -> int:

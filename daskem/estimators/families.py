@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from sklearn.utils import Tags
+
 from daskem import models
 from daskem.core import Family, Params
 from daskem.data import Dataset
@@ -33,6 +35,12 @@ class _NaturalMixture(BaseMixture):
     on_collapse: str = "keep"
 
     kind: ClassVar[Any]
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = self.kind is not models.VonMisesFisher
+        tags.input_tags.categorical = self.kind is models.Categorical
+        return tags
 
     def _check_options(self) -> None:
         super()._check_options()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from daskem.algorithms import Gain, MaxSteps, rounding_of
+from daskem.algorithms import Gain, MaxPasses, rounding_of
 from daskem.core import Family, Params, StepInfo, StopRule
 from daskem.data import Dataset, is_array_like
 from daskem.errors import DaskEMWarning, OptionError
@@ -74,6 +74,14 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
             This estimator.
         """
         return self._fit(X, _known_labels(y), sample_weight)
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Learn from one mini-batch of a stream by stepwise EM (see `daskem.OnlineFit`).
+
+        The first one gives the start, unless `fit` was called before. Step sizes, or a constant rate that forgets, come
+        from ``algorithm=StepwiseEM(...)``.
+        """
+        return self._take(self._learn(X, _known_labels(y), sample_weight, self._model))
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the most probable component of each row, (n,): the known one where `y` tells it.
@@ -146,8 +154,12 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         model = self._model(data)
         previous = self._previous(model, data)
         gain = Gain(self.tol, rounding=rounding_of(data.dtype))
-        stop: list[StopRule] = [_GainSince(gain, previous.trace[-1]) if previous else gain, MaxSteps(self.max_iter)]
-        self.result_ = self._run_fit(model, data, stop, self.init_params, previous and previous.params)
+        stop: list[StopRule] = [_GainSince(gain, previous.trace[-1]) if previous else gain, MaxPasses(self.max_iter)]
+        return self._take(self._run_fit(model, data, stop, self.init_params, previous and previous.params))
+
+    def _take(self, result: FitResult) -> Self:
+        """Set the fitted attributes."""
+        self.result_ = result
         self.weights_ = self.result_.params.weights
         self._set_attributes(self.result_.params.components)
         self.converged_, self.n_iter_ = self.result_.converged, self.result_.n_steps

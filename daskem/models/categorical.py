@@ -15,6 +15,8 @@ from daskem.models.natural import PROBABILITY_FLOOR, NaturalFamily, Observations
 
 __all__ = ["Categorical", "CategoricalParams"]
 
+# Up to so many levels a column, on average, dense products beat sparse ones (measured).
+DENSE_LEVELS = 16
 # Levels a column is assumed to have while memory is planned, where the user does not tell.
 ASSUMED_LEVELS = 32
 # More levels than this in a column that does not tell its levels are taken for numbers that are no codes.
@@ -47,7 +49,7 @@ class Categorical(NaturalFamily):
     """A family of independent categorical columns; a mixture of them is the latent class model.
 
     Rows hold codes from 0 to the column's number of levels less 1; NaN or -1 where the column is missing, whose term is
-    left out of log p(x | k) = sum_j log p_kj(x_j). Features are indicators of the levels, in a sparse array.
+    left out of log p(x | k) = sum_j log p_kj(x_j). Features are indicators of the levels, sparse if there are many.
     Probabilities stay above eps (see `daskem.models.natural`).
 
     Parameters
@@ -68,6 +70,7 @@ class Categorical(NaturalFamily):
     start: ClassVar[str] = "short_em"
     takes: ClassVar[str] = "codes from 0 to its number of levels less one, or -1 or NaN (missing)"
     per_column: ClassVar[bool] = False
+    keeps_float32: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def __post_init__(self) -> None:
@@ -114,7 +117,8 @@ class Categorical(NaturalFamily):
 
     def row_numbers(self, k: int, d: int) -> int:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
-        return 5 * d + 3 * k
+        given = ASSUMED_LEVELS if self.levels is None else self.levels
+        return 5 * d + 3 * k + min(DENSE_LEVELS * d, d * given if isinstance(given, int) else sum(given))
 
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components, guessed if levels are unknown."""
@@ -123,8 +127,7 @@ class Categorical(NaturalFamily):
         return 8 * k * (2 + p), 8 * (k * p + d) + k
 
     def _valid(self, rows: Array, params: CategoricalParams | None) -> Array:
-        levels = self.levels if params is None else params.levels
-        most = MAX_FOUND_LEVELS if levels is None else np.asarray(levels)
+        most = self._given(rows.shape[1]) if params is None else params.levels
         return np.asarray((rows >= 0) & (rows < most) & (np.floor(rows) == rows))
 
     def _holes(self, rows: Array) -> Array:
@@ -135,13 +138,13 @@ class Categorical(NaturalFamily):
         return cast(Observations, chunk.scratch.keep(name, chunk, lambda: self._observe(params, chunk)))
 
     def _observe(self, params: CategoricalParams, chunk: Chunk) -> Observations:
-        (n, d), valid = chunk.rows.shape, self._valid(chunk.rows, params)
-        # A hole is a stored zero, so that every row has d entries and nothing has to be counted.
-        codes = np.where(valid, chunk.rows, 0.0).astype(np.int32) + _starts(params.levels).astype(np.int32)
-        shape = (n, int(params.levels.sum()))
-        hot = csr_array((valid.ravel().astype(np.float64), codes.ravel(), np.arange(0, n * d + 1, d)), shape)
-        outside = np.asarray(~(valid | self._holes(chunk.rows)).all(axis=1))
-        return Observations(hot, outside=outside if outside.any() else None)
+        rows, valid = chunk.rows, self._valid(chunk.rows, params)
+        whole = bool(valid.all())
+        outside = None if whole else np.asarray(~(valid | self._holes(rows)).all(axis=1))
+        codes = (rows if whole else np.where(valid, rows, 0.0)).astype(np.int32)
+        codes += _starts(params.levels).astype(np.int32)
+        hot = _indicators(codes, valid, int(params.levels.sum()), chunk)
+        return Observations(hot, outside=outside if outside is not None and outside.any() else None)
 
     def _natural(self, params: CategoricalParams) -> tuple[Float, Float]:
         return np.log(params.probabilities), np.zeros((len(params.probabilities), 1))
@@ -150,19 +153,22 @@ class Categorical(NaturalFamily):
         return 0.0, self.pseudo_count
 
     def _blank(self, rows: Array, k: int) -> CategoricalParams:
-        levels = np.asarray(self._levels(rows), np.int64)
+        levels = self._levels(rows)
         probabilities = np.tile(np.repeat(1.0 / levels, levels), (k, 1))
         return CategoricalParams(probabilities, levels, np.zeros(k, np.int8))
 
-    def _levels(self, rows: Array) -> Sequence[int]:
-        d = rows.shape[1]
-        if self.levels is None:
-            largest = np.where(self._holes(rows), 0.0, rows).max(axis=0, initial=0.0)
-            return cast(Sequence[int], (largest + 1).astype(int).tolist())
-        levels = [self.levels] * d if isinstance(self.levels, int) else self.levels
-        if len(levels) != d:
+    def _given(self, d: int) -> Int:
+        """Return the levels of d columns that the options tell, or the most that any may have."""
+        levels = np.atleast_1d(MAX_FOUND_LEVELS if self.levels is None else self.levels)
+        if isinstance(self.levels, tuple) and len(levels) != d:
             raise DataError(f"levels tells of {len(levels)} columns, and the data have {d}.")
-        return levels
+        return np.broadcast_to(levels, d)
+
+    def _levels(self, rows: Array) -> Int:
+        """Return the levels of each column: those given, or those found in the rows."""
+        if self.levels is not None:
+            return self._given(rows.shape[1]).astype(np.int64)
+        return np.asarray(np.where(self._holes(rows), 0.0, rows).max(axis=0, initial=0.0) + 1, np.int64)
 
     def _maximise(self, observed: Float, x: Float, params: CategoricalParams) -> CategoricalParams:
         total = _spread(np.add.reduceat(x, _starts(params.levels), axis=1), params.levels)
@@ -191,6 +197,18 @@ class Categorical(NaturalFamily):
 
     def _with(self, params: CategoricalParams, probabilities: Float) -> CategoricalParams:
         return replace(params, probabilities=probabilities, repaired=np.zeros(len(probabilities), np.int8))
+
+
+def _indicators(places: Array, valid: Array, p: int, chunk: Chunk) -> Any:
+    """Return (n, p) ones at the places (n, d) of each row, zeros at those that are not valid."""
+    n, d = places.shape
+    if p > DENSE_LEVELS * d:
+        # A hole is a stored zero, so that every row has d entries and nothing has to be counted.
+        return csr_array((valid.ravel().astype(np.float64), places.ravel(), np.arange(0, n * d + 1, d)), (n, p))
+    hot = chunk.scratch.empty("indicators", (n, p), chunk.rows.dtype)
+    hot.fill(0.0)
+    hot.ravel()[(places + p * np.arange(n)[:, None]).ravel()] = valid.ravel()
+    return hot
 
 
 def _starts(levels: Int) -> Int:

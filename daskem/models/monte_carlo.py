@@ -43,6 +43,9 @@ SMALLEST = 2.0**-54
 # Assumed of a model that does not tell its footprint, and of what a draw takes: blocks, and copies of their rows.
 BLOCK_ROWS, DRAW_COPIES = 1024, 8
 
+# What only a model can tell that has the method itself.
+PASSED_ON = ("log_prob", "posterior", "sample", "n_parameters")
+
 
 class RowRandom:
     """Random numbers for the rows of a block; those of a row depend on (seed, step, draw, absolute row) alone.
@@ -324,10 +327,8 @@ class MonteCarlo:
         return require(self.model, HasSample, "sampling").sample(params.params, n, rng)
 
     def n_parameters(self, params: MonteCarloParams) -> int:
-        """Return the number of the model's free parameters, or of the numbers that it keeps."""
-        if isinstance(self.model, HasNParameters):
-            return self.model.n_parameters(params.params)
-        return tree.nbytes(params.params) // 8
+        """Return the number of the model's free parameters."""
+        return require(self.model, HasNParameters, "a number of parameters").n_parameters(params.params)
 
     def events(self, params: MonteCarloParams) -> tuple[tuple[int, str], ...]:
         """Return what the model's M-step had to repair."""
@@ -337,6 +338,10 @@ class MonteCarlo:
         """Return how far the model's parameters moved."""
         distance = self.model.distance if isinstance(self.model, HasDistance) else tree.max_change
         return float(distance(old.params, new.params))
+
+    def offers(self, method: str) -> bool:
+        """Return whether `method`, one of this model's own, will work."""
+        return method not in PASSED_ON or callable(getattr(self.model, method, None))
 
     @property
     def _estimates(self) -> bool:

@@ -129,14 +129,7 @@ class Product:
         OptionError
             If columns are still names, or the sample does not have them.
         """
-        for group, columns in self._columns.items():
-            if names := [column for column in columns if isinstance(column, str)]:
-                raise OptionError(
-                    f"group {group!r} names its columns ({', '.join(names)}), and the data have no names. "
-                    "Give indices: Product(families, columns={...})."
-                )
-            if columns and max(cast(tuple[int, ...], columns)) >= sample.rows.shape[1]:
-                raise OptionError(f"group {group!r} has column {max(columns)}; the data have {sample.rows.shape[1]}.")
+        self._check_columns(sample.rows.shape[1])
         groups = zip(self.families.values(), self._parts(sample), strict=True)
         return ProductParams(tuple(family.init(part, resp) for family, part in groups), sample.rows.shape[1])
 
@@ -180,6 +173,7 @@ class Product:
 
     def unsupported(self, params: ProductParams | None, rows: Array) -> tuple[int, str] | None:
         """Return the first row outside some group's support, and why; None if there is none."""
+        self._check_columns(rows.shape[1])
         groups = (None,) * len(self.families) if params is None else params.groups
         found = []
         for (name, columns), family, group in zip(self._columns.items(), self.families.values(), groups, strict=True):
@@ -255,16 +249,30 @@ class Product:
     def _columns(self) -> dict[str, tuple[int | str, ...]]:
         return cast(dict[str, tuple[int | str, ...]], self.columns)
 
+    def _check_columns(self, n_features: int) -> None:
+        for group, columns in self._columns.items():
+            if names := [column for column in columns if isinstance(column, str)]:
+                raise OptionError(
+                    f"group {group!r} names its columns ({', '.join(names)}), and the data have no names. "
+                    "Give indices: Product(families, columns={...})."
+                )
+            if columns and max(cast(tuple[int, ...], columns)) >= n_features:
+                raise OptionError(f"group {group!r} has column {max(columns)}; the data have {n_features}.")
+
     def _groups(self, params: ProductParams, chunk: Chunk) -> Iterable[tuple[Family, Params, Chunk]]:
         parts = chunk.scratch.keep("groups", chunk, lambda: self._parts(chunk))
         return zip(self.families.values(), params.groups, parts, strict=True)
 
     def _parts(self, chunk: Chunk) -> list[Chunk]:
         """Return the groups' columns as chunks, each with a scratch of its own within the chunk's."""
-        return [
-            replace(chunk, rows=np.ascontiguousarray(chunk.rows[:, _span(columns)]), scratch=chunk.scratch.part(name))
-            for name, columns in self._columns.items()
-        ]
+        # All at once, while the rows are in the cache: later they would have to be fetched again.
+        parts = []
+        for name, columns in self._columns.items():
+            scratch = chunk.scratch.part(name)
+            rows = scratch.empty("rows", (len(chunk), len(columns)), chunk.rows.dtype)
+            rows[:] = chunk.rows[:, _span(columns)]
+            parts.append(replace(chunk, rows=rows, scratch=scratch))
+        return parts
 
     def _methods(self, name: str, purpose: str) -> list[Callable[..., Any]]:
         for family in self.families.values():
