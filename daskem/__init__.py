@@ -25,6 +25,7 @@ from daskem.estimators import MixtureModel as MixtureModel
 from daskem.estimators import MultinomialMixture as MultinomialMixture
 from daskem.estimators import PoissonMixture as PoissonMixture
 from daskem.estimators import StudentTMixture as StudentTMixture
+from daskem.estimators import VariationalGaussianMixture as VariationalGaussianMixture
 from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
@@ -63,6 +64,7 @@ __all__ = [
     "Squarem",
     "StepwiseEM",
     "StudentTMixture",
+    "VariationalGaussianMixture",
     "VonMisesFisherMixture",
     "diagnose",
     "fit",

@@ -36,6 +36,8 @@ __all__ = [
     "HasLogProb",
     "HasMemory",
     "HasNParameters",
+    "HasObjectiveError",
+    "HasObjectiveKind",
     "HasParameterNames",
     "HasParts",
     "HasPosterior",
@@ -56,6 +58,7 @@ __all__ = [
     "Stats",
     "StepInfo",
     "StopRule",
+    "objective_kind",
     "offers",
     "require",
 ]
@@ -235,6 +238,8 @@ class StepInfo:
     exact : whether the objective is of all rows, so that it must not fall from step to step.
     remaining : estimate of what further steps would still gain, nats per row; None where the algorithm makes none.
     stage : what the algorithm is about, where it has stages.
+    error : by how much chance may have lowered the objective, a standard error in nats per row, inf if not known; 0
+        but for models that draw (see `HasObjectiveError`).
     """
 
     step: int
@@ -247,6 +252,7 @@ class StepInfo:
     exact: bool = True
     remaining: float | None = None
     stage: str = ""
+    error: float = 0.0
 
 
 class Algorithm(Protocol):
@@ -435,11 +441,35 @@ class HasEvents(Protocol):
 
 
 @runtime_checkable
+class HasObjectiveError(Protocol):
+    def objective_error(self, stats: Stats, params: Params) -> float:
+        """Return by how much (nats, all rows) chance may have lowered the objective that came with `stats`.
+
+        For a model whose E-step draws: a fall within a few of these is no error, and a gain must exceed them. The
+        standard error of the objective, together with that of the step that led to `params`; inf if not known.
+        """
+
+
+@runtime_checkable
+class HasObjectiveKind(Protocol):
+    """A model whose objective is not the log-likelihood, such as a lower bound."""
+
+    @property
+    def objective_kind(self) -> str:
+        """What the objective is, in words, for people."""
+
+
+@runtime_checkable
 class HasParts(Protocol):
     """A model that is made of parts, and has a capability only where they have it."""
 
     def offers(self, method: str) -> bool:
         """Return whether `method`, one of this model's own, will work."""
+
+
+def objective_kind(model: object, otherwise: str = "objective") -> str:
+    """Return what the objective of a model is, in words: what it says itself, or `otherwise`."""
+    return model.objective_kind if isinstance(model, HasObjectiveKind) else otherwise
 
 
 def offers(model: object, capability: type[C]) -> TypeGuard[C]:

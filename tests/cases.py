@@ -15,6 +15,8 @@ from daskem.models.gaussian import Gaussian
 from daskem.models.gaussian_algebra import SHAPES
 from daskem.models.kmeans import KMeans
 from daskem.models.mixture import Mixture
+from daskem.models.normal_wishart import NormalWishart
+from daskem.models.variational import VariationalMixture
 from daskem.testing import TwoCoins, family_model
 
 
@@ -316,4 +318,20 @@ CASES = [
         ),
         beside(waits, binary, lambda rng, n: codes(rng, n)[:, [1, 2, 0]]),
     ),
+    *(
+        Case(
+            f"variational mixture, {covariance}",
+            VariationalMixture(NormalWishart(covariance, 0.0), 2),
+            blobs,
+            weighted=True,
+            n_labels=labels,
+        )
+        for covariance, labels in (("full", 0), ("tied", 2), ("diag", 0), ("spherical", 0))
+    ),
+    Case(
+        "variational mixture, Dirichlet distribution",
+        VariationalMixture(NormalWishart("full", 0.0), 3, weight_distribution="dirichlet_distribution"),
+        blobs,
+    ),
+    Case("variational weights of Gaussians", VariationalMixture(Gaussian("full", 0.0, "conjugate"), 2), blobs),
 ]

@@ -277,7 +277,8 @@ def _meaning(family: Any) -> Any:
         return {name: _meaning(member) for name, member in family.items()}
     if not is_dataclass(family):
         return family
-    options = {option.name: getattr(family, option.name) for option in fields(family) if option.name != "on_collapse"}
+    meant = [option.name for option in fields(family) if option.compare and option.name != "on_collapse"]
+    options = {name: getattr(family, name) for name in meant}
     return type(family), {name: _meaning(value) for name, value in options.items() if not isinstance(value, float)}
 
 

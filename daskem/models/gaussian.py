@@ -104,7 +104,8 @@ class Gaussian:
         pooled = self._pooled(sample, resp.shape[1])
         weight = np.ones(len(sample)) if sample.weight is None else sample.weight
         stats = self._sample_stats(pooled, sample.rows, (resp * weight[:, None]).T)
-        return replace(self, on_collapse="keep").m_step(stats, pooled)
+        lenient = self if self.on_collapse == "keep" else replace(self, on_collapse="keep")
+        return lenient.m_step(stats, pooled)
 
     def log_prob(self, params: GaussianParams, chunk: Chunk) -> Array:
         """Return log p(x | component), (n, k), nats: a transposed view of scratch memory that may be overwritten."""
@@ -330,14 +331,19 @@ class Gaussian:
         freedom, floor = shape.freedom(n + N_FLOOR, d), shape.ridge(self.reg_covar, params.scale)
         if self.prior is not None:
             prior_mean, prior_scale = self._scaled_prior(params)
-            freedom, floor = shape.freedom(n, d) + shape.prior_freedom(k, d), np.zeros(1)
-            mass = stats.n + SHRINKAGE
-            x = x + SHRINKAGE * prior_mean
-            xx = xx + prior_scale + SHRINKAGE * shape.outer(prior_mean, prior_mean)
+            kappa, freedom, floor = self._prior_weight(params, n)
+            mass = stats.n + kappa
+            x = x + kappa * prior_mean
+            xx = xx + prior_scale + kappa * shape.outer(prior_mean, prior_mean)
         offset = x / mass[:, None]
         covariance = (xx - shape.outer(mass[:, None] * offset, offset)) / freedom + floor
         lost = shape.variances(covariance) <= 16 * EPS * shape.variances(xx / freedom)
         return offset, covariance, np.broadcast_to(lost.any(axis=-1), (k,))
+
+    def _prior_weight(self, params: GaussianParams, n: Float) -> tuple[float, Array, Float]:
+        """Return the rows that the prior's mean counts as, what divides the scatter, and what is added to it then."""
+        k, d = params.means.shape
+        return SHRINKAGE, self.shape.freedom(n, d) + self.shape.prior_freedom(k, d), np.zeros(1)
 
     def _scaled_prior(self, params: GaussianParams) -> tuple[Float, Float]:
         """Return the prior's mean less the references (k, d) and its scale matrix, in scaled units."""

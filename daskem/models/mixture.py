@@ -23,7 +23,7 @@ from daskem.models.initialization import (
 )
 from daskem.models.repair import RESEEDED, split_largest
 
-__all__ = ["Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
+__all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
 
 Init = Literal["kmeans", "k-means++", "random", "random_from_data", "short_em"]
 
@@ -285,7 +285,7 @@ class Mixture:
     def _joint(self, params: MixtureParams, chunk: Chunk) -> Array:
         """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
         joint = self.family.log_prob(params.components, chunk).T
-        joint += np.log(params.weights).astype(joint.dtype)[:, None]
+        joint += self._log_weights(params).astype(joint.dtype)[:, None]
         if chunk.labels is not None and chunk.labels.ndim == 2:
             joint += np.log(chunk.labels.T).astype(joint.dtype)
         elif chunk.labels is not None:
@@ -295,6 +295,10 @@ class Mixture:
             joint[:, known] = -np.inf
             joint[which, known] = values
         return joint
+
+    def _log_weights(self, params: MixtureParams) -> Float:
+        """Return log w_k, (k,)."""
+        return np.log(params.weights)
 
     def _of_family(self, name: str, purpose: str) -> Callable[..., Any]:
         method = getattr(self.family, name, None)
