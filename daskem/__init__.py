@@ -25,9 +25,12 @@ from daskem.estimators import MixtureModel as MixtureModel
 from daskem.estimators import MultinomialMixture as MultinomialMixture
 from daskem.estimators import PoissonMixture as PoissonMixture
 from daskem.estimators import StudentTMixture as StudentTMixture
+from daskem.estimators import VariationalGaussianMixture as VariationalGaussianMixture
 from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
+from daskem.inference import Diagnosis as Diagnosis
+from daskem.inference import diagnose as diagnose
 from daskem.online import OnlineFit as OnlineFit
 
 __version__ = "0.1.0"
@@ -40,6 +43,7 @@ __all__ = [
     "CategoricalMixture",
     "Change",
     "Chunk",
+    "Diagnosis",
     "Expectation",
     "ExponentialMixture",
     "FitResult",
@@ -60,6 +64,8 @@ __all__ = [
     "Squarem",
     "StepwiseEM",
     "StudentTMixture",
+    "VariationalGaussianMixture",
     "VonMisesFisherMixture",
+    "diagnose",
     "fit",
 ]

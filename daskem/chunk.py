@@ -100,13 +100,13 @@ class Chunk:
         """
         return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, step, self.start]))
 
-    def uniform(self, step: int, size: int) -> Float:
-        """Return (n, size) uniform numbers in [0, 1); each row's depend on (seed, step, absolute row) alone.
+    def uniform(self, step: int, size: int, stream: int = 0) -> Float:
+        """Return (n, size) uniform numbers in [0, 1); each row's depend on (seed, step, stream, absolute row) alone.
 
         Unlike `rng`, the numbers do not depend on where blocks begin, hence not on how the data are chunked.
         """
         # Philox makes four 64-bit words a count; a whole number of counts per row lets any row start at its own count.
         counts = -(-size // 4)
-        bits = np.random.Philox(key=self.seed, counter=[0, 0, step, 1 << 63])
+        bits = np.random.Philox(key=self.seed, counter=[0, stream, step, 1 << 63])
         bits.advance(self.start * counts)
         return np.random.Generator(bits).random((len(self), 4 * counts))[:, :size]

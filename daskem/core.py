@@ -28,6 +28,7 @@ __all__ = [
     "Family",
     "Float",
     "Footprint",
+    "HasBounds",
     "HasDistance",
     "HasEvents",
     "HasFootprint",
@@ -35,10 +36,14 @@ __all__ = [
     "HasLogProb",
     "HasMemory",
     "HasNParameters",
+    "HasObjectiveError",
+    "HasObjectiveKind",
+    "HasParameterNames",
     "HasParts",
     "HasPosterior",
     "HasRebase",
     "HasSample",
+    "HasScores",
     "HasSupport",
     "HasSurrogate",
     "HasVector",
@@ -53,6 +58,7 @@ __all__ = [
     "Stats",
     "StepInfo",
     "StopRule",
+    "objective_kind",
     "offers",
     "require",
 ]
@@ -232,6 +238,8 @@ class StepInfo:
     exact : whether the objective is of all rows, so that it must not fall from step to step.
     remaining : estimate of what further steps would still gain, nats per row; None where the algorithm makes none.
     stage : what the algorithm is about, where it has stages.
+    error : by how much chance may have lowered the objective, a standard error in nats per row, inf if not known; 0
+        but for models that draw (see `HasObjectiveError`).
     """
 
     step: int
@@ -244,6 +252,7 @@ class StepInfo:
     exact: bool = True
     remaining: float | None = None
     stage: str = ""
+    error: float = 0.0
 
 
 class Algorithm(Protocol):
@@ -369,6 +378,24 @@ class HasVector(Protocol):
 
 
 @runtime_checkable
+class HasParameterNames(Protocol):
+    def parameter_names(self, params: Params) -> list[str]:
+        """Return the names of the coordinates of `to_vector`; those of a component begin with ``component 2: ``."""
+
+
+@runtime_checkable
+class HasScores(Protocol):
+    def scores(self, params: Params, chunk: Chunk) -> Float:
+        """Return the gradient of log p(x | params) of each row, (n, p), nats, in the coordinates of `to_vector`."""
+
+
+@runtime_checkable
+class HasBounds(Protocol):
+    def at_bound(self, params: Params) -> tuple[tuple[int, str], ...]:
+        """Return (component, which parameter) of all that lie on a bound, such as a probability of 0 or 1."""
+
+
+@runtime_checkable
 class HasPosterior(Protocol):
     def posterior(self, params: Params, chunk: Chunk) -> Array:
         """Return the posterior of the latent variable, (n, k)."""
@@ -414,11 +441,35 @@ class HasEvents(Protocol):
 
 
 @runtime_checkable
+class HasObjectiveError(Protocol):
+    def objective_error(self, stats: Stats, params: Params) -> float:
+        """Return by how much (nats, all rows) chance may have lowered the objective that came with `stats`.
+
+        For a model whose E-step draws: a fall within a few of these is no error, and a gain must exceed them. The
+        standard error of the objective, together with that of the step that led to `params`; inf if not known.
+        """
+
+
+@runtime_checkable
+class HasObjectiveKind(Protocol):
+    """A model whose objective is not the log-likelihood, such as a lower bound."""
+
+    @property
+    def objective_kind(self) -> str:
+        """What the objective is, in words, for people."""
+
+
+@runtime_checkable
 class HasParts(Protocol):
     """A model that is made of parts, and has a capability only where they have it."""
 
     def offers(self, method: str) -> bool:
         """Return whether `method`, one of this model's own, will work."""
+
+
+def objective_kind(model: object, otherwise: str = "objective") -> str:
+    """Return what the objective of a model is, in words: what it says itself, or `otherwise`."""
+    return model.objective_kind if isinstance(model, HasObjectiveKind) else otherwise
 
 
 def offers(model: object, capability: type[C]) -> TypeGuard[C]:

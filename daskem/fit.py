@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from daskem.algorithms import AnyOf, Auto, Gain, MaxPasses, decrease, rounding_of, step_together
-from daskem.core import Algorithm, Event, HasMemory, Model, Params, State, StepInfo, StopRule, require
+from daskem.core import Algorithm, Event, HasMemory, Model, Params, State, StepInfo, StopRule, objective_kind, require
 from daskem.data import open_dataset
 from daskem.engine import DataProblem, Engine, Plan, one_blas_thread, start_engine
 from daskem.errors import DaskEMWarning, OptionError
@@ -80,6 +80,8 @@ class FitResult:
         """Return the figures of the fit as plain values, for JSON and model files."""
         return {
             "objective": self.objective,
+            "objective_kind": objective_kind(self.model),
+            "objective_error": self.trace[-1].error,
             "objectives": [info.objective for info in self.trace],
             "starts": list(self.objectives),
             "steps": self.n_steps,

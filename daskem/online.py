@@ -119,7 +119,7 @@ class OnlineFit:
             )
         if self.params is None:
             check_rows(data, components_of(self.model))
-        check_side_columns(data, self.memory_limit, components_of(self.model))
+        check_side_columns(data, self.model, self.memory_limit)
 
     def _blend(self, found: Expectation, params: Params, number: int) -> Params:
         """Blend in what a mini-batch says at `params`, and return the parameters that follow."""

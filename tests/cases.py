@@ -15,6 +15,8 @@ from daskem.models.gaussian import Gaussian
 from daskem.models.gaussian_algebra import SHAPES
 from daskem.models.kmeans import KMeans
 from daskem.models.mixture import Mixture
+from daskem.models.normal_wishart import NormalWishart
+from daskem.models.variational import VariationalMixture
 from daskem.testing import TwoCoins, family_model
 
 
@@ -109,6 +111,14 @@ class PoissonMixture:
     def from_vector(self, vector: np.ndarray, params: PoissonMixtureParams) -> PoissonMixtureParams:
         k = self.n_components
         return PoissonMixtureParams(np.exp(log_softmax(np.append(vector[: k - 1], 0.0))), np.exp(vector[k - 1 :]))
+
+    def parameter_names(self, params: PoissonMixtureParams) -> list[str]:
+        ratios = [f"log weight ratio of component {k}" for k in range(self.n_components - 1)]
+        return ratios + [f"component {k}: log rate" for k in range(self.n_components)]
+
+    def scores(self, params: PoissonMixtureParams, chunk: Chunk) -> np.ndarray:
+        resp = self.posterior(params, chunk)
+        return np.hstack([(resp - params.weights)[:, :-1], resp * (chunk.rows[:, :1] - params.rates)])
 
     def posterior(self, params: PoissonMixtureParams, chunk: Chunk) -> np.ndarray:
         return np.exp(log_softmax(self.joint(params, chunk.rows), axis=1))
@@ -226,10 +236,12 @@ def beside(
 # What a mixture cannot do for a family that has nothing but the four methods of the contract.
 BARE_FAMILY = frozenset(
     {
+        "every_coordinate_has_a_name",
         "fisher_identity",
         "m_step_ascends",
         "m_step_maximises",
         "sample_is_like_the_rows",
+        "scores_are_gradients",
         "vector_round_trip",
     }
 )
@@ -306,4 +318,20 @@ CASES = [
         ),
         beside(waits, binary, lambda rng, n: codes(rng, n)[:, [1, 2, 0]]),
     ),
+    *(
+        Case(
+            f"variational mixture, {covariance}",
+            VariationalMixture(NormalWishart(covariance, 0.0), 2),
+            blobs,
+            weighted=True,
+            n_labels=labels,
+        )
+        for covariance, labels in (("full", 0), ("tied", 2), ("diag", 0), ("spherical", 0))
+    ),
+    Case(
+        "variational mixture, Dirichlet distribution",
+        VariationalMixture(NormalWishart("full", 0.0), 3, weight_distribution="dirichlet_distribution"),
+        blobs,
+    ),
+    Case("variational weights of Gaussians", VariationalMixture(Gaussian("full", 0.0, "conjugate"), 2), blobs),
 ]

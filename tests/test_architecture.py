@@ -43,8 +43,8 @@ MAY_IMPORT = {
     "generate": BELOW_FIT,
     # The same for rows that come by once, which no loop over the data can go back to.
     "online": BELOW_FIT | {"fit", "starts"},
-    "estimators": BELOW_FIT | {"fit", "online", "predict", "report", "starts"},
-    "inference": BELOW_FIT | {"fit"},
+    "estimators": BELOW_FIT | {"fit", "inference", "online", "predict", "report", "starts"},
+    "inference": BELOW_FIT | {"fit", "starts"},
     "report": BELOW_FIT | {"fit"},
     "cli": BELOW_CLI,
     "__main__": {"cli"},

@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from daskem.core import Event, Expectation, Float, HasRebase, HasVector, Params, Part, Problem, Stats, StepInfo
+from daskem.core import (
+    Event,
+    Expectation,
+    Float,
+    HasObjectiveError,
+    HasRebase,
+    HasVector,
+    Params,
+    Part,
+    Problem,
+    Stats,
+    StepInfo,
+)
 from daskem.errors import NonFiniteError
 
 __all__ = ["Point", "evaluate", "log_step", "may_gain", "rebased", "to_vector", "try_vector"]
@@ -37,7 +49,7 @@ def log_step(
     problem: Problem, number: int, start: Point, new: Params, *, passes: float, clock: float, **more: Any
 ) -> StepInfo:
     """Return the log line of a step from `start` to the parameters `new`, begun at `clock` (`time.perf_counter`)."""
-    given = {"weight": start.expectation.weight, **more}
+    given = {"weight": start.expectation.weight, "error": _error(problem, start), **more}
     return StepInfo(
         step=number,
         objective=start.objective,
@@ -47,6 +59,14 @@ def log_step(
         events=tuple(Event(number, component, what) for component, what in problem.events(new)),
         **given,
     )
+
+
+def _error(problem: Problem, point: Point) -> float:
+    """Return by how much (nats per unit weight) chance may have lowered the objective at a point."""
+    found, model = point.expectation, problem.model
+    if found.stats is None or not isinstance(model, HasObjectiveError):
+        return 0.0
+    return model.objective_error(found.stats, point.params) / found.weight
 
 
 def may_gain(gain: float, before: float) -> float:

@@ -17,6 +17,8 @@ __all__ = ["ROUNDING", "AnyOf", "Change", "Gain", "MaxPasses", "MaxSeconds", "Ma
 # A fall of the objective below this, relative to its size, is rounding: sums of 10^9 float64 terms err by some 1e-12,
 # objectives of float32 blocks by some 1e-8 (measured: 8e-9).
 ROUNDING, FLOAT32_ROUNDING = 1e-10, 1e-6
+# A fall within so many standard errors is chance, where a model draws.
+ERRORS = 4
 
 
 def rounding_of(dtype: np.dtype[Any]) -> float:
@@ -25,11 +27,12 @@ def rounding_of(dtype: np.dtype[Any]) -> float:
 
 
 def decrease(trace: Sequence[StepInfo], rounding: float = ROUNDING) -> float:
-    """Return by how much (nats per row) the last step began below the one before, 0.0 where that is only rounding."""
+    """Return by how much (nats per row) the last step began below the one before, 0.0 for mere rounding or chance."""
     if len(trace) < 2 or not (trace[-2].exact and trace[-1].exact):
         return 0.0
     before, after = trace[-2].objective, trace[-1].objective
-    return max(0.0, before - after) if before - after > rounding * max(1.0, abs(before)) else 0.0
+    slack = rounding * max(1.0, abs(before)) + ERRORS * _chance(trace)
+    return max(0.0, before - after) if before - after > slack else 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Gain:
             return told if last.remaining < limit else None
         if len(trace) < 2 or not (last.exact and trace[-2].exact) or decrease(trace, self.rounding):
             return None
-        gain = abs(last.objective - trace[-2].objective)
+        gain = abs(last.objective - trace[-2].objective) + 2 * _chance(trace)
         return f"the gain of a step, {gain:.3g} nats per row, fell below {limit:.3g}" if gain < limit else None
 
 
@@ -154,6 +157,11 @@ class AnyOf:
             if reason is not None:
                 return rule, reason
         return None
+
+
+def _chance(trace: Sequence[StepInfo]) -> float:
+    """Return the standard error of the last difference of objectives."""
+    return math.hypot(trace[-2].error, trace[-1].error)
 
 
 def _check_not_negative(name: str, value: float) -> None:

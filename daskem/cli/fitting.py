@@ -22,6 +22,7 @@ from daskem.cli.options import (
 )
 from daskem.cli.own import own_kind
 from daskem.cli.tables import component_table, shown
+from daskem.core import objective_kind
 from daskem.data import Dataset
 from daskem.engine.executor import find_executor
 from daskem.engine.planner import make_plan
@@ -117,7 +118,7 @@ def run_fit(
         rule=kind.rule,
         tol=0.0 if spec.tol == "statistical" else spec.tol,
         max_steps=spec.max_iter,
-        objective_name=kind.objective_name,
+        objective_name=objective_kind(model, kind.objective_name),
         quiet=quiet,
     )
     with progress, watch_units(progress.unit_done):
@@ -192,7 +193,7 @@ def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
     ended = "converged" if result.converged else "stopped"
     lines = [
         f"{ended} after {result.n_steps} steps: {result.reason}",
-        f"{spec.kind.objective_name} {result.objective:.8g} {spec.kind.unit}",
+        f"{objective_kind(result.model, spec.kind.objective_name)} {result.objective:.8g} {spec.kind.unit}",
         f"{duration(result.seconds)} in all, {duration(passes)} in passes ({rate:.3g}M rows/s)",
     ]
     if result.events:

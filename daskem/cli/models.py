@@ -206,6 +206,19 @@ _OWN = {
         "--max-concentration", type=click.FloatRange(min=1, max=1e8), default=1e8, help="Largest concentration."
     ),
 }
+_CONCENTRATION = (
+    click.option(
+        "--weight-distribution",
+        type=click.Choice(["dirichlet_process", "dirichlet_distribution"]),
+        default="dirichlet_process",
+        help="Prior of the weights.",
+    ),
+    click.option(
+        "--concentration",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Of the weights' prior; small ones leave few components with weight. 1/k without.",
+    ),
+)
 _GROUP = click.option(
     "--group",
     "groups",
@@ -259,6 +272,18 @@ def _column(name: str, group: str, data: Dataset) -> int:
     raise OptionError(f"--group {group}: {data.rows.name} has no column {name!r}; it has {there}.")
 
 
+def _variational(spec: FitSpec, data: Dataset) -> Model:
+    assert spec.n_components is not None  # the option is required
+    own = spec.own
+    return models.VariationalMixture(
+        models.NormalWishart(own["covariance"], own["reg_covar"]),
+        spec.n_components,
+        spec.init_method,
+        weight_distribution=own["weight_distribution"],
+        concentration_prior=own["concentration"],
+    )
+
+
 def _kmeans(spec: FitSpec, data: Dataset) -> Model:
     assert spec.n_components is not None  # the option is required
     return models.KMeans(spec.n_components, spec.init_method, on_collapse=spec.own["on_collapse"])
@@ -296,6 +321,12 @@ KINDS: Mapping[str, Kind] = {
         _GROUP,
         *(option for name, option in _OWN.items() if name not in ("levels", "max_shape", "max_concentration")),
         init="auto",
+    ),
+    "variational-mixture": Kind(
+        "a Gaussian mixture by variational Bayes, which leaves components empty that it does not need",
+        _variational,
+        (_K, _OWN["covariance"], _OWN["reg_covar"], *_CONCENTRATION),
+        ("kmeans", *(name for name in ("auto", *get_args(Init), "k-means||") if name != "kmeans")),
     ),
     "kmeans": Kind(
         "k-means",

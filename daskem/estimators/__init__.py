@@ -13,6 +13,7 @@ from daskem.estimators.families import (
 from daskem.estimators.gaussian_mixture import GaussianMixture, StudentTMixture
 from daskem.estimators.kmeans import KMeans
 from daskem.estimators.mixture import BaseMixture, MixtureModel
+from daskem.estimators.variational import VariationalGaussianMixture
 
 __all__ = [
     "BaseMixture",
@@ -27,5 +28,6 @@ __all__ = [
     "MultinomialMixture",
     "PoissonMixture",
     "StudentTMixture",
+    "VariationalGaussianMixture",
     "VonMisesFisherMixture",
 ]

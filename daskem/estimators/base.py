@@ -19,7 +19,7 @@ from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskem.algorithms import ALGORITHMS, MaxSeconds, StepwiseEM
-from daskem.core import Algorithm, HasLogProb, Model, Params, StepInfo, StopRule
+from daskem.core import Algorithm, HasLogProb, Model, Params, StepInfo, StopRule, objective_kind
 from daskem.data import Dataset, is_array_like, open_dataset
 from daskem.data.array_sources import to_numeric
 from daskem.errors import DataError, OptionError
@@ -117,12 +117,13 @@ class OutOfCoreEstimator(_Fitted):
         if self.max_seconds is not None:
             stop.append(MaxSeconds(self.max_seconds))
         unit = "nats per row" if isinstance(model, HasLogProb) else "per row"
+        kind = objective_kind(model)
         result = fit(
             model,
             data,
             algorithm=_algorithm(self.algorithm),
             stop=stop,
-            callbacks=[_PrintStep(getattr(self, "verbose_interval", 1), unit)] if self.verbose else [],
+            callbacks=[_PrintStep(getattr(self, "verbose_interval", 1), kind, unit)] if self.verbose else [],
             params=params,
             n_init=_n_init(self.n_init, init),
             init_sample="k-means||" if _is(init, "k-means||") else self.init_sample,
@@ -191,11 +192,12 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 @dataclass(frozen=True)
 class _PrintStep:
     interval: int
+    kind: str
     unit: str
 
     def __call__(self, info: StepInfo, params: Params) -> None:
         if info.step % self.interval == 0:
-            print(f"step {info.step}: objective {info.objective:.8g} {self.unit}, {info.seconds:.3g} s")
+            print(f"step {info.step}: {self.kind} {info.objective:.8g} {self.unit}, {info.seconds:.3g} s")
 
 
 def _algorithm(algorithm: Any) -> Algorithm:

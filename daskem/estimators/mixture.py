@@ -18,6 +18,7 @@ from daskem.data import Dataset, is_array_like
 from daskem.errors import DaskEMWarning, OptionError
 from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_number, check_whole
 from daskem.fit import FitResult
+from daskem.inference import Diagnosis, diagnose
 from daskem.models import Mixture
 from daskem.models.mixture import Init
 from daskem.predict import score
@@ -125,6 +126,11 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         """Return the Bayesian information criterion on X, ``p log n - 2 log L`` (Schwarz 1978); lower is better."""
         total, weight = self._total_log_prob(X)
         return float(self._n_parameters() * np.log(weight) - 2.0 * total)
+
+    def diagnose(self, X: Any, y: Any = None, sample_weight: Any = None) -> Diagnosis:
+        """Say what the data that the mixture was fitted to tell of its parameters, and what not (`daskem.diagnose`)."""
+        data = self._dataset(X, sample_weight=sample_weight, y=_known_labels(y))
+        return diagnose(self._mixture(), data, params=self.result_.params, memory_limit=self.memory_limit)
 
     def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return (n_samples, d) rows drawn from the mixture, and the component (n_samples,) of each."""
@@ -271,7 +277,8 @@ def _meaning(family: Any) -> Any:
         return {name: _meaning(member) for name, member in family.items()}
     if not is_dataclass(family):
         return family
-    options = {option.name: getattr(family, option.name) for option in fields(family) if option.name != "on_collapse"}
+    meant = [option.name for option in fields(family) if option.compare and option.name != "on_collapse"]
+    options = {name: getattr(family, name) for name in meant}
     return type(family), {name: _meaning(value) for name, value in options.items() if not isinstance(value, float)}
 
 

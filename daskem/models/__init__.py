@@ -18,9 +18,16 @@ from daskem.models.kmeans import KMeansStats as KMeansStats
 from daskem.models.mixture import Mixture as Mixture
 from daskem.models.mixture import MixtureParams as MixtureParams
 from daskem.models.mixture import MixtureStats as MixtureStats
+from daskem.models.monte_carlo import GrowingDraws as GrowingDraws
+from daskem.models.monte_carlo import MonteCarlo as MonteCarlo
+from daskem.models.monte_carlo import MonteCarloParams as MonteCarloParams
+from daskem.models.monte_carlo import MonteCarloStats as MonteCarloStats
+from daskem.models.monte_carlo import RowRandom as RowRandom
 from daskem.models.multinomial import Multinomial as Multinomial
 from daskem.models.multinomial import MultinomialParams as MultinomialParams
 from daskem.models.natural import SufficientStats as SufficientStats
+from daskem.models.normal_wishart import NormalWishart as NormalWishart
+from daskem.models.normal_wishart import NormalWishartParams as NormalWishartParams
 from daskem.models.poisson import Poisson as Poisson
 from daskem.models.poisson import PoissonParams as PoissonParams
 from daskem.models.product import Product as Product
@@ -29,6 +36,8 @@ from daskem.models.product import ProductStats as ProductStats
 from daskem.models.student_t import StudentT as StudentT
 from daskem.models.student_t import StudentTParams as StudentTParams
 from daskem.models.student_t import StudentTStats as StudentTStats
+from daskem.models.variational import VariationalMixture as VariationalMixture
+from daskem.models.variational import VariationalMixtureParams as VariationalMixtureParams
 from daskem.models.von_mises_fisher import VonMisesFisher as VonMisesFisher
 from daskem.models.von_mises_fisher import VonMisesFisherParams as VonMisesFisherParams
 
@@ -45,23 +54,32 @@ __all__ = [
     "Gaussian",
     "GaussianParams",
     "GaussianStats",
+    "GrowingDraws",
     "KMeans",
     "KMeansParams",
     "KMeansStats",
     "Mixture",
     "MixtureParams",
     "MixtureStats",
+    "MonteCarlo",
+    "MonteCarloParams",
+    "MonteCarloStats",
     "Multinomial",
     "MultinomialParams",
+    "NormalWishart",
+    "NormalWishartParams",
     "Poisson",
     "PoissonParams",
     "Product",
     "ProductParams",
     "ProductStats",
+    "RowRandom",
     "StudentT",
     "StudentTParams",
     "StudentTStats",
     "SufficientStats",
+    "VariationalMixture",
+    "VariationalMixtureParams",
     "VonMisesFisher",
     "VonMisesFisherParams",
 ]

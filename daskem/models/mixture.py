@@ -23,7 +23,7 @@ from daskem.models.initialization import (
 )
 from daskem.models.repair import RESEEDED, split_largest
 
-__all__ = ["Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
+__all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
 
 Init = Literal["kmeans", "k-means++", "random", "random_from_data", "short_em"]
 
@@ -229,6 +229,29 @@ class Mixture:
         own = self._of_family("from_vector", "the vector of a mixture")
         return MixtureParams(weights / weights.sum(), own(vector[k - 1 :], params.components))
 
+    def parameter_names(self, params: MixtureParams) -> list[str]:
+        """Return the names of the coordinates of `to_vector`."""
+        names = [f"log weight ratio of component {k}" for k in range(len(params.weights) - 1)]
+        own = getattr(self.family, "parameter_names", None)
+        if own is not None:
+            return names + list(own(params.components))
+        width = len(self._of_family("to_vector", "the vector of a mixture")(params.components))
+        return names + [f"parameter {i} of the components" for i in range(width)]
+
+    def scores(self, params: MixtureParams, chunk: Chunk) -> Float:
+        """Return the gradient of log p(x) of each row in the coordinates of `to_vector`, (n, p), by Fisher's identity.
+
+        A family offers ``scores(params, chunk, resp)``, the gradients of sum_k resp_k log p(x | k) in its own vector.
+        """
+        own = self._of_family("scores", "the scores of a mixture")
+        resp = self.posterior(params, chunk).astype(np.float64)
+        return np.concatenate([(resp - params.weights)[:, :-1], own(params.components, chunk, resp)], axis=1)
+
+    def at_bound(self, params: MixtureParams) -> tuple[tuple[int, str], ...]:
+        """Return (component, which parameter) of all that the family knows to lie on a bound."""
+        own = getattr(self.family, "at_bound", None)
+        return () if own is None else cast(tuple[tuple[int, str], ...], own(params.components))
+
     def sample(self, params: MixtureParams, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return (n, d) rows drawn from the mixture, and the component (n,) of each."""
         components = rng.choice(len(params.weights), size=n, p=params.weights / params.weights.sum())
@@ -262,7 +285,7 @@ class Mixture:
     def _joint(self, params: MixtureParams, chunk: Chunk) -> Array:
         """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
         joint = self.family.log_prob(params.components, chunk).T
-        joint += np.log(params.weights).astype(joint.dtype)[:, None]
+        joint += self._log_weights(params).astype(joint.dtype)[:, None]
         if chunk.labels is not None and chunk.labels.ndim == 2:
             joint += np.log(chunk.labels.T).astype(joint.dtype)
         elif chunk.labels is not None:
@@ -272,6 +295,10 @@ class Mixture:
             joint[:, known] = -np.inf
             joint[which, known] = values
         return joint
+
+    def _log_weights(self, params: MixtureParams) -> Float:
+        """Return log w_k, (k,)."""
+        return np.log(params.weights)
 
     def _of_family(self, name: str, purpose: str) -> Callable[..., Any]:
         method = getattr(self.family, name, None)

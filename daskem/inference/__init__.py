@@ -1,0 +1,6 @@
+"""What may be concluded from a fit: identifiability, standard errors, selection among models."""
+
+from daskem.inference.diagnosis import Diagnosis, diagnose
+from daskem.inference.findings import Finding
+
+__all__ = ["Diagnosis", "Finding", "diagnose"]
