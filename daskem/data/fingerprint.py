@@ -23,6 +23,8 @@ __all__ = ["check_unchanged", "fingerprint", "stamps"]
 
 # What filesystems call the mark of an object's content, the best first; a time is better than nothing.
 MARKS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
+# What describes an array instead of holding its rows: a note may be added to it at any time.
+METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 # Rows in memory that are hashed at a time.
 HASHED_BYTES = 16 << 20
 # Changed objects that a message lists.
@@ -39,7 +41,7 @@ def fingerprint(data: Dataset) -> dict[str, Any]:
 
 def stamps(data: Dataset) -> dict[str, Stamps]:
     """Return size and mark of each stored object of the sources that have such, by source and key."""
-    return {source.name: dict(_stamps(source)) for source in data.sources}
+    return {source.name: _stamps(source) for source in data.sources}
 
 
 def check_unchanged(data: Dataset, before: Mapping[str, Stamps]) -> None:
@@ -76,7 +78,7 @@ def _describe(source: Source) -> dict[str, Any]:
 def _content(source: Source) -> str | None:
     """Return a digest of what is stored, or of the rows where these are in this process; None where neither is."""
     digest = hashlib.sha256()
-    if found := dict(_stamps(source)):
+    if found := _stamps(source):
         for key, stamp in sorted(found.items()):
             digest.update(f"{key}\0{stamp}\0".encode())
         return digest.hexdigest()
@@ -88,7 +90,11 @@ def _content(source: Source) -> str | None:
     return digest.hexdigest()
 
 
-def _stamps(source: Source) -> Iterator[tuple[str, str]]:
+def _stamps(source: Source) -> dict[str, str]:
+    return {key: stamp for key, stamp in _objects(source) if os.path.basename(key) not in METADATA}
+
+
+def _objects(source: Source) -> Iterator[tuple[str, str]]:
     if isinstance(source, ZarrSource) and isinstance(source.array.store, FsspecStore):
         for key, info in listing(source.array.store, source.array.path).items():
             mark = next((info[name] for name in MARKS if info.get(name) is not None), "")

@@ -92,7 +92,7 @@ def _lives(held: dict[str, Any]) -> bool:
         return True
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() == held.get("started")
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() == held.get("started"))
     except (psutil.Error, OverflowError, ValueError):
         return False
 

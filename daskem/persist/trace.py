@@ -13,7 +13,7 @@ from daskem.core import Array, Event, StepInfo
 
 __all__ = ["TraceTable"]
 
-NUMBERS = ("objective", "weight", "passes", "seconds", "change")
+NUMBERS = ("objective", "weight", "passes", "seconds", "change", "error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class TraceTable:
     Attributes
     ----------
     step, exact, stage : (m,), `stage` being the place of a text.
-    numbers : (5, m) `NUMBERS`.
+    names, numbers : fields of `StepInfo` that are numbers, c of them, and their values (c, m).
     remaining, estimated : (m,) estimates of what is to be gained, and whether there is one.
     events : (4, e) place in the trace, step, component, and the place of a text.
     texts : JSON list of the texts, as bytes: a header would be too short for many.
@@ -32,6 +32,7 @@ class TraceTable:
     step: Array
     exact: Array
     stage: Array
+    names: tuple[str, ...]
     numbers: Array
     remaining: Array
     estimated: Array
@@ -52,6 +53,7 @@ class TraceTable:
             np.array([info.step for info in trace], np.int64),
             np.array([info.exact for info in trace], bool),
             stage,
+            NUMBERS,
             np.array([[getattr(info, name) for info in trace] for name in NUMBERS], np.float64),
             np.array([math.nan if info.remaining is None else info.remaining for info in trace], np.float64),
             np.array([info.remaining is not None for info in trace], bool),
@@ -83,7 +85,7 @@ class TraceTable:
         return [
             StepInfo(
                 step,
-                **dict(zip(NUMBERS, numbers, strict=True)),
+                **dict(zip(self.names, numbers, strict=True)),
                 events=tuple(events.get(i, ())),
                 exact=exact,
                 remaining=remaining if estimated else None,
