@@ -9,13 +9,13 @@ Array shapes use the axis letters n (rows), d (features) and k (components).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from daskem.chunk import Array, Chunk, Float, Int, Scratch
 from daskem.errors import MissingCapabilityError
 
 __all__ = [
@@ -37,10 +37,12 @@ __all__ = [
     "HasMemory",
     "HasNParameters",
     "HasParameterNames",
+    "HasParts",
     "HasPosterior",
     "HasRebase",
     "HasSample",
     "HasScores",
+    "HasSupport",
     "HasSurrogate",
     "HasVector",
     "Int",
@@ -54,103 +56,16 @@ __all__ = [
     "Stats",
     "StepInfo",
     "StopRule",
+    "offers",
     "require",
 ]
 
-Array = npt.NDArray[Any]
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
 # Each model has records of its own for these; daskem only adds, scales and stores them (see daskem.tree).
 Params = Any
 Stats = Any
 State = Any
 
 C = TypeVar("C")
-
-
-class Scratch:
-    """Work arrays that are reused from block to block, and values computed once a task or once a block.
-
-    Allocating tens of megabytes for every block costs as much as the arithmetic. The engine gives all blocks of a task
-    one `Scratch`; a chunk made by hand has its own. What a model leaves in it is never seen by anybody else.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[Hashable, Array] = {}
-        self._kept: dict[Hashable, tuple[object, Any]] = {}
-
-    def empty(self, name: Hashable, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> Array:
-        """Return an uninitialised C-contiguous array; the same memory each time for one name, if it is large enough."""
-        size, dtype = int(np.prod(shape)), np.dtype(dtype)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            buffer = self._buffers[name] = np.empty(size, dtype)
-        return buffer[:size].reshape(shape)
-
-    def keep(self, name: Hashable, owner: object, make: Callable[[], Any]) -> Any:
-        """Return ``make()``, made anew only when `owner` (params, or a chunk) is another object than last time."""
-        kept = self._kept.get(name)
-        if kept is None or kept[0] is not owner:
-            kept = self._kept[name] = (owner, make())
-        return kept[1]
-
-    def clear(self) -> None:
-        """Forget everything.
-
-        A chunk that owns what is kept here refers back to this scratch. Left to the collector of cycles, its rows, and
-        the whole read that they are a view of, would stay in memory long after the task.
-        """
-        self._buffers.clear()
-        self._kept.clear()
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """A block of rows, with all that a model may know about them.
-
-    Attributes
-    ----------
-    rows : (n, d) array, C-contiguous, never written to; float32 or float64.
-    weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
-    labels : (n,) int64, the known component of a row or -1, or None when nothing is known.
-    start : absolute index of the first row in the data set.
-    seed, step : seed and step of the run, for E-steps that draw: ``chunk.rng(chunk.step)``.
-    scratch : reusable work arrays.
-    """
-
-    rows: Array
-    weight: Float | None = None
-    labels: Int | None = None
-    start: int = 0
-    seed: int = 0
-    step: int = 0
-    scratch: Scratch = field(default_factory=Scratch, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def total_weight(self) -> float:
-        """Sum of the weights; the number of rows where there are none."""
-        return float(len(self)) if self.weight is None else float(self.weight.sum())
-
-    def rng(self, step: int) -> np.random.Generator:
-        """Return a generator that depends on (seed, step, start) alone, whichever worker asks.
-
-        Counter-based (Philox; Salmon, Moraes, Dror & Shaw 2011, SC11), so streams of different blocks never overlap.
-        """
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, step, self.start]))
-
-    def uniform(self, step: int, size: int) -> Float:
-        """Return (n, size) uniform numbers in [0, 1); each row's depend on (seed, step, absolute row) alone.
-
-        Unlike `rng`, the numbers do not depend on where blocks begin, hence not on how the data are chunked.
-        """
-        # Philox makes four 64-bit words a count; a whole number of counts per row lets any row start at its own count.
-        counts = -(-size // 4)
-        bits = np.random.Philox(key=self.seed, counter=[0, 0, step, 1 << 63])
-        bits.advance(self.start * counts)
-        return np.random.Generator(bits).random((len(self), 4 * counts))[:, :size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,13 +123,13 @@ class Batch:
     ----------
     index : place among all mini-batches, counted from 0 and on from epoch to epoch.
     rows : rows of a mini-batch, about.
-    window : pieces (runs of stored chunks of about 16 MiB) whose rows are mixed.
+    window : pieces (runs of stored chunks of about 16 MiB) whose rows are mixed; None for 16, or all if fewer.
     held_out : rows of the sample (see `Problem.subsample`) that no mini-batch holds.
     """
 
     index: int
     rows: int
-    window: int
+    window: int | None = None
     held_out: int = 0
 
 
@@ -251,10 +166,13 @@ class Problem(Protocol):
         """Return how many mini-batches such as `batch` make an epoch, in which each row is seen once."""
 
     def subsample(self, rows: int) -> Problem:
-        """Return the problem of a uniform sample of rows, read once (one pass) and kept in memory.
+        """Return the problem of a uniform sample of rows, read once and kept in memory.
 
         The same call gives the same rows. A sample of a sample is part of it.
         """
+
+    def sample_passes(self, rows: int) -> float:
+        """Return the passes over the data that drawing a sample takes: at most 1, and 0 where rows are in memory."""
 
     @property
     def sample_room(self) -> int:
@@ -486,9 +404,33 @@ class HasDistance(Protocol):
 
 
 @runtime_checkable
+class HasSupport(Protocol):
+    def unsupported(self, params: Params | None, rows: Array) -> tuple[int, str] | None:
+        """Return the first row that no component can have, and why in words; None if there is none.
+
+        Such rows have log density -inf; this is asked only once that is seen, or (params None) before there are any.
+        """
+
+
+@runtime_checkable
 class HasEvents(Protocol):
     def events(self, params: Params) -> tuple[tuple[int, str], ...]:
         """Return (component, what happened) of each component that the M-step which made `params` had to repair."""
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A model that is made of parts, and has a capability only where they have it."""
+
+    def offers(self, method: str) -> bool:
+        """Return whether `method`, one of this model's own, will work."""
+
+
+def offers(model: object, capability: type[C]) -> TypeGuard[C]:
+    """Return whether `model` has `capability`, its parts included."""
+    if not isinstance(model, capability):
+        return False
+    return not isinstance(model, HasParts) or all(map(model.offers, _methods(capability)))
 
 
 def require(model: object, capability: type[C], purpose: str) -> C:
@@ -499,10 +441,15 @@ def require(model: object, capability: type[C], purpose: str) -> C:
     MissingCapabilityError
         Naming the methods to implement.
     """
-    if isinstance(model, capability):
+    if offers(model, capability):
         return model
-    methods = ", ".join(sorted(name for name in vars(capability) if not name.startswith("_")))
+    part = f" of a {type(model.family).__name__}" if hasattr(model, "family") else ""
+    methods = ", ".join(_methods(capability))
     raise MissingCapabilityError(
-        f"{type(model).__name__} cannot be used for {purpose}: it has no method {methods}. "
+        f"{type(model).__name__}{part} cannot be used for {purpose}: it has no method {methods}. "
         f"Implement it as daskem.core.{capability.__name__} documents."
     )
+
+
+def _methods(capability: type) -> list[str]:
+    return sorted(name for name in vars(capability) if not name.startswith("_"))

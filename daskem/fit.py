@@ -149,7 +149,7 @@ def fit(
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
     check_rows(dataset, components_of(model))
-    check_side_columns(dataset, memory_limit, components_of(model))
+    check_side_columns(dataset, model, memory_limit)
     engine = start_engine(
         dataset,
         model,

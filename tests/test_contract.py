@@ -394,7 +394,7 @@ class Uncounted(ToyEM):
 
 class TwoPasses(ToyEM):
     def step(self, problem: Any, state: Any) -> Any:
-        problem.expect(state.params, blocks=[0])
+        problem.expect(state.params, part=[0])
         return super().step(problem, state)
 
 

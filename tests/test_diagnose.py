@@ -21,7 +21,7 @@ from daskem.inference.findings import divergences
 from daskem.inference.scores import Evidence, ScorePass, ScoreWork, merge
 from daskem.models import Gaussian, KMeans, Mixture
 
-SHAPES = ("full", "tied", "diag", "spherical")
+SHAPES = ("full", "tied", "diag", "spherical", "tied_diag", "tied_spherical")
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def test_well_separated_gaussians(covariance: Any, mixture: Any) -> None:
 def test_duplicated_gaussians(covariance: Any, mixture: Any) -> None:
     rows = two_clouds(apart=0.0)
     one = fitted(covariance, rows, 1).params.components
-    shared = covariance == "tied"
+    shared = covariance.startswith("tied")
     twice = {"means": np.repeat(one.means, 2, axis=0), "reference": np.repeat(one.reference, 2, axis=0)}
     for name in ("covariances", "precisions_cholesky"):
         twice[name] = getattr(one, name) if shared else np.repeat(getattr(one, name), 2, axis=0)

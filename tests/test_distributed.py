@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 
@@ -16,7 +17,8 @@ from distributed import Client, LocalCluster, get_task_stream
 from fakes import Balls, Centers, Deadly, FakeSource, Stranger, bits, clouds
 from zarr.storage import LocalStore
 
-from daskem import Chunk, MaxSteps, fit
+import daskem
+from daskem import BatchEM, Chunk, MaxSteps
 from daskem.data import Dataset, dataset, open_dataset, units
 from daskem.engine import start_engine
 from daskem.engine.executor import Executor
@@ -24,6 +26,7 @@ from daskem.errors import NonFiniteError, PlanError
 from daskem.models import Gaussian, Mixture
 from daskem.predict import predict_rows, predict_to_store
 
+fit = functools.partial(daskem.fit, algorithm=BatchEM())
 ROWS = clouds(4_000)
 START = Centers(np.full(3, 1 / 3), ROWS[:3])
 MODEL = Balls()

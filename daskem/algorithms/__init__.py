@@ -10,7 +10,6 @@ from daskem.algorithms.lockstep import step_together
 from daskem.algorithms.progressive import Auto, Progressive, ProgressiveState
 from daskem.algorithms.stepwise import StepwiseEM, StepwiseState
 from daskem.algorithms.stopping import AnyOf, Change, Gain, MaxPasses, MaxSeconds, MaxSteps, decrease, rounding_of
-from daskem.algorithms.variance_reduced import VarianceReducedEM, VarianceReducedState
 from daskem.core import Algorithm
 
 __all__ = [
@@ -34,8 +33,6 @@ __all__ = [
     "SquaremState",
     "StepwiseEM",
     "StepwiseState",
-    "VarianceReducedEM",
-    "VarianceReducedState",
     "decrease",
     "rounding_of",
     "step_together",
@@ -50,7 +47,6 @@ ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = MappingProxyType(
         "incremental": IncrementalEM,
         "squarem": Squarem,
         "anderson": Anderson,
-        "variance-reduced": VarianceReducedEM,
         "progressive": Progressive,
     }
 )

@@ -8,7 +8,7 @@ lost. Where it fell, a plain EM step is taken from what is known already; that c
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +19,8 @@ from daskem.core import Float, HasVector, Params, Problem, StepInfo
 from daskem.errors import OptionError
 
 __all__ = ["Anderson", "AndersonState", "Squarem", "SquaremState"]
+
+EMPTY = np.empty(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +118,17 @@ class AndersonState:
     Attributes
     ----------
     params, point : the point; None before the first step.
-    x, f : (m, p) vectors of the last points and what a plain step adds to them, the oldest first.
+    x, f : vector (p,) of the point before, and what a plain step added to it; empty where there is none.
+    dx, df : (m, p) differences between points, and between their plain steps, the oldest first.
     gain : of the last step.
     step, passes : so far.
     """
 
     params: Params
-    x: Float
-    f: Float
+    x: Float = field(default_factory=lambda: EMPTY)
+    f: Float = field(default_factory=lambda: EMPTY)
+    dx: Float = field(default_factory=lambda: EMPTY)
+    df: Float = field(default_factory=lambda: EMPTY)
     point: Point | None = None
     gain: float = np.inf
     step: int = 0
@@ -136,76 +141,76 @@ class Anderson:
 
     Parameters
     ----------
-    memory : most earlier points that a step looks back at.
+    depth : most differences that a step looks back at.
     damping : ridge on the least squares that combine them, relative to their size.
 
     Notes
     -----
     With f_i = M(x_i) - x_i the next point is M(x) less the combination of past differences of x + f whose differences
     of f match f best (least squares with a ridge): equation (3) of [1]_ with its damping. Where the objective falls,
-    the plain EM step is taken and the memory is cleared.
+    the plain EM step is taken and the differences are forgotten.
 
     References
     ----------
     .. [1] Henderson & Varadhan (2019), Journal of Computational and Graphical Statistics 28(4), 834-846 (DAAREM).
     """
 
-    memory: int = 8
+    depth: int = 5
     damping: float = 1e-6
     needs: ClassVar[tuple[type, ...]] = (HasVector,)
 
     def __post_init__(self) -> None:
-        if self.memory < 1 or not self.damping >= 0:
-            raise OptionError(f"memory={self.memory} and damping={self.damping} must be at least 1 and 0.")
+        if self.depth < 1 or not self.damping >= 0:
+            raise OptionError(f"depth={self.depth} must be at least 1, and damping={self.damping} not negative.")
 
     def init(self, problem: Problem, params: Params) -> AndersonState:
-        return AndersonState(params, np.empty((0, 0)), np.empty((0, 0)))
+        return AndersonState(params)
+
+    def carry(self, state: AndersonState) -> AndersonState:
+        """Return the first state for a larger sample of the same data: what was learnt of how steps shrink is kept."""
+        return AndersonState(state.params, dx=state.dx, df=state.df)
 
     def step(self, problem: Problem, state: AndersonState) -> tuple[AndersonState, StepInfo]:
         clock, number = time.perf_counter(), state.step + 1
-        spent = 1 if state.point else 2
+        passes = state.passes + (1 if state.point else 2)
         point = state.point or evaluate(problem, state.params, step=number)
         plain = problem.maximize(point.expectation.stats, point.params)
-        x, f = self._remember(problem, state, point, plain)
-        tried = try_vector(problem, mix(x, f, self.damping), plain, number) if len(x) > 1 else None
+        x, f, dx, df = self._remember(problem, state, point, plain)
+        tried = try_vector(problem, _mix(x, f, dx, df, self.damping), plain, number) if len(df) else None
         if tried is not None and not _fell(point.objective, tried.objective):
             new = tried
         else:
-            spent += len(x) > 1
+            passes += 1 if len(df) else 0
             new = evaluate(problem, plain, step=number)
-            x, f = x[-1:], f[-1:]
+            dx = df = EMPTY
         gain = new.objective - point.objective
         info = log_step(
-            problem,
-            number,
-            point,
-            new.params,
-            passes=state.passes + spent,
-            clock=clock,
-            remaining=may_gain(gain, state.gain),
+            problem, number, point, new.params, passes=passes, clock=clock, remaining=may_gain(gain, state.gain)
         )
-        return AndersonState(new.params, x, f, new, gain, number, info.passes), info
+        return AndersonState(new.params, x, f, dx, df, new, gain, number, passes), info
 
-    def _remember(self, problem: Problem, state: AndersonState, point: Point, plain: Params) -> tuple[Float, Float]:
+    def _remember(
+        self, problem: Problem, state: AndersonState, point: Point, plain: Params
+    ) -> tuple[Float, Float, Float, Float]:
+        """Return the point and its plain step as vectors, and the differences with theirs added."""
         x, new = to_vector(problem, point.params), to_vector(problem, plain)
         if x is None or new is None:
-            return np.empty((0, 0)), np.empty((0, 0))
-        return remember(state.x, x, self.memory), remember(state.f, new - x, self.memory)
+            return EMPTY, EMPTY, EMPTY, EMPTY
+        f = new - x
+        if not len(state.x):
+            return x, f, state.dx, state.df
+        return x, f, self._append(state.dx, x - state.x), self._append(state.df, f - state.f)
+
+    def _append(self, table: Float, row: Float) -> Float:
+        return np.concatenate([table.reshape(-1, len(row)), row[None]])[-self.depth :]
 
 
-def remember(table: Float, row: Float, most: int) -> Float:
-    """Return `table` (m, p) with `row` below, the oldest rows dropped; `row` alone if it is of another length."""
-    kept = table[-most:] if table.shape[1] == len(row) else np.empty((0, len(row)))
-    return np.concatenate([kept, row[None]])
-
-
-def mix(x: Float, f: Float, damping: float) -> Float:
-    """Return Anderson's next vector from points x (m, p) and their steps f (m, p), the newest last."""
-    dx, df = np.diff(x, axis=0), np.diff(f, axis=0)
+def _mix(x: Float, f: Float, dx: Float, df: Float, damping: float) -> Float:
+    """Return Anderson's next vector from a point x and its plain step f (p,), and earlier differences (m, p)."""
     gram = df @ df.T
     ridge = damping * float(np.trace(gram)) / len(gram)
-    weights = np.linalg.lstsq(gram + ridge * np.eye(len(gram)), df @ f[-1], rcond=None)[0]
-    return np.asarray(x[-1] + f[-1] - weights @ (dx + df))
+    weights = np.linalg.lstsq(gram + ridge * np.eye(len(gram)), df @ f, rcond=None)[0]
+    return np.asarray(x + f - weights @ (dx + df))
 
 
 def _fell(before: float, after: float) -> bool:

@@ -131,6 +131,9 @@ class _Seat:
     def subsample(self, rows: int) -> Problem:
         return _Seat(self.meeting, self.problem.subsample(rows))
 
+    def sample_passes(self, rows: int) -> float:
+        return self.problem.sample_passes(rows)
+
     def maximize(self, stats: Stats, params: Params) -> Params:
         return self.problem.maximize(stats, params)
 

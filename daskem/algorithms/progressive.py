@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from daskem.algorithms.accelerated import Anderson
+from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
-from daskem.algorithms.variance_reduced import MOST_ROWS, VarianceReducedEM
-from daskem.core import Algorithm, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo
+from daskem.algorithms.points import may_gain
+from daskem.core import Algorithm, HasLogProb, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo, offers
 from daskem.errors import OptionError
 
 __all__ = ["Auto", "Progressive", "ProgressiveState"]
 
 logger = logging.getLogger("daskem")
 
+# Most rows of a sample: with a thousand for each parameter, hardly any model's maximum moves when there are more.
+MOST_ROWS = 4_000_000
 # Rows of the first stage for each free parameter: fewer leave components without rows.
 FIRST_ROWS = 10
 # Rows for each free parameter that the largest sample should have for `Auto` to use samples at all.
 ENOUGH_ROWS = 20
+# A stage ends when the gain that is left is this share of its precision: estimates of that gain err by a few times.
+STAGE_SHARE = 0.1
 # Steps after which a stage ends in any case: the next one goes on from there.
 STAGE_STEPS = 100
 
@@ -35,6 +39,7 @@ class ProgressiveState:
     stage, stage_step : index of the stage, and the steps that it has made.
     step : steps so far.
     before, passes : passes before the stage, and so far.
+    objective, gain : of the stage's last step, and what that had gained over the one before.
     """
 
     params: Params
@@ -45,6 +50,8 @@ class ProgressiveState:
     step: int = 0
     before: float = 0.0
     passes: float = 0.0
+    objective: float = -math.inf
+    gain: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,13 @@ class Progressive:
     Parameters
     ----------
     inner : algorithm of the sample stages; by default `Anderson`, or `BatchEM` for a model that has no vectors.
-    final : algorithm of the last stage; `VarianceReducedEM` goes on using the largest sample.
+    final : algorithm of the last stage; by default `inner`.
     growth : factor from one sample to the next.
     first : rows of the first sample; by default ten for each free parameter.
     """
 
     inner: Algorithm | None = None
-    final: Algorithm = field(default_factory=VarianceReducedEM)
+    final: Algorithm | None = None
     growth: int = 4
     first: int | None = None
 
@@ -78,19 +85,16 @@ class Progressive:
         return (*getattr(self.inner, "needs", ()), *getattr(self.final, "needs", ()))
 
     def memory(self, sizes: Sizes) -> int:
-        """Return the bytes of the largest sample, or of what the last stage keeps."""
-        final = self._final(self.largest(sizes.n_rows, sizes.sample_room))
-        kept = final.memory(sizes) if isinstance(final, HasMemory) else 0
-        return max(sizes.sample_bytes(self.largest(sizes.n_rows, sizes.sample_room)), kept)
+        """Return the bytes of the largest sample, and of what the last stage keeps."""
+        kept = self.final.memory(sizes) if isinstance(self.final, HasMemory) else 0
+        return sizes.sample_bytes(self.largest(sizes.n_rows, sizes.sample_room)) + kept
 
     def largest(self, n_rows: int, room: int) -> int:
         """Return the rows of the largest sample, of data of `n_rows` and where there is memory for `room` rows."""
-        if isinstance(self.final, VarianceReducedEM):
-            return self.final.rows(n_rows, room)
         return max(1, min(n_rows // self.growth, MOST_ROWS, room // 2))
 
     def init(self, problem: Problem, params: Params) -> ProgressiveState:
-        first = self.first or round(FIRST_ROWS * n_free(problem, params))
+        first = self.first or round(FIRST_ROWS * _n_free(problem, params))
         sizes = [problem.n_rows, self.largest(problem.n_rows, problem.sample_room)]
         while sizes[-1] // self.growth >= first:
             sizes.append(sizes[-1] // self.growth)
@@ -107,10 +111,15 @@ class Progressive:
             stage_step=state.stage_step + 1,
             step=state.step + 1,
             passes=state.before + share * info.passes,
+            objective=info.objective,
+            gain=info.objective - state.objective,
         )
         if here is problem:
             return new, replace(info, step=new.step, passes=new.passes, stage=f"all rows: {info.stage}".rstrip(": "))
-        settled = info.remaining is not None and info.remaining <= here.precision(new.params)
+        remaining = may_gain(new.gain, state.gain) if info.remaining is None else info.remaining
+        # What is no log-likelihood, such as a sum of squares, varies in proportion to itself.
+        unit = 1.0 if offers(problem.model, HasLogProb) else abs(info.objective)
+        settled = remaining <= STAGE_SHARE * here.precision(new.params) * unit
         info = replace(
             info,
             step=new.step,
@@ -126,23 +135,21 @@ class Progressive:
 
     def _begin(self, problem: Problem, state: ProgressiveState, stage: int) -> ProgressiveState:
         here, algorithm = self._stage(problem, state.sizes, stage)
-        # Drawing the largest sample is a pass.
-        before = state.passes if stage else 1.0
-        inner = algorithm.init(here, state.params)
-        return replace(state, inner=inner, stage=stage, stage_step=0, before=before, passes=before)
+        before = state.passes if stage else problem.sample_passes(state.sizes[-2])
+        if isinstance(algorithm, Anderson) and isinstance(state.inner, AndersonState):
+            inner: State = algorithm.carry(state.inner)
+        else:
+            inner = algorithm.init(here, state.params)
+        return ProgressiveState(state.params, inner, state.sizes, stage, step=state.step, before=before, passes=before)
 
     def _stage(self, problem: Problem, sizes: tuple[int, ...], stage: int) -> tuple[Problem, Algorithm]:
         """Return the problem of a stage, a sample of a sample of ... all rows, and its algorithm."""
+        inner = self.inner or (Anderson() if offers(problem.model, HasVector) else BatchEM())
         if stage == len(sizes) - 1:
-            return problem, self._final(sizes[-2])
+            return problem, self.final or inner
         for rows in sizes[-2 : stage - 1 if stage else None : -1]:
             problem = problem.subsample(rows)
-        return problem, self.inner or (Anderson() if isinstance(problem.model, HasVector) else BatchEM())
-
-    def _final(self, rows: int) -> Algorithm:
-        if isinstance(self.final, VarianceReducedEM):
-            return replace(self.final, sample=rows, drawn=True)
-        return self.final
+        return problem, inner
 
 
 @dataclass(frozen=True)
@@ -162,9 +169,9 @@ class Auto:
         if problem.n_units == 1:
             return BatchEM()
         progressive = Progressive()
-        if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * n_free(problem, params):
+        if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * _n_free(problem, params):
             return progressive
-        return Anderson() if isinstance(problem.model, HasVector) else BatchEM()
+        return Anderson() if offers(problem.model, HasVector) else BatchEM()
 
     def init(self, problem: Problem, params: Params) -> State:
         chosen = self.choose(problem, params)
@@ -175,6 +182,6 @@ class Auto:
         return self.choose(problem, state.params).step(problem, state)
 
 
-def n_free(problem: Problem, params: Params) -> float:
+def _n_free(problem: Problem, params: Params) -> float:
     """Return the number of free parameters."""
     return 2.0 * problem.n_rows * problem.precision(params)

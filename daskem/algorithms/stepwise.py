@@ -27,6 +27,7 @@ class StepwiseState:
     objective : on the held-out rows when they were last looked at, nats per unit weight.
     at_epoch, gain, before : their objective when the epoch began, and what the last two epochs gained.
     step : mini-batches seen, one a step.
+    passes : so far, looks at the held-out rows included.
     """
 
     params: Params
@@ -39,6 +40,7 @@ class StepwiseState:
     gain: float = math.inf
     before: float = math.inf
     step: int = 0
+    passes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class StepwiseEM:
     offset : delays the decay, not negative; a large one makes the first steps small.
     rate : the constant rate, in (0, 1].
     warm_up : mini-batches blended before the first M-step.
-    window : pieces of the data whose rows are mixed (see `daskem.core.Batch`).
+    window : pieces of the data whose rows are mixed, 16 by default (see `daskem.core.Batch`).
     average : return the parameters of the mean of the statistics in the second half of the epoch (Polyak & Juditsky
         1992), which takes out most of the noise of mini-batches.
     held_out : rows, at most a tenth of all, that no mini-batch holds; the objective is that of these, looked at four
@@ -77,7 +79,7 @@ class StepwiseEM:
     offset: float = 2.0
     rate: float = 0.05
     warm_up: int = 1
-    window: int = 16
+    window: int | None = None
     average: bool = False
     held_out: int = 10_000
 
@@ -90,12 +92,12 @@ class StepwiseEM:
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the window in use, of the next one, and of putting it together."""
-        window = min(self.window * sizes.piece, sizes.n_rows * sizes.row)
+        window = min((self.window or 16) * sizes.piece, sizes.n_rows * sizes.row)
         return 3 * window + 3 * self._held_out(sizes.n_rows) * sizes.row + 2 * sizes.stats
 
     def init(self, problem: Problem, params: Params) -> StepwiseState:
         problem.n_batches(self._batch(problem, 0))
-        return StepwiseState(params, params)
+        return StepwiseState(params, params, passes=problem.sample_passes(self._held_out(problem.n_rows)))
 
     def step(self, problem: Problem, state: StepwiseState) -> tuple[StepwiseState, StepInfo]:
         clock, number = time.perf_counter(), state.step + 1
@@ -104,9 +106,11 @@ class StepwiseEM:
         epoch, place = divmod(state.step, n_batches)
         state = self._watch(problem, state, place, n_batches)
         found = problem.expect(state.current, batch, step=number)
-        rate = 1.0 if number == 1 else self._rate(number)
+        rate = self.rate_of(number)
         stats, params = blend(problem, state.stats, found, state.current, rate, wait=number < self.warm_up)
-        new = replace(state, params=params, current=params, stats=stats, step=number)
+        seen = 1.0 - self._held_out(problem.n_rows) / problem.n_rows
+        passes = state.passes + seen / n_batches
+        new = replace(state, params=params, current=params, stats=stats, step=number, passes=passes)
         new = self._averaged(problem, state, new, second_half=2 * place >= n_batches)
         start = Point(state.params, Expectation(None, 0.0, found.weight / n_batches), state.objective)
         info = log_step(
@@ -114,7 +118,7 @@ class StepwiseEM:
             number,
             start,
             new.params,
-            passes=number / n_batches,
+            passes=passes,
             clock=clock,
             exact=False,
             remaining=may_gain(state.gain, state.before) if place == 0 and epoch > 1 else math.inf,
@@ -128,6 +132,7 @@ class StepwiseEM:
             return state
         held_out = problem.subsample(self._held_out(problem.n_rows))
         objective = evaluate(held_out, state.params, step=state.step + 1).objective
+        state = replace(state, passes=state.passes + held_out.n_rows / problem.n_rows)
         if place:
             return replace(state, objective=objective)
         gain = objective - state.at_epoch
@@ -143,7 +148,10 @@ class StepwiseEM:
             averaged = tree.lerp(moved, new.stats, 1.0 / count)
         return replace(new, averaged=averaged, n_averaged=count, params=problem.maximize(averaged, new.current))
 
-    def _rate(self, number: int) -> float:
+    def rate_of(self, number: int) -> float:
+        """Return the share of the statistics that the mini-batch of a number, from 1, replaces."""
+        if number == 1:
+            return 1.0
         return self.rate if self.decay is None else float((number + self.offset) ** -self.decay)
 
     def _batch(self, problem: Problem, index: int) -> Batch:

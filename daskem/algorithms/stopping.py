@@ -12,7 +12,7 @@ import numpy as np
 from daskem.core import StepInfo, StopRule
 from daskem.errors import OptionError
 
-__all__ = ["AnyOf", "Change", "Gain", "MaxPasses", "MaxSeconds", "MaxSteps", "decrease", "rounding_of"]
+__all__ = ["ROUNDING", "AnyOf", "Change", "Gain", "MaxPasses", "MaxSeconds", "MaxSteps", "decrease", "rounding_of"]
 
 # A fall of the objective below this, relative to its size, is rounding: sums of 10^9 float64 terms err by some 1e-12,
 # objectives of float32 blocks by some 1e-8 (measured: 8e-9).

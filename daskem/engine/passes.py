@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -210,10 +211,10 @@ def start_engine(
 def _check_sides(data: Dataset) -> None:
     """Refuse to send a cluster, in each pass, more weights and labels than a graph should carry."""
     for source in data.sources[1:]:
-        if source.in_process and source.shape[0] * source.dtype.itemsize > MAX_SENT:
+        if source.in_process and math.prod(source.shape) * source.dtype.itemsize > MAX_SENT:
             raise DataError(
-                f"{source.name} has {source.shape[0]} values in this process, which would be sent to the cluster in "
-                "each pass. Give them where the workers can read them: as a Zarr array, a file or a dask array."
+                f"{source.name} has {math.prod(source.shape)} values in this process, which would be sent to the "
+                "cluster in each pass. Give them where the workers can read them: a Zarr array, a file or a dask array."
             )
 
 

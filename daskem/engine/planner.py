@@ -301,7 +301,7 @@ def _with_cache(plan: Plan, data: Dataset, cache: str) -> Plan:
     if cache == "none" or data.in_process or room <= 0:
         return plan
     # Whole units, and the weights and labels of their rows, lie in one process or another.
-    unit = max(map(len, plan.units)) * (data.row_bytes + sum(s.dtype.itemsize for s in data.sources[1:]))
+    unit = max(map(len, plan.units)) * (data.row_bytes + sum(s.dtype.itemsize * s.shape[1] for s in data.sources[1:]))
     kept = min(len(plan.units), plan.processes * (room // unit))
     if not kept or (cache == "auto" and kept < len(plan.units)):
         return plan

@@ -18,9 +18,10 @@ from daskem.core import (
     Params,
     Part,
     Stats,
+    offers,
 )
 from daskem.engine.passes import Engine, start_engine
-from daskem.engine.sampling import Stream, draw_sample
+from daskem.engine.sampling import Stream, draw_sample, sample_share
 
 __all__ = ["DataProblem"]
 
@@ -87,6 +88,9 @@ class DataProblem:
                 self._samples[rows] = DataProblem(self.model, drawn, self.scale * self.n_rows / rows)
             return self._samples[rows]
 
+    def sample_passes(self, rows: int) -> float:
+        return 0.0 if self.engine.data.in_process else sample_share(self.engine.data, rows)
+
     def maximize(self, stats: Stats, params: Params) -> Params:
         return self.model.m_step(stats, params)
 
@@ -95,7 +99,7 @@ class DataProblem:
         return (expectation.objective + log_prior) / expectation.weight
 
     def precision(self, params: Params) -> float:
-        if isinstance(self.model, HasNParameters):
+        if offers(self.model, HasNParameters):
             return self.model.n_parameters(params) / (2.0 * self.n_rows)
         # The numbers that a record of parameters holds are an upper bound on those that are free.
         return tree.nbytes(params) / (16.0 * self.n_rows)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,28 +21,64 @@ from daskem.engine.planner import size
 from daskem.engine.tasks import ExpectTask, Partial, combine, expect_unit, join, take_rows
 from daskem.errors import ContractError, OptionError, PlanError
 
-__all__ = ["Stream", "draw_sample", "sampled_rows"]
+__all__ = ["Stream", "draw_sample", "sample_share", "sampled_rows"]
 
 # Rows of a mini-batch below which one task more costs a cluster more than it saves.
 GROUP_ROWS = 4096
+# Pieces whose rows are mixed, unless told otherwise: 256 MiB of rows.
+WINDOW = 16
+# Rows of a small sample that are drawn near each other.
+CLUSTER = 64
 # Last words of the counters that random numbers are drawn from: no other draw uses them.
 SAMPLE_WORD, ORDER_WORD, SHUFFLE_WORD = ((1 << 62) + i for i in range(3))
 
 
-def sampled_rows(start: int, stop: int, n_rows: int, rows: int, seed: int) -> Int:
+def sampled_rows(start: int, stop: int, n_rows: int, rows: int, reach: int, seed: int) -> Int:
     """Return which of the rows ``start:stop`` belong to a uniform sample of `rows` among `n_rows`, in order.
 
-    One row is drawn in each of `rows` runs of equal length, so that sorted data are seen evenly. Which rows these are
-    depends on the arguments' totals and the seed alone: not on chunks, units or workers.
+    One row is drawn in each of `rows` runs of equal length, so that sorted data are seen evenly. Where these are long,
+    64 rows are drawn near each other, within `reach`, so that a small sample does not read all of a large store. Which
+    rows these are depends on the totals and the seed alone: not on chunks, units or workers.
     """
-    first, last = max(start * rows // n_rows - 1, 0), min(-(-stop * rows // n_rows) + 1, rows)
-    bits = np.random.Philox(key=seed, counter=[0, 0, rows, SAMPLE_WORD])
+    clusters, reach = -(-rows // CLUSTER), max(reach, CLUSTER)
+    if n_rows // clusters <= reach:
+        return _drawn(start, stop, _Strata(0, n_rows, rows), seed)
+    first, last = max(start * clusters // n_rows - 1, 0), min(-(-stop * clusters // n_rows) + 1, clusters)
+    places = _drawn(first * n_rows // clusters, last * n_rows // clusters, _Strata(0, n_rows, clusters), seed)
+    parts = []
+    for i, place in zip(range(first, last), places, strict=True):
+        low, high = i * n_rows // clusters, (i + 1) * n_rows // clusters
+        begin = min(max(int(place) - reach // 2, low), high - reach)
+        share = (i + 1) * rows // clusters - i * rows // clusters
+        parts.append(_drawn(start, stop, _Strata(begin, begin + reach, share), seed))
+    return np.concatenate(parts)
+
+
+class _Strata(NamedTuple):
+    """Rows ``low:high`` in `runs` of about equal length."""
+
+    low: int
+    high: int
+    runs: int
+
+
+def _drawn(start: int, stop: int, strata: _Strata, seed: int) -> Int:
+    """Return the rows drawn, one in each stratum, that lie in ``start:stop``."""
+    low, length, count = strata.low, strata.high - strata.low, strata.runs
+    first = min(max((start - low) * count // length - 1, 0), count)
+    last = max(min(-(-(stop - low) * count // length) + 1, count), first)
+    bits = np.random.Philox(key=seed, counter=[0, low, count, SAMPLE_WORD])
     # Philox makes four numbers a count.
     bits.advance(first // 4)
     uniform = np.random.Generator(bits).random(last - first + first % 4)[first % 4 :]
-    bounds = np.array([i * n_rows // rows for i in range(first, last + 1)], np.int64)
-    drawn = bounds[:-1] + (uniform * np.diff(bounds)).astype(np.int64)
-    return np.asarray(drawn[(drawn >= start) & (drawn < stop)])
+    bounds = low + np.array([i * length // count for i in range(first, last + 1)], np.int64)
+    rows = bounds[:-1] + (uniform * np.diff(bounds)).astype(np.int64)
+    return np.asarray(rows[(rows >= start) & (rows < stop)])
+
+
+def sample_share(data: Dataset, rows: int) -> float:
+    """Return the share of the data that is read, at most, to draw a sample of `rows`."""
+    return min(1.0, 2.0 * data.piece_rows() * -(-rows // CLUSTER) / data.n_rows)
 
 
 def draw_sample(engine: Engine, rows: int) -> Dataset:
@@ -62,9 +98,9 @@ def draw_sample(engine: Engine, rows: int) -> Dataset:
             "left of the memory limit. "
             "Raise memory_limit, or use a smaller sample. Nothing was read."
         )
-    total = node(data.n_rows)
+    shared = (data.n_rows, rows, data.piece_rows(), engine.seed)
     drawn: list[Chunk] = engine.compute_all(
-        [call(_sample_unit, engine.parts[u.index], u.start, u.stop, total, rows, engine.seed) for u in plan.units]
+        [call(_sample_unit, engine.parts[u.index], u.start, u.stop, *shared) for u in plan.units]
     )
     return _in_memory(f"a sample of {data.rows.name}", join(drawn))
 
@@ -91,6 +127,11 @@ class Stream:
                 f"a mini-batch of {self.batch.rows:,} rows is larger than the data, {self.engine.data.n_rows:,} rows. "
                 "Use a smaller one, or batch EM."
             )
+        if self.batch.window is not None and self.batch.window > len(self.pieces):
+            raise OptionError(
+                f"a window of {self.batch.window:,} pieces is larger than the data: {self.engine.data.rows.name} has "
+                f"{len(self.pieces):,} pieces. Use a smaller one, or leave it out."
+            )
 
     @cached_property
     def pieces(self) -> list[Unit]:
@@ -100,7 +141,7 @@ class Stream:
     @property
     def n_windows(self) -> int:
         """Windows of an epoch."""
-        return -(-len(self.pieces) // self.batch.window)
+        return -(-len(self.pieces) // (self.batch.window or WINDOW))
 
     @cached_property
     def n_batches(self) -> int:
@@ -149,13 +190,13 @@ class Stream:
         return loading.result()
 
     def _load(self, window: int) -> list[Any]:
-        data, seed, epoch = self.engine.data, self.engine.seed, window // self.n_windows
+        data, epoch = self.engine.data, window // self.n_windows
         shared = node(data)
         nodes: list[Any] = []
         for group in self._groups(window):
             given = [shared if part is data else part for part in map(data.bind, group)]
             first = len(nodes) * data.n_rows
-            nodes.append(call(_shuffle, given, node(group), data.n_rows, self.batch.held_out, first, epoch, seed))
+            nodes.append(call(_shuffle, given, node(group), self._sample, first, epoch))
         return self.engine.executor.load(nodes, self.engine.plan.slots)
 
     def _groups(self, window: int) -> list[list[Unit]]:
@@ -176,19 +217,27 @@ class Stream:
         return sum(map(len, group)) - held
 
     def _held_out(self, unit: Unit) -> Int:
-        return _held_out(unit, self.engine.data.n_rows, self.batch.held_out, self.engine.seed)
+        return _held_out(unit, *self._sample)
+
+    @property
+    def _sample(self) -> tuple[int, int, int, int]:
+        """What tells the rows that are held out: all rows, those held out, their reach, the seed."""
+        data = self.engine.data
+        return data.n_rows, self.batch.held_out, data.piece_rows(), self.engine.seed
 
 
-def _held_out(unit: Unit, n_rows: int, held_out: int, seed: int) -> Int:
-    return sampled_rows(unit.start, unit.stop, n_rows, held_out, seed) if held_out else np.zeros(0, np.int64)
+def _held_out(unit: Unit, n_rows: int, held_out: int, reach: int, seed: int) -> Int:
+    if not held_out:
+        return np.zeros(0, np.int64)
+    return sampled_rows(unit.start, unit.stop, n_rows, held_out, reach, seed)
 
 
-def _sample_unit(data: Dataset, start: int, stop: int, n_rows: int, rows: int, seed: int) -> Chunk:
-    return take_rows(data, start, stop, sampled_rows(start, stop, n_rows, rows, seed) - start)
+def _sample_unit(data: Dataset, start: int, stop: int, n_rows: int, rows: int, reach: int, seed: int) -> Chunk:
+    return take_rows(data, start, stop, sampled_rows(start, stop, n_rows, rows, reach, seed) - start)
 
 
 def _shuffle(
-    parts: list[Dataset], units: list[Unit], n_rows: int, held_out: int, first: int, epoch: int, seed: int
+    parts: list[Dataset], units: list[Unit], sample: tuple[int, int, int, int], first: int, epoch: int
 ) -> Dataset:
     """Return the rows of some pieces, but for those held out, in an order of their own in each epoch.
 
@@ -197,10 +246,10 @@ def _shuffle(
     drawn = []
     for data, unit in zip(parts, units, strict=True):
         kept = np.ones(len(unit), bool)
-        kept[_held_out(unit, n_rows, held_out, seed) - unit.start] = False
+        kept[_held_out(unit, *sample) - unit.start] = False
         drawn.append(take_rows(data, unit.start, unit.stop, np.flatnonzero(kept)))
     chunk = join(drawn)
-    bits = np.random.Philox(key=seed, counter=[0, units[0].start, epoch, SHUFFLE_WORD])
+    bits = np.random.Philox(key=sample[-1], counter=[0, units[0].start, epoch, SHUFFLE_WORD])
     order = np.random.Generator(bits).permutation(len(chunk))
     return _in_memory(f"shuffled rows of {parts[0].rows.name}", _permuted(chunk, order), first)
 

@@ -213,7 +213,7 @@ def diagnose(
     vector = require(model, HasVector, "a diagnosis").to_vector(params)
     free = np.isfinite(vector)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
-    check_side_columns(dataset, memory_limit, components_of(model))
+    check_side_columns(dataset, model, memory_limit)
     work = ScoreWork(model, len(vector), components_of(model) or 1)
     engine = start_engine(dataset, work, seed=seed, sample_rows=SAMPLE_ROWS, cache="none", memory_limit=memory_limit)
     rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, 0]))

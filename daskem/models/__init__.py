@@ -1,16 +1,47 @@
 """What is fitted: models and families. They know arrays, and nothing of where these come from or who drives them."""
 
+from daskem.models.bernoulli import Bernoulli as Bernoulli
+from daskem.models.bernoulli import BernoulliParams as BernoulliParams
+from daskem.models.categorical import Categorical as Categorical
+from daskem.models.categorical import CategoricalParams as CategoricalParams
+from daskem.models.exponential import Exponential as Exponential
+from daskem.models.exponential import ExponentialParams as ExponentialParams
+from daskem.models.gamma import Gamma as Gamma
+from daskem.models.gamma import GammaParams as GammaParams
 from daskem.models.gaussian import Gaussian as Gaussian
 from daskem.models.gaussian import GaussianParams as GaussianParams
 from daskem.models.gaussian import GaussianStats as GaussianStats
+from daskem.models.gaussian_algebra import SHAPES as SHAPES
 from daskem.models.kmeans import KMeans as KMeans
 from daskem.models.kmeans import KMeansParams as KMeansParams
 from daskem.models.kmeans import KMeansStats as KMeansStats
 from daskem.models.mixture import Mixture as Mixture
 from daskem.models.mixture import MixtureParams as MixtureParams
 from daskem.models.mixture import MixtureStats as MixtureStats
+from daskem.models.multinomial import Multinomial as Multinomial
+from daskem.models.multinomial import MultinomialParams as MultinomialParams
+from daskem.models.natural import SufficientStats as SufficientStats
+from daskem.models.poisson import Poisson as Poisson
+from daskem.models.poisson import PoissonParams as PoissonParams
+from daskem.models.product import Product as Product
+from daskem.models.product import ProductParams as ProductParams
+from daskem.models.product import ProductStats as ProductStats
+from daskem.models.student_t import StudentT as StudentT
+from daskem.models.student_t import StudentTParams as StudentTParams
+from daskem.models.student_t import StudentTStats as StudentTStats
+from daskem.models.von_mises_fisher import VonMisesFisher as VonMisesFisher
+from daskem.models.von_mises_fisher import VonMisesFisherParams as VonMisesFisherParams
 
 __all__ = [
+    "SHAPES",
+    "Bernoulli",
+    "BernoulliParams",
+    "Categorical",
+    "CategoricalParams",
+    "Exponential",
+    "ExponentialParams",
+    "Gamma",
+    "GammaParams",
     "Gaussian",
     "GaussianParams",
     "GaussianStats",
@@ -20,4 +51,17 @@ __all__ = [
     "Mixture",
     "MixtureParams",
     "MixtureStats",
+    "Multinomial",
+    "MultinomialParams",
+    "Poisson",
+    "PoissonParams",
+    "Product",
+    "ProductParams",
+    "ProductStats",
+    "StudentT",
+    "StudentTParams",
+    "StudentTStats",
+    "SufficientStats",
+    "VonMisesFisher",
+    "VonMisesFisherParams",
 ]
