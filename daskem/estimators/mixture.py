@@ -109,6 +109,12 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         """Return the posterior probability of each component for each row, (n, k), as features."""
         return self._rows(X, "proba", self.n_components)
 
+    def diagnose(self, X: Any, y: Any = None, sample_weight: Any = None) -> Diagnosis:
+        """Say what the data that the mixture was fitted to tell of its parameters, and what not (`daskem.diagnose`)."""
+        data = self._dataset(X, sample_weight=sample_weight, y=_known_labels(y))
+        check_is_fitted(self)
+        return diagnose(self.result_, data, memory_limit=self.memory_limit)
+
     def score_samples(self, X: Any) -> Any:
         """Return the log density of each row, (n,), nats."""
         return self._rows(X, "log_prob", self.n_components)
