@@ -104,7 +104,14 @@ class Model(Protocol):
 
 @runtime_checkable
 class Family(Protocol):
-    """A density given a component. One family serves mixtures, HMM emissions and partly labelled data alike."""
+    """A density given a component. One family serves mixtures, HMM emissions and partly labelled data alike.
+
+    What a family may have beside, for a mixture to have it too: `surrogate`, `log_prior`, `to_vector`, `from_vector`,
+    `n_parameters`, `events`, `rebase` and `unsupported`, as those of a model; ``draw(params, components, rng)``, a row
+    (n, d) from each of the components (n,), for samples; ``embedding(rows)``, (n, q) and finite, between whose rows
+    a start measures distances; ``start``, the `init_method` that it prefers; ``handles_missing``, whether NaN is a hole
+    that it leaves out; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the planner.
+    """
 
     def init(self, sample: Chunk, resp: Float) -> Params:
         """Return parameters from a sample and its responsibilities (n, k)."""

@@ -282,6 +282,12 @@ CASES = [
     Case("Gaussian mixture, soft labels", Mixture(Gaussian(), 3), blobs, weighted=True, n_labels=3, soft_labels=True),
     *family_cases("Bernoulli", models.Bernoulli(), models.Bernoulli(0.5), binary),
     *family_cases("categorical", models.Categorical(), models.Categorical(0.5, levels=(3, 2, 4)), codes),
+    Case(
+        "categorical family, many levels",
+        family_model(models.Categorical(0.5, levels=60)),
+        with_holes(lambda rng, n: rng.integers(60, size=(n, 2))),
+        weighted=True,
+    ),
     Case("categorical mixture, -1 for holes, defaults", Mixture(models.Categorical(), 2), with_holes(codes, -1.0)),
     *family_cases("multinomial", models.Multinomial(), models.Multinomial(0.5), words),
     *family_cases("Poisson of daskem", models.Poisson(), models.Poisson(1.0), count_table),

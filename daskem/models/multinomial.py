@@ -61,7 +61,9 @@ class Multinomial(NaturalFamily):
 
     def draw(self, params: MultinomialParams, components: Array, rng: np.random.Generator) -> Float:
         """Return one row of `trials` trials from each of the given components, (n, d)."""
-        return rng.multinomial(round(params.trials), params.probabilities[components]).astype(np.float64)
+        # With very many outcomes the floors add up to more than numpy lets pass for a sum of one.
+        shares = params.probabilities / params.probabilities.sum(axis=1, keepdims=True)
+        return rng.multinomial(round(params.trials), shares[components]).astype(np.float64)
 
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""

@@ -143,7 +143,7 @@ def measure_product(report: Report, repeats: int, seed: int, n: int) -> None:
 
 
 def _pass(family: Any, rows: Array, resp: Array) -> Callable[[], float]:
-    """Return a function that takes log densities and statistics of all rows, block by block, and returns CPU seconds."""
+    """Return a function that takes log densities and statistics of all rows and returns CPU seconds."""
     params = family.init(Chunk(rows[:5000]), resp[:5000])
     shares = np.ascontiguousarray(resp.T)
 
