@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +35,7 @@ __all__ = [
     "HasLogProb",
     "HasMemory",
     "HasNParameters",
+    "HasParts",
     "HasPosterior",
     "HasRebase",
     "HasSample",
@@ -52,6 +53,7 @@ __all__ = [
     "Stats",
     "StepInfo",
     "StopRule",
+    "offers",
     "require",
 ]
 
@@ -134,13 +136,13 @@ class Batch:
     ----------
     index : place among all mini-batches, counted from 0 and on from epoch to epoch.
     rows : rows of a mini-batch, about.
-    window : pieces (runs of stored chunks of about 16 MiB) whose rows are mixed.
+    window : pieces (runs of stored chunks of about 16 MiB) whose rows are mixed; None for 16, or all if fewer.
     held_out : rows of the sample (see `Problem.subsample`) that no mini-batch holds.
     """
 
     index: int
     rows: int
-    window: int
+    window: int | None = None
     held_out: int = 0
 
 
@@ -411,6 +413,21 @@ class HasEvents(Protocol):
         """Return (component, what happened) of each component that the M-step which made `params` had to repair."""
 
 
+@runtime_checkable
+class HasParts(Protocol):
+    """A model that is made of parts, and has a capability only where they have it."""
+
+    def offers(self, method: str) -> bool:
+        """Return whether `method`, one of this model's own, will work."""
+
+
+def offers(model: object, capability: type[C]) -> TypeGuard[C]:
+    """Return whether `model` has `capability`, its parts included."""
+    if not isinstance(model, capability):
+        return False
+    return not isinstance(model, HasParts) or all(map(model.offers, _methods(capability)))
+
+
 def require(model: object, capability: type[C], purpose: str) -> C:
     """Return `model` as one that has `capability`.
 
@@ -419,10 +436,15 @@ def require(model: object, capability: type[C], purpose: str) -> C:
     MissingCapabilityError
         Naming the methods to implement.
     """
-    if isinstance(model, capability):
+    if offers(model, capability):
         return model
-    methods = ", ".join(sorted(name for name in vars(capability) if not name.startswith("_")))
+    part = f" of a {type(model.family).__name__}" if hasattr(model, "family") else ""
+    methods = ", ".join(_methods(capability))
     raise MissingCapabilityError(
-        f"{type(model).__name__} cannot be used for {purpose}: it has no method {methods}. "
+        f"{type(model).__name__}{part} cannot be used for {purpose}: it has no method {methods}. "
         f"Implement it as daskem.core.{capability.__name__} documents."
     )
+
+
+def _methods(capability: type) -> list[str]:
+    return sorted(name for name in vars(capability) if not name.startswith("_"))

@@ -486,7 +486,7 @@ def test_scores_are_weighted_sums(fitted):
 
 
 def test_the_estimator_is_the_same_fit():
-    estimator = GaussianMixture(3, random_state=0, max_iter=3, tol=0.0, means_init=ROWS[:3])
+    estimator = GaussianMixture(3, algorithm="batch", random_state=0, max_iter=3, tol=0.0, means_init=ROWS[:3])
     with pytest.warns(UserWarning, match=r"."):
         estimator.fit(ROWS)
     assert estimator.n_iter_ == 3

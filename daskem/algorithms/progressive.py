@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
 from daskem.algorithms.points import may_gain
-from daskem.core import Algorithm, HasLogProb, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo
+from daskem.core import Algorithm, HasLogProb, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo, offers
 from daskem.errors import OptionError
 
 __all__ = ["Auto", "Progressive", "ProgressiveState"]
@@ -118,7 +118,7 @@ class Progressive:
             return new, replace(info, step=new.step, passes=new.passes, stage=f"all rows: {info.stage}".rstrip(": "))
         remaining = may_gain(new.gain, state.gain) if info.remaining is None else info.remaining
         # What is no log-likelihood, such as a sum of squares, varies in proportion to itself.
-        unit = 1.0 if isinstance(problem.model, HasLogProb) else abs(info.objective)
+        unit = 1.0 if offers(problem.model, HasLogProb) else abs(info.objective)
         settled = remaining <= STAGE_SHARE * here.precision(new.params) * unit
         info = replace(
             info,
@@ -144,7 +144,7 @@ class Progressive:
 
     def _stage(self, problem: Problem, sizes: tuple[int, ...], stage: int) -> tuple[Problem, Algorithm]:
         """Return the problem of a stage, a sample of a sample of ... all rows, and its algorithm."""
-        inner = self.inner or (Anderson() if isinstance(problem.model, HasVector) else BatchEM())
+        inner = self.inner or (Anderson() if offers(problem.model, HasVector) else BatchEM())
         if stage == len(sizes) - 1:
             return problem, self.final or inner
         for rows in sizes[-2 : stage - 1 if stage else None : -1]:
@@ -171,7 +171,7 @@ class Auto:
         progressive = Progressive()
         if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * _n_free(problem, params):
             return progressive
-        return Anderson() if isinstance(problem.model, HasVector) else BatchEM()
+        return Anderson() if offers(problem.model, HasVector) else BatchEM()
 
     def init(self, problem: Problem, params: Params) -> State:
         chosen = self.choose(problem, params)

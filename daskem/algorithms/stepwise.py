@@ -57,7 +57,7 @@ class StepwiseEM:
     offset : delays the decay, not negative; a large one makes the first steps small.
     rate : the constant rate, in (0, 1].
     warm_up : mini-batches blended before the first M-step.
-    window : pieces of the data whose rows are mixed (see `daskem.core.Batch`).
+    window : pieces of the data whose rows are mixed, 16 by default (see `daskem.core.Batch`).
     average : return the parameters of the mean of the statistics in the second half of the epoch (Polyak & Juditsky
         1992), which takes out most of the noise of mini-batches.
     held_out : rows, at most a tenth of all, that no mini-batch holds; the objective is that of these, looked at four
@@ -79,7 +79,7 @@ class StepwiseEM:
     offset: float = 2.0
     rate: float = 0.05
     warm_up: int = 1
-    window: int = 16
+    window: int | None = None
     average: bool = False
     held_out: int = 10_000
 
@@ -92,7 +92,7 @@ class StepwiseEM:
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the window in use, of the next one, and of putting it together."""
-        window = min(self.window * sizes.piece, sizes.n_rows * sizes.row)
+        window = min((self.window or 16) * sizes.piece, sizes.n_rows * sizes.row)
         return 3 * window + 3 * self._held_out(sizes.n_rows) * sizes.row + 2 * sizes.stats
 
     def init(self, problem: Problem, params: Params) -> StepwiseState:

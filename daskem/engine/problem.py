@@ -18,6 +18,7 @@ from daskem.core import (
     Params,
     Part,
     Stats,
+    offers,
 )
 from daskem.engine.passes import Engine, start_engine
 from daskem.engine.sampling import Stream, draw_sample, sample_share
@@ -98,7 +99,7 @@ class DataProblem:
         return (expectation.objective + log_prior) / expectation.weight
 
     def precision(self, params: Params) -> float:
-        if isinstance(self.model, HasNParameters):
+        if offers(self.model, HasNParameters):
             return self.model.n_parameters(params) / (2.0 * self.n_rows)
         # The numbers that a record of parameters holds are an upper bound on those that are free.
         return tree.nbytes(params) / (16.0 * self.n_rows)

@@ -25,6 +25,8 @@ __all__ = ["Stream", "draw_sample", "sample_share", "sampled_rows"]
 
 # Rows of a mini-batch below which one task more costs a cluster more than it saves.
 GROUP_ROWS = 4096
+# Pieces whose rows are mixed, unless told otherwise: 256 MiB of rows.
+WINDOW = 16
 # Rows of a small sample that are drawn near each other.
 CLUSTER = 64
 # Last words of the counters that random numbers are drawn from: no other draw uses them.
@@ -38,7 +40,7 @@ def sampled_rows(start: int, stop: int, n_rows: int, rows: int, reach: int, seed
     64 rows are drawn near each other, within `reach`, so that a small sample does not read all of a large store. Which
     rows these are depends on the totals and the seed alone: not on chunks, units or workers.
     """
-    clusters = -(-rows // CLUSTER)
+    clusters, reach = -(-rows // CLUSTER), max(reach, CLUSTER)
     if n_rows // clusters <= reach:
         return _drawn(start, stop, _Strata(0, n_rows, rows), seed)
     first, last = max(start * clusters // n_rows - 1, 0), min(-(-stop * clusters // n_rows) + 1, clusters)
@@ -125,6 +127,11 @@ class Stream:
                 f"a mini-batch of {self.batch.rows:,} rows is larger than the data, {self.engine.data.n_rows:,} rows. "
                 "Use a smaller one, or batch EM."
             )
+        if self.batch.window is not None and self.batch.window > len(self.pieces):
+            raise OptionError(
+                f"a window of {self.batch.window:,} pieces is larger than the data: {self.engine.data.rows.name} has "
+                f"{len(self.pieces):,} pieces. Use a smaller one, or leave it out."
+            )
 
     @cached_property
     def pieces(self) -> list[Unit]:
@@ -134,7 +141,7 @@ class Stream:
     @property
     def n_windows(self) -> int:
         """Windows of an epoch."""
-        return -(-len(self.pieces) // self.batch.window)
+        return -(-len(self.pieces) // (self.batch.window or WINDOW))
 
     @cached_property
     def n_batches(self) -> int:

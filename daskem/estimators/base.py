@@ -46,8 +46,8 @@ class OutOfCoreEstimator(_Fitted):
     Parameters
     ----------
     n_init, random_state, verbose : as in scikit-learn.
-    tol : what is left to gain, nats per row, when a fit ends; or ``"statistical"``, p / (2 n), beyond which it fits
-        noise.
+    tol : what is left to gain, nats per row, when a fit ends; or ``"statistical"``, p / (2 n), below
+        which it would fit noise.
     max_iter : most passes over the data; with batch EM, which makes one a step, as in scikit-learn.
     algorithm : a name in `daskem.algorithms.ALGORITHMS`, or a `daskem.core.Algorithm`.
     init_sample, cache, memory_limit : see `daskem.fit`.

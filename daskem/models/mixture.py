@@ -38,6 +38,8 @@ BLOCK_BYTES = 4 << 20
 MIN_BLOCK, MAX_BLOCK = 1024, 4096
 # With very many components or features even MIN_BLOCK rows would take too much memory.
 MAX_BLOCK_BYTES = 128 << 20
+# Methods of a mixture that its family must have too.
+FAMILY_METHODS = frozenset({"from_vector", "n_parameters", "sample", "surrogate", "to_vector"})
 # Assumed of the statistics, and of the parameters, of a family that does not tell their size.
 RECORD_BYTES = 1 << 20
 
@@ -251,6 +253,11 @@ class Mixture:
     @property
     def _start(self) -> Init:
         return cast(Init, self.init_method or getattr(self.family, "start", "kmeans"))
+
+    def offers(self, method: str) -> bool:
+        """Return whether the family has what a method of the mixture asks of it."""
+        asked = {"sample": "draw"}.get(method, method)
+        return method not in FAMILY_METHODS or hasattr(self.family, asked)
 
     def _joint(self, params: MixtureParams, chunk: Chunk) -> Array:
         """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
