@@ -30,7 +30,9 @@ from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
 from daskem.inference import Diagnosis as Diagnosis
+from daskem.inference import Selection as Selection
 from daskem.inference import diagnose as diagnose
+from daskem.inference import select as select
 from daskem.online import OnlineFit as OnlineFit
 
 __version__ = "0.1.0"
@@ -61,6 +63,7 @@ __all__ = [
     "OnlineFit",
     "PoissonMixture",
     "Progressive",
+    "Selection",
     "Squarem",
     "StepwiseEM",
     "StudentTMixture",
@@ -68,4 +71,5 @@ __all__ = [
     "VonMisesFisherMixture",
     "diagnose",
     "fit",
+    "select",
 ]

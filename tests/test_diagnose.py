@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
 from cases import blobs
+from click.testing import CliRunner
 from scipy.special import expit, log_expit, log_softmax, logit
 
 import daskem
 from daskem import tree
+from daskem.cli import main
 from daskem.core import Chunk, Expectation
 from daskem.errors import MissingCapabilityError, NonFiniteError, OptionError, PlanError
 from daskem.inference.directions import resolve
 from daskem.inference.findings import divergences
 from daskem.inference.scores import Evidence, ScorePass, ScoreWork, merge
 from daskem.models import Gaussian, KMeans, Mixture
+from daskem.persist import save_model
 
-SHAPES = ("full", "tied", "diag", "spherical")
+SHAPES = ("full", "tied", "diag", "spherical", "tied_diag", "tied_spherical")
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ def test_well_separated_gaussians(covariance: Any, mixture: Any) -> None:
 def test_duplicated_gaussians(covariance: Any, mixture: Any) -> None:
     rows = two_clouds(apart=0.0)
     one = fitted(covariance, rows, 1).params.components
-    shared = covariance == "tied"
+    shared = covariance.startswith("tied")
     twice = {"means": np.repeat(one.means, 2, axis=0), "reference": np.repeat(one.reference, 2, axis=0)}
     for name in ("covariances", "precisions_cholesky"):
         twice[name] = getattr(one, name) if shared else np.repeat(getattr(one, name), 2, axis=0)
@@ -413,3 +418,15 @@ def test_estimator_face() -> None:
     assert found.identifiable
     assert found.as_dict()["parameters"] == 11
     np.testing.assert_array_equal(found.vector, daskem.diagnose(estimator, rows).vector)
+
+
+def test_command(tmp_path: Path) -> None:
+    rows = two_clouds()
+    result = fitted("full", rows)
+    data, model = str(tmp_path / "rows.npy"), str(tmp_path / "model.safetensors")
+    np.save(data, rows)
+    save_model(model, result.model, result.params)
+    said = CliRunner().invoke(main, ["diagnose", model, data, "--quiet"])
+    assert (said.exit_code, said.stdout) == (0, f"{daskem.diagnose(result, rows)}\n")
+    said = CliRunner().invoke(main, ["diagnose", model, data, "--quiet", "--json"])
+    assert json.loads(said.stdout)["identifiable"] is True

@@ -22,8 +22,9 @@ MOST_ROWS = 4_000_000
 FIRST_ROWS = 10
 # Rows for each free parameter that the largest sample should have for `Auto` to use samples at all.
 ENOUGH_ROWS = 20
-# A stage ends when the gain that is left is this share of its precision: estimates of that gain err by a few times.
-STAGE_SHARE = 0.1
+# A stage ends when the gain that seems left is this share of its precision. Steps on samples are cheap, and those that
+# lead off a plateau, where little seems left, need not be made on all rows.
+STAGE_SHARE = 0.01
 # Steps after which a stage ends in any case: the next one goes on from there.
 STAGE_STEPS = 100
 

@@ -31,7 +31,7 @@ from daskem.persist import LoadedModel
 from daskem.predict import evaluate, predict_to_store, score
 from daskem.report.progress import PassProgress
 
-__all__ = ["predict_command", "score_command"]
+__all__ = ["open_for", "predict_command", "score_command"]
 
 
 @click.command("predict")
@@ -64,7 +64,7 @@ def predict_command(
     what = [name for name, wanted in chosen.items() if wanted]
     _check_what(loaded.model, what)
     with where.connect():
-        data = _open_for(loaded, source, report)
+        data = open_for(loaded, source, report)
         with _one_pass(data, report) as progress, watch_units(progress.unit_done):
             predict_to_store(
                 loaded.model,
@@ -96,7 +96,7 @@ def score_command(
     """Say how well MODEL fits DATA: mean log density, AIC and BIC; for k-means the sum of squared distances."""
     loaded = load(model, own)
     with where.connect():
-        data = _open_for(loaded, source, report)
+        data = open_for(loaded, source, report)
         with _one_pass(data, report) as progress, watch_units(progress.unit_done):
             figures = _figures(loaded, data, where.memory_limit)
     if report.json:
@@ -133,7 +133,7 @@ def _check_what(model: Any, what: list[str]) -> None:
         raise OptionError(f"--transform gives distances to centers, which a {type(model).__name__} does not have.")
 
 
-def _open_for(loaded: LoadedModel, source: DataOptions, report: ReportOptions) -> Dataset:
+def open_for(loaded: LoadedModel, source: DataOptions, report: ReportOptions) -> Dataset:
     """Open the data, which must have the features that the model was fitted to."""
     data = source.open()
     announce(f"daskem: {describe_data(data)}", report.quiet)

@@ -109,6 +109,12 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         """Return the posterior probability of each component for each row, (n, k), as features."""
         return self._rows(X, "proba", self.n_components)
 
+    def diagnose(self, X: Any, y: Any = None, sample_weight: Any = None) -> Diagnosis:
+        """Say what the data that the mixture was fitted to tell of its parameters, and what not (`daskem.diagnose`)."""
+        data = self._dataset(X, sample_weight=sample_weight, y=_known_labels(y))
+        check_is_fitted(self)
+        return diagnose(self.result_, data, memory_limit=self.memory_limit)
+
     def score_samples(self, X: Any) -> Any:
         """Return the log density of each row, (n,), nats."""
         return self._rows(X, "log_prob", self.n_components)
@@ -126,11 +132,6 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         """Return the Bayesian information criterion on X, ``p log n - 2 log L`` (Schwarz 1978); lower is better."""
         total, weight = self._total_log_prob(X)
         return float(self._n_parameters() * np.log(weight) - 2.0 * total)
-
-    def diagnose(self, X: Any, y: Any = None, sample_weight: Any = None) -> Diagnosis:
-        """Say what the data that the mixture was fitted to tell of its parameters, and what not (`daskem.diagnose`)."""
-        data = self._dataset(X, sample_weight=sample_weight, y=_known_labels(y))
-        return diagnose(self._mixture(), data, params=self.result_.params, memory_limit=self.memory_limit)
 
     def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return (n_samples, d) rows drawn from the mixture, and the component (n_samples,) of each."""

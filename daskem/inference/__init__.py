@@ -2,5 +2,6 @@
 
 from daskem.inference.diagnosis import Diagnosis, diagnose
 from daskem.inference.findings import Finding
+from daskem.inference.selection import Candidate, Selection, select
 
-__all__ = ["Diagnosis", "Finding", "diagnose"]
+__all__ = ["Candidate", "Diagnosis", "Finding", "Selection", "diagnose", "select"]

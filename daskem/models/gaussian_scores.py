@@ -20,18 +20,19 @@ def scores(covariance: Covariance, params: GaussianParams, rows: Array, resp: Fl
     d/d P_ij = - u_i y_j above the diagonal and d/d log P_jj = 1 - P_jj u_j y_j on it.
     """
     n, (k, d) = len(rows), params.means.shape
+    one, tied = _of_component(covariance)
     factor = params.precisions_cholesky
-    if covariance == "tied":
-        factor = np.broadcast_to(factor, (k, d, d))
+    if tied:
+        factor = np.broadcast_to(factor, (k, *{"full": (d, d), "diag": (d,), "spherical": ()}[one]))
     means = np.empty((n, k, d))
-    shapes = np.empty((n, k, _width(covariance, d)))
+    shapes = np.empty((n, k, {"full": d * (d + 1) // 2, "diag": d, "spherical": 1}[one]))
     for j in range(k):
         u = rows.astype(np.float64) - params.means[j]
         by_mean, by_shape = _of_one(factor[j], u)
         np.multiply(by_mean, resp[:, j, None], out=means[:, j])
-        by_shape = by_shape.sum(axis=1, keepdims=True) if covariance == "spherical" else by_shape
+        by_shape = by_shape.sum(axis=1, keepdims=True) if one == "spherical" else by_shape
         np.multiply(by_shape, resp[:, j, None], out=shapes[:, j])
-    if covariance == "tied":
+    if tied:
         shapes = shapes.sum(axis=1)
     return np.concatenate([means.reshape(n, -1), shapes.reshape(n, -1)], axis=1)
 
@@ -39,30 +40,33 @@ def scores(covariance: Covariance, params: GaussianParams, rows: Array, resp: Fl
 def names(covariance: Covariance, k: int, d: int) -> list[str]:
     """Return the names of the coordinates of `Gaussian.to_vector`."""
     means = [f"component {i}: mean[{j}]" for i in range(k) for j in range(d)]
-    if covariance == "spherical":
+    one, tied = _of_component(covariance)
+    if one == "spherical":
         shapes = ["log(1 / sd)"]
-    elif covariance == "diag":
+    elif one == "diag":
         shapes = [f"log(1 / sd[{j}])" for j in range(d)]
     else:
         pairs = zip(*np.triu_indices(d), strict=True)
         shapes = [f"{'log ' if a == b else ''}precision factor[{a},{b}]" for a, b in pairs]
-    return means + (shapes if covariance == "tied" else [f"component {i}: {s}" for i in range(k) for s in shapes])
+    return means + (shapes if tied else [f"component {i}: {s}" for i in range(k) for s in shapes])
 
 
 def at_floor(covariance: Covariance, params: GaussianParams, floor: float) -> tuple[tuple[int, str], ...]:
     """Return (component, what) of each whose least variance along any axis is at least half made of `floor`."""
     k = len(params.means)
-    if covariance in ("full", "tied"):
+    one, tied = _of_component(covariance)
+    if one == "full":
         least = np.linalg.eigvalsh(params.covariances)[..., 0]
     else:
-        least = params.covariances.reshape(k, -1).min(axis=1)
+        least = params.covariances.reshape(1 if tied else k, -1).min(axis=1)
     least = np.broadcast_to(least, k)
     what = "variance {:.3g} along its narrowest axis, of which the floor (reg_covar) makes {:.3g}"
     return tuple((int(j), what.format(least[j], floor)) for j in np.flatnonzero(least <= 2 * floor))
 
 
-def _width(covariance: Covariance, d: int) -> int:
-    return {"full": d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": d, "spherical": 1}[covariance]
+def _of_component(covariance: Covariance) -> tuple[str, bool]:
+    """Return the shape of one component's covariance, and whether all have the same."""
+    return ("full", True) if covariance == "tied" else (covariance.removeprefix("tied_"), covariance.startswith("tied"))
 
 
 def _of_one(factor: Float, u: Float) -> tuple[Float, Float]:
