@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["TRY_AGAIN", "StopSignal", "leave", "stop_signals"]
+__all__ = ["SIGNALS", "TRY_AGAIN", "StopSignal", "leave", "stop_signals"]
 
 # EX_TEMPFAIL of sysexits.h: run the same command again.
 TRY_AGAIN = 75

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from daskem.core import Array, State, StepInfo
-from daskem.errors import CheckpointError, DaskEMWarning, FileFormatError, OptionError
-from daskem.persist.identity import differences
+from daskem.errors import CheckpointError, ContractError, DaskEMWarning, FileFormatError, OptionError
+from daskem.persist.identity import classes_in, differences
 from daskem.persist.lock import DirectoryLock
 from daskem.persist.records import DescriptionError, pack, unpack
 from daskem.persist.sealed import FileKind, NewerFileError, read_document, read_tensors, write_sealed
@@ -147,9 +149,10 @@ class Checkpoints:
         CheckpointError
             At the second failure in a row.
         ContractError
-            If a state holds something that cannot be stored.
+            If a state holds something that cannot be stored, or could not be read again.
         """
         self._last = time.monotonic()
+        self._check_known(fit)
         try:
             self._commit(fit)
         except (OSError, FileFormatError) as error:
@@ -180,6 +183,15 @@ class Checkpoints:
             raise
         self._good = [*self._good, number][-KEPT:]
         self._let_go()
+
+    def _check_known(self, fit: SavedFit) -> None:
+        for kind in dict.fromkeys(kind for run in fit.runs for kind in classes_in(run.state)):
+            if kind not in self.known and not issubclass(kind, (np.ndarray, np.generic)):
+                raise ContractError(
+                    f"a checkpoint with a {kind.__qualname__} of module {kind.__module__} could not be read again: "
+                    "records are found in the modules where the model and the algorithm are defined. Define the class "
+                    "there, at the top level, or import it there."
+                )
 
     def _let_go(self) -> None:
         """Delete what is no longer needed: older checkpoints, and files that a run left half written."""

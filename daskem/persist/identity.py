@@ -12,7 +12,7 @@ from typing import Any
 from daskem.core import Array
 from daskem.persist.records import pack
 
-__all__ = ["describe", "differences", "record_classes"]
+__all__ = ["classes_in", "describe", "differences", "record_classes"]
 
 # Rooms whose records a state may hold, whatever the model; their modules count only where they are loaded.
 ROOMS = ("daskem.algorithms", "daskem.core", "daskem.models", "daskem.persist")
@@ -51,10 +51,10 @@ def record_classes(*values: Any) -> tuple[type, ...]:
     Those of the library, and those in the modules where the classes of `values` (model, algorithm, parameters) and of
     what these hold are defined. Looks at modules that are loaded; imports nothing.
     """
-    modules = {cls.__module__ for value in values for kind in _classes(value) for cls in kind.__mro__}
+    modules = {cls.__module__ for value in values for kind in classes_in(value) for cls in kind.__mro__}
     modules |= {name for name in sys.modules if any(name == room or name.startswith(f"{room}.") for room in ROOMS)}
     namespaces = [vars(sys.modules[name]).values() for name in sorted(modules) if name in sys.modules]
-    found = {kind: None for value in values for kind in _classes(value)}
+    found = {kind: None for value in values for kind in classes_in(value)}
     found |= {item: None for namespace in namespaces for item in namespace if isinstance(item, type)}
     return tuple(kind for kind in found if dataclasses.is_dataclass(kind))
 
@@ -86,12 +86,13 @@ def _short(value: Any) -> str:
     return f"{value!r:.100}"
 
 
-def _classes(value: Any) -> Iterator[type]:
+def classes_in(value: Any) -> Iterator[type]:
+    """Yield the classes of a value and of what its fields hold, Python's own aside."""
     if value is None or type(value).__module__ == "builtins":
         for child in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
-            yield from _classes(child)
+            yield from classes_in(child)
         return
     yield type(value)
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _classes(getattr(value, field.name))
+            yield from classes_in(getattr(value, field.name))
