@@ -108,7 +108,9 @@ def run_all(
     rounding = rounding_of(problem.engine.data.dtype)
     runs = [_Run.of(run) for run in fit.runs]
     keeper = _Keeper(kept, fit)
-    keeper.keep(runs)
+    if not any(run.n_steps for run in runs):
+        # What it took to find a start is kept too, and a state that cannot be stored is found before any work.
+        keeper.keep(runs)
     try:
         while active := [i for i, run in enumerate(runs) if run.reason is None]:
             stepped = step_together(algorithm, problem, [runs[i].state for i in active])
@@ -190,7 +192,7 @@ class _Keeper:
     def __init__(self, kept: Checkpoints | Unkept, fit: SavedFit) -> None:
         self.kept, self.fit = kept, fit
         self.clock = time.perf_counter()
-        self.latest: Sequence[_Run] = ()
+        self.latest: Sequence[_Run] | None = None
 
     def keep(self, runs: Sequence[_Run]) -> None:
         if isinstance(self.kept, Unkept):

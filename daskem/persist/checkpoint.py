@@ -232,6 +232,9 @@ def read_checkpoint(path: str | os.PathLike[str], known: Sequence[type]) -> tupl
     where = Path(path)
     header, document = read_document(where, CHECKPOINT)
     tensors = read_tensors(where, header, CHECKPOINT, document["tensors"])
+    for name, tensor in tensors.items():
+        if ".params" in name and np.isnan(tensor).any():
+            raise FileFormatError(f"{where}: tensor {name!r:.80} holds NaN: the fit had failed before.")
     try:
         content = unpack(document.get("fit"), "fit", tensors, known)
         runs = tuple(_run(run, where) for run in content["runs"])
