@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def worker_script(target: str, request: JobRequest, directory: str) -> str:
         ) from error
     name, _ = GENERATORS[target]
     with getattr(dask_jobqueue, name)(
-        name="daskem",
+        job_name="daskem",
         cores=request.tasks_per_node * request.cpus_per_task,
         processes=request.tasks_per_node,
         memory=f"{request.tasks_per_node * parse_bytes(request.memory)}B",
@@ -114,8 +115,10 @@ def worker_script(target: str, request: JobRequest, directory: str) -> str:
         scheduler_options={"dashboard_address": None},
         **_place(target, request),
     ) as cluster:
-        # The scheduler that a cluster object starts here ends with it: workers find theirs by the file.
-        return str(cluster.job_script()).replace(f" {cluster.scheduler_address} ", " ")
+        # The scheduler that a cluster object starts here ends with it: workers find theirs by the file. No two of them
+        # may have one name, and this script is for all.
+        script = str(cluster.job_script()).replace(f" {cluster.scheduler_address} ", " ")
+    return re.sub(r" --name \S+", "", script)
 
 
 def _place(target: str, request: JobRequest) -> dict[str, Any]:
@@ -154,7 +157,7 @@ python={python}
 {prologue}
 
 # Numbers run in threads of Dask's; a BLAS with threads of its own would only compete with them.
-export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 DASK_LOGGING__DISTRIBUTED=warning
 stopping= fit=
 trap 'stopping=1; [ -z "$fit" ] || kill -TERM "$fit"' TERM
 
