@@ -112,7 +112,7 @@ def worker_script(target: str, request: JobRequest, directory: str) -> str:
         python=request.python,
         job_script_prologue=list(request.prologue),
         worker_extra_args=["--scheduler-file", f"{directory}/scheduler.json"],
-        scheduler_options={"dashboard_address": None},
+        scheduler_options={"dashboard_address": ":0"},
         **_place(target, request),
     ) as cluster:
         # The scheduler that a cluster object starts here ends with it: workers find theirs by the file. No two of them

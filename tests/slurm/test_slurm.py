@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cluster import missing, slurm
 from safetensors.numpy import load_file
 
 from daskem.generate import generate_mixture
-from cluster import missing, slurm
 
 pytestmark = [
     pytest.mark.slurm,
