@@ -22,6 +22,7 @@ from daskem.persist import latest_progress
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+QUIET = {"scheduler_options": {"dashboard_address": ":0"}}
 # With its references resolved, which it lacks elsewhere in the package.
 CRDS = "operator/deployment/helm/dask-kubernetes-operator/crds"
 JOB = "-k 32 -o /shared/model.safetensors --nodes 4 --time 2:00:00"
@@ -71,10 +72,8 @@ def test_jobqueue_reads_its_configuration(target):
     name = GENERATORS[target][0] if target in GENERATORS else "SLURMCluster"
     # Nothing in the file may be a setting that dask-jobqueue does not have.
     assert config["jobqueue"][target].keys() <= dask.config.get(f"jobqueue.{target}").keys()
-    with (
-        dask.config.set(config),
-        getattr(dask_jobqueue, name)(scheduler_options={"dashboard_address": ":0"}) as cluster,
-    ):
+    settings = {f"jobqueue.{target}.{key}": value for key, value in config["jobqueue"][target].items()}
+    with dask.config.set(settings), getattr(dask_jobqueue, name)(**QUIET) as cluster:
         script = cluster.job_script()
     assert "--nworkers 8" in script
     assert "--death-timeout 300" in script

@@ -144,7 +144,7 @@ def _directive(value: object) -> str:
 
 _SLURM = r"""#!/usr/bin/env bash
 # Scheduler, workers and the fit in one SLURM job, which goes on from its checkpoint after its time limit.
-# Change first: the requests, the prologue, and in the last lines but one the command.
+# Change first: the requests, the prologue, and further down the command.
 #SBATCH --job-name=daskem
 {requests}
 # A minute before the limit: the fit commits itself, and the job queues again under the same number.

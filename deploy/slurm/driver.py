@@ -1,6 +1,6 @@
 """Runs a daskem command on worker jobs of SLURM, which are replaced when they are lost.
 
-    python driver.py 4 fit gaussian-mixture /shared/data.zarr -k 32 -o /shared/model.safetensors --checkpoint /shared/run
+    python driver.py 4 fit gaussian-mixture /shared/data.zarr -k 32 -o /shared/model --checkpoint /shared/run
 
 Change first: the first argument, how many worker jobs; and jobqueue/slurm.yaml, what each of them asks for.
 """

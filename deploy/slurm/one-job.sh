@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Scheduler, workers and the fit in one SLURM job, which goes on from its checkpoint after its time limit.
-# Change first: the requests, the prologue, and in the last lines but one the command.
+# Change first: the requests, the prologue, and further down the command.
 #SBATCH --job-name=daskem
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=4

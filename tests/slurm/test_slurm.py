@@ -102,22 +102,19 @@ def test_a_job_gives_the_bits_of_a_local_fit(environment, data, tmp_path):
     same_as_local(environment, data, model, 10)
 
 
-def test_the_time_limit_interrupts_a_fit_that_goes_on_to_the_same_bits(environment, data, tmp_path):
-    model = tmp_path / "model.safetensors"
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    steps = 250
+def test_the_signal_before_the_time_limit_makes_a_job_that_goes_on_to_the_same_bits(environment, data, tmp_path):
+    model, kept, steps = tmp_path / "model.safetensors", tmp_path / "kept", 40
     command = ("fit", "gaussian-mixture", data, "-k", 8, "-o", model, *STEPS, steps, "--checkpoint", kept)
-    asked = ("--memory", "1GB", "--nodes", 2, "--tasks-per-node", 2, "--time", "1:00")
-    script = daskem(environment, "submit", "slurm", *command, *asked, "--dry-run")
-    # The least limit that SLURM knows is a minute; a signal a minute before it would come at once.
-    assert script.count("--signal=B:TERM@60") == 1
-    (kept / "job.sh").write_text(script.replace("B:TERM@60", "B:TERM@25"))
-    job = call(environment, "sbatch", "--parsable", kept / "job.sh").strip()
-    log = finish(environment, job, kept / "job.log")
-    assert "stopped by SIGTERM. The fit is committed" in log
-    assert "going on from" in log
-    assert model.exists(), log
+    job = submit(environment, *command, "--time", "10:00")
+    log = kept / "job.log"
+    poll(lambda: log.exists() and "\nstep 3 " in log.read_text())
+    # What SLURM itself does for --signal=B:TERM@60, at a step of the fit instead of a second of the clock.
+    call(environment, "scancel", "--batch", "--signal=TERM", job)
+    said = finish(environment, job, log)
+    assert "stopped by SIGTERM. The fit is committed" in said
+    assert "going on from" in said
+    assert said.count("\nstep 1 ") == 1
+    assert model.exists(), said
     same_as_local(environment, data, model, steps)
 
 
