@@ -125,6 +125,7 @@ def test_a_cancelled_worker_job_is_replaced(environment, data, tmp_path):
     (tmp_path / "dask.yaml").write_text(json.dumps({"jobqueue": {"slurm": {"name": "daskem-worker", **config}}}))
     told = {**environment, "DASK_CONFIG": str(tmp_path)}
     told |= {"DEPLOY": str(ROOT / "deploy"), "PYTHON": sys.executable, "JOBS": "2"}
+    told |= {"SBATCH_OUTPUT": "/dev/null"}  # of worker jobs, else files in the directory of whoever runs this
     log = tmp_path / "driver.log"
     command = ("fit", "gaussian-mixture", data, "-k", 8, "-o", model, *STEPS, steps, "--checkpoint", tmp_path / "kept")
     script = ROOT / "deploy" / "slurm" / "driver-and-workers.sh"
