@@ -18,12 +18,15 @@ from daskem.data.selection import NameOrIndex
 from daskem.engine import CACHE_MODES, parse_bytes
 from daskem.engine.cluster import connect
 from daskem.errors import OptionError
+from daskem.persist import RESUME
 
 __all__ = [
+    "CheckpointOptions",
     "DataOptions",
     "EngineOptions",
     "ReportOptions",
     "as_one",
+    "checkpoint_options",
     "data_options",
     "engine_options",
     "fit_engine_options",
@@ -154,6 +157,15 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
+class CheckpointOptions:
+    """Where a fit is committed to, how often, and whether it goes on from there."""
+
+    checkpoint: str | None = None
+    checkpoint_interval: float = 60.0
+    resume: str = "auto"
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """What to tell, and how."""
 
@@ -185,6 +197,29 @@ _CACHE = click.option("--cache", type=click.Choice(CACHE_MODES), default="auto",
 engine_options = as_one("where", EngineOptions, *_ENGINE)
 fit_engine_options = as_one("where", EngineOptions, _CACHE, *_ENGINE)
 
+checkpoint_options = as_one(
+    "kept",
+    CheckpointOptions,
+    click.option(
+        "--checkpoint",
+        metavar="DIR",
+        type=click.Path(file_okay=False),
+        help="Commit the fit to DIR as it goes. The same command goes on from there, also after SIGTERM or SIGUSR1.",
+    ),
+    click.option(
+        "--checkpoint-interval",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        default=60.0,
+        help="Seconds between commits; 0 for one after every step.",
+    ),
+    click.option(
+        "--resume",
+        type=click.Choice(RESUME),
+        default="auto",
+        help="Go on from a checkpoint if there is one, never (replace it), or insist that there is one.",
+    ),
+)
 report_options = as_one(
     "report",
     ReportOptions,
