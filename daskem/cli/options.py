@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -29,6 +31,7 @@ __all__ = [
     "engine_options",
     "fit_engine_options",
     "labelled_options",
+    "made_of",
     "overwrite_option",
     "report_options",
     "split_names",
@@ -54,6 +57,33 @@ def as_one(name: str, kind: type[Any], *options: Decorator) -> Decorator:
         return wrapped
 
     return decorate
+
+
+def made_of(what: str, make: Callable[..., Any], settings: Iterable[str], flag: str) -> Any:
+    """Return ``make(name=value, ...)`` of settings ``NAME=VALUE``, the values as in JSON or else text.
+
+    Raises
+    ------
+    OptionError
+        If a setting has another form, or `make` does not take it; names what it takes.
+    """
+    given = dict(_setting(text, flag) for text in settings)
+    try:
+        inspect.signature(make).bind(**given)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(make).parameters) or "none"
+        raise OptionError(f"{what} cannot be made: {error}. Its options ({flag}) are: {takes}.") from error
+    return make(**given)
+
+
+def _setting(text: str, flag: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not (separator and name.isidentifier()):
+        raise OptionError(f"{flag} {text!r} is not NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def split_names(text: str | None) -> list[str] | None:
