@@ -30,6 +30,7 @@ import daskem
 from daskem import BatchEM, MaxSteps
 from daskem.cli import main as daskem_command
 from daskem.models import Gaussian, Mixture
+from daskem.persist.checkpoint import UNFINISHED
 
 # Seconds after which a process counts as hung.
 HANG = 60.0
@@ -223,8 +224,11 @@ def _judge(code: int | None, same: Callable[[], bool]) -> Counter:
 
 def _next_commit(kept: Path) -> Callable[[], bool]:
     # What a run that was killed left half written does not count.
-    old = set(kept.glob(".checkpoint-*.tmp"))
-    return lambda: bool(set(kept.glob(".checkpoint-*.tmp")) - old)
+    def unfinished() -> set[str]:
+        return {name for name in os.listdir(kept) if UNFINISHED.fullmatch(name)} if kept.exists() else set()
+
+    old = unfinished()
+    return lambda: bool(unfinished() - old)
 
 
 def _claims_to_be_whole(output: Path) -> bool:
