@@ -204,7 +204,7 @@ checkpoint_options = as_one(
         "--checkpoint",
         metavar="DIR",
         type=click.Path(file_okay=False),
-        help="Commit the fit to DIR as it goes. The same command goes on from there, also after SIGTERM or SIGUSR1.",
+        help="Commit the fit to DIR as it goes; SIGTERM and SIGUSR1 end it with code 75. The same command goes on.",
     ),
     click.option(
         "--checkpoint-interval",
