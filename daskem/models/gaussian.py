@@ -45,6 +45,7 @@ from daskem.models.gaussian_kernels import (
     ratios,
     uses_features,
 )
+from daskem.models.gaussian_missing import HolesKernel, has_holes, holes_bytes, over_holes, without_holes
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
 from daskem.models.repair import (
     AT_PRIOR,
@@ -83,6 +84,8 @@ class Gaussian:
     on_collapse : what to do with a component that is empty or whose covariance is not positive definite: "keep" its
         previous parameters (with a prior an empty one goes to the prior's mode), "reseed" it by splitting the heaviest
         component along its principal axis, or "raise".
+    missing : whether NaN stands for a missing value, missing at random: rows then count with what they have, exactly
+        (see `daskem.models.gaussian_missing`); else NaN is an error.
 
     Notes
     -----
@@ -102,6 +105,7 @@ class Gaussian:
     reg_covar: float = 1e-6
     prior: Literal["conjugate"] | None = None
     on_collapse: Policy = "keep"
+    missing: bool = False
 
     def __post_init__(self) -> None:
         if self.covariance not in ("full", "tied", "diag", "spherical"):
@@ -111,6 +115,10 @@ class Gaussian:
         if self.prior not in (None, "conjugate"):
             raise OptionError(f"prior is {self.prior!r}; it must be None or 'conjugate'.")
         check_policy(self.on_collapse)
+
+    @property
+    def handles_missing(self) -> bool:
+        return self.missing
 
     def init(self, sample: Chunk, resp: Float) -> GaussianParams:
         """Return parameters from a sample and its responsibilities (n, k), which do not hold the weights yet.
@@ -130,6 +138,11 @@ class Gaussian:
         """Return the moments of the rows under `resp` (n, k), float64 whatever the type of the rows."""
         n, x, xx = self._kernel(params, chunk).moments(chunk, resp.T)
         return GaussianStats(np.asarray(n, np.float64), x, np.asarray(xx, np.float64))
+
+    def impute(self, params: GaussianParams, chunk: Chunk, resp: Array) -> Float:
+        """Return the rows (n, d) with sum_k resp_k E[missing | present, k] in the place of NaN, resp being (n, k)."""
+        kernel = self._kernel(params, chunk)
+        return kernel.impute(chunk, resp.T) if isinstance(kernel, HolesKernel) else np.array(chunk.rows, np.float64)
 
     def m_step(self, stats: GaussianStats, params: GaussianParams) -> GaussianParams:
         """Return the maximiser of the expected complete-data log-likelihood, plus the log prior where there is one.
@@ -271,6 +284,10 @@ class Gaussian:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
         return 5 * d + (n_statistics(self.covariance, d) if uses_features(self.covariance, d, k) else d + 1)
 
+    def missing_bytes(self, rows: int, k: int, d: int) -> int:
+        """Return the bytes of scratch that a block with missing values takes beside those of one without."""
+        return holes_bytes(rows, k, d)
+
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""
         packed = uses_features(self.covariance, d, k)
@@ -279,9 +296,9 @@ class Gaussian:
         prior = d + (shape if self.covariance == "tied" else shape // k) if self.prior else 0
         return 8 * (k + k * d + second[self.covariance]), 8 * (2 * k * d + 2 * shape + 2 * d + prior) + k
 
-    def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel:
+    def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel | HolesKernel:
         dtype = chunk.rows.dtype
-        return cast(
+        kernel = cast(
             Kernel,
             chunk.scratch.keep(
                 ("kernel", dtype.char),
@@ -289,6 +306,7 @@ class Gaussian:
                 lambda: self.kernel(params, dtype),
             ),
         )
+        return over_holes(kernel, params, chunk) if self.missing and has_holes(chunk) else kernel
 
     def kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:
         """Return the arithmetic for rows of a type (see `daskem.models.gaussian_kernels`)."""
@@ -310,12 +328,12 @@ class Gaussian:
         """Return k copies of the sample as a whole, with the references, scale and prior that a run starts from."""
         weight = np.ones(len(sample)) if sample.weight is None else sample.weight
         share = weight / weight.sum()
-        mean = share @ np.asarray(sample.rows, np.float64)
+        rows, mean = without_holes(sample.rows, share)
         if sample.rows.dtype == np.float32:
             # Single precision rows less a single precision reference lose nothing.
             mean = mean.astype(np.float32).astype(np.float64)
         d = len(mean)
-        scale = power_of_two(sample.rows, mean, self.covariance == "spherical")
+        scale = power_of_two(rows, mean, self.covariance == "spherical")
         zero = np.zeros(0)
         blank = GaussianParams(
             means=np.tile(mean, (k, 1)),
@@ -328,7 +346,7 @@ class Gaussian:
             prior_mean=zero,
             prior_scale=zero,
         )
-        covariance = pooled_covariance(self.covariance, sample.rows, mean, scale, share)
+        covariance = pooled_covariance(self.covariance, rows, mean, scale, share)
         covariance = covariance + ridge(self.covariance, self.reg_covar, scale)
         if self.prior is not None:
             prior_scale = unscaled(self.covariance, covariance / k ** (2 / d), scale)

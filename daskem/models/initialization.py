@@ -7,7 +7,7 @@ import numpy as np
 from daskem.core import Array, Float, Int
 from daskem.errors import OptionError
 
-__all__ = ["assign", "kmeans_plus_plus", "lloyd", "squared_distances", "unit_scaled"]
+__all__ = ["assign", "fill_holes", "kmeans_plus_plus", "lloyd", "squared_distances", "unit_scaled"]
 
 # Rows at a time, so that distances to many centers stay small.
 BLOCK = 4096
@@ -32,6 +32,15 @@ def squared_distances(rows: Array, centers: Array) -> Float:
     out += np.einsum("nd,nd->n", rows, rows)[:, None]
     out += np.einsum("kd,kd->k", centers, centers)
     return np.asarray(np.maximum(out, 0.0, out=out))
+
+
+def fill_holes(rows: Array, weight: Float) -> Array:
+    """Return `rows` with each feature's mean in the place of NaN; the rows themselves where there is none."""
+    holes = np.isnan(rows)
+    if not holes.any():
+        return rows
+    present = np.where(holes, 0.0, rows)
+    return np.where(holes, weight @ present / (weight @ ~holes), present)
 
 
 def assign(rows: Array, centers: Array) -> tuple[Int, Float]:
