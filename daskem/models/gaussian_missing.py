@@ -30,8 +30,9 @@ from daskem.models.gaussian_records import GaussianParams
 
 __all__ = ["HolesKernel", "has_holes", "holes_bytes", "over_holes", "without_holes"]
 
-# Holes of a row up to which sweeps over many patterns at a time beat LAPACK's calls for one pattern each (measured).
-SWEPT = 8
+# Patterns are worked on one by one where their holes are many, or where q^2 numbers for each of their rows are: there
+# BLAS gains more than its calls cost (measured).
+MAX_SWEPT, MANY_NUMBERS = 8, 4096
 # Numbers that the conditional covariances of one run of rows may take, and those that are kept until the moments are
 # taken rather than computed again.
 RUN_NUMBERS, KEPT_NUMBERS = 1 << 18, 1 << 20
@@ -69,6 +70,9 @@ def holes_bytes(rows: int, k: int, d: int) -> int:
 class _Run(ABC):
     """Consecutive rows with holes, sorted by pattern, all with the same number q of holes.
 
+    Components are the last axis of what is said of holes, so that picking a row's numbers copies a few in one piece.
+    The last axis of C has length one where components share the precision.
+
     Attributes
     ----------
     rows : which of the sorted rows. holes : which of the list of all their holes.
@@ -84,66 +88,64 @@ class _Run(ABC):
 
     @abstractmethod
     def invert(self, precision: Float) -> tuple[Float, Float]:
-        """Return C for all patterns, and log det L_mm of each row, (k, rows); k is one where components share L."""
+        """Return C of all patterns, in a layout of its own, and log det L_mm (patterns, k), L being (d, d, k)."""
 
     @abstractmethod
     def apply(self, inverse: Float, g: Float) -> Float:
-        """Return C g of each row, g being (k, q, rows)."""
+        """Return C g of each row, g being (q, rows, k)."""
 
     @abstractmethod
     def spread(self, inverse: Float, weight: Float, out: Float) -> None:
-        """Add the sum over rows of weight (k, rows) times C to `out` (k, d, d)."""
+        """Add the sum over patterns of weight (patterns, k) times C to `out` (d, d, k)."""
 
 
 @dataclass(frozen=True, eq=False)
-class _FewHoles(_Run):
-    """A run whose patterns are worked on together: C is (q, q, k, patterns)."""
+class _Together(_Run):
+    """A run whose patterns are worked on together: C is (q, q, patterns, k)."""
 
     def invert(self, precision: Float) -> tuple[Float, Float]:
-        a = np.ascontiguousarray(precision[:, self.features[:, None], self.features[None]].transpose(1, 2, 0, 3))
-        log_det = np.zeros(a.shape[2:])
+        a = np.take(precision.reshape(-1, precision.shape[-1]), self._places(len(precision)), axis=0)
+        pivots = np.empty(a.shape[1:])
         # Gauss and Jordan's sweeps (Little & Rubin 2020, section 7.4.3); a positive definite matrix needs no pivoting.
         for i in range(len(a)):
-            pivot = a[i, i].copy()
-            log_det += np.log(pivot)
-            row, column = a[i] / pivot, a[:, i].copy()
-            row[i], column[i], a[:, i] = 1.0 / pivot, 0.0, 0.0
-            a -= column[:, None] * row
-            a[i] = row
-        return a, log_det[:, self.pattern]
+            pivots[i] = a[i, i]
+            row = a[i] / pivots[i]
+            a -= a[:, i, None] * row
+            a[i] = a[:, i] = row
+            a[i, i] = -1.0 / pivots[i]
+        return np.negative(a, out=a), np.log(pivots).sum(axis=0)
 
     def apply(self, inverse: Float, g: Float) -> Float:
-        return np.asarray(np.einsum("abkn,kbn->kan", inverse[..., self.pattern], g))
+        return np.asarray(np.einsum("abnk,bnk->ank", np.take(inverse, self.pattern, axis=2), g))
 
     def spread(self, inverse: Float, weight: Float, out: Float) -> None:
-        d = out.shape[-1]
-        place = (self.features[:, None] * d + self.features[None]).ravel()
-        for k, each in enumerate(np.add.reduceat(weight, self.starts, axis=1)):
-            out[k] += np.bincount(place, (inverse[:, :, k] * each).ravel(), d * d).reshape(d, d)
+        k = out.shape[-1]
+        places = self._places(len(out))[..., None] * k + np.arange(k)
+        out += np.bincount(places.ravel(), (inverse * weight).ravel(), out.size).reshape(out.shape)
+
+    def _places(self, d: int) -> Int:
+        return self.features[:, None] * d + self.features
 
 
 @dataclass(frozen=True, eq=False)
-class _ManyHoles(_Run):
+class _OneByOne(_Run):
     """A run whose patterns are worked on one by one: C is (patterns, k, q, q)."""
 
     def invert(self, precision: Float) -> tuple[Float, Float]:
-        blocks = precision[:, self.features.T[:, :, None], self.features.T[:, None]].swapaxes(0, 1)
-        return np.linalg.inv(blocks), np.linalg.slogdet(blocks)[1].T[:, self.pattern]
+        features = self.features.T
+        blocks = np.ascontiguousarray(precision[features[:, :, None], features[:, None]].transpose(0, 3, 1, 2))
+        return np.linalg.inv(blocks), np.linalg.slogdet(blocks).logabsdet
 
     def apply(self, inverse: Float, g: Float) -> Float:
         out = np.empty(g.shape)
-        for matrix, rows, _ in self._patterns(inverse):
-            np.matmul(matrix, g[..., rows], out=out[..., rows])
+        for matrix, start, stop in zip(inverse, self.starts, [*self.starts[1:], g.shape[1]], strict=True):
+            product = matrix @ np.ascontiguousarray(g[:, start:stop].transpose(2, 0, 1))
+            out[:, start:stop] = product.transpose(1, 2, 0)
         return out
 
     def spread(self, inverse: Float, weight: Float, out: Float) -> None:
-        for matrix, rows, features in self._patterns(inverse):
-            out[:, features[:, None], features] += weight[:, rows].sum(axis=1)[:, None, None] * matrix
-
-    def _patterns(self, inverse: Float) -> Iterator[tuple[Float, slice, Int]]:
-        stops = [*self.starts[1:], len(self.pattern)]
-        for matrix, start, stop, features in zip(inverse, self.starts, stops, self.features.T, strict=True):
-            yield matrix, slice(start, stop), features
+        for matrix, each, features in zip(inverse, weight, self.features.T, strict=True):
+            out[features[:, None], features] += each * matrix.transpose(1, 2, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,49 +173,47 @@ class _Holes:
     def of(cls, chunk: Chunk, k: int) -> _Holes:
         """Take a block apart for k components."""
         missing = np.isnan(chunk.rows)
-        words = _words(missing)
-        count = missing.sum(axis=1)
-        order = np.lexsort((*words, count))
-        first = int(np.searchsorted(count[order], 1))
+        codes = _codes(missing)
+        order = np.lexsort(codes)
+        codes = codes[:, order]
+        first = int(np.searchsorted(codes[-1], 1.0))
         kept, rows = np.sort(order[:first]), order[first:]
-        values = np.ascontiguousarray(np.where(missing[rows], 0.0, chunk.rows[rows]).T, np.float64)
-        runs = tuple(_runs(missing[rows], count[rows], [word[rows] for word in words], k))
-        features = [run.features[:, run.pattern] for run in runs]
+        runs = tuple(_runs(missing, rows, codes[:, first:], k))
+        features = [np.take(run.features, run.pattern, axis=1) for run in runs]
         columns = [np.arange(run.rows.start, run.rows.stop) for run in runs]
-        place = [(f * len(rows) + c).ravel() for f, c in zip(features, columns, strict=True)]
-        return cls(
-            complete=Chunk(np.ascontiguousarray(chunk.rows[kept]), scratch=chunk.scratch),
-            kept=kept,
-            rows=rows,
-            values=values,
-            place=np.concatenate(place),
-            feature=np.concatenate([f.ravel() for f in features]),
-            runs=runs,
-        )
+        place = np.concatenate([(f * len(rows) + c).ravel() for f, c in zip(features, columns, strict=True)])
+        values = np.ascontiguousarray(np.take(chunk.rows, rows, axis=0).T, np.float64)
+        values.reshape(-1)[place] = 0.0
+        complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
+        return cls(complete, kept, rows, values, place, np.concatenate([f.ravel() for f in features]), runs)
 
 
-def _words(missing: Array) -> list[Int]:
-    """Return patterns (n, d) as whole numbers of at most 62 bits, one array (n,) for each 62 features."""
-    pieces = [missing[:, i : i + 62] for i in range(0, missing.shape[1], 62)]
-    return [piece @ (np.int64(1) << np.arange(piece.shape[1], dtype=np.int64)) for piece in pieces]
+def _codes(missing: Array) -> Float:
+    """Return whole numbers that tell the patterns (n, d) apart, a row for each 52 features, and the numbers of holes."""
+    d = missing.shape[1]
+    columns = np.zeros((d, -(-d // 52) + 1))
+    columns[np.arange(d), np.arange(d) // 52] = 2.0 ** (np.arange(d) % 52)
+    columns[:, -1] = 1.0
+    return np.ascontiguousarray((missing.astype(np.float64) @ columns).T)
 
 
-def _runs(missing: Array, count: Int, words: list[Int], k: int) -> Iterator[_Run]:
+def _runs(missing: Array, rows: Int, codes: Float, k: int) -> Iterator[_Run]:
     """Yield runs of sorted rows: one number of holes each, and few enough for `RUN_NUMBERS`."""
-    changes = np.zeros(len(count), bool)
-    for word in words:
-        changes[1:] |= word[1:] != word[:-1]
+    count = codes[-1]
+    new = np.ones(len(rows), bool)
+    new[1:] = (codes[:, 1:] != codes[:, :-1]).any(axis=0)
     hole, start = 0, 0
-    while start < len(count):
+    while start < len(rows):
         q = int(count[start])
         stop = min(int(np.searchsorted(count, q, side="right")), start + max(1, RUN_NUMBERS // (k * q * q)))
-        starts = np.flatnonzero(changes[start:stop])
-        starts = starts if starts.size and starts[0] == 0 else np.r_[0, starts]
-        features = np.nonzero(missing[start + starts])[1].reshape(-1, q).T
-        pattern = np.repeat(np.arange(len(starts)), np.diff(starts, append=stop - start))
-        kind = _FewHoles if q <= SWEPT else _ManyHoles
-        yield kind(slice(start, stop), slice(hole, hole + q * (stop - start)), features, pattern, starts)
-        hole, start = hole + q * (stop - start), stop
+        new[start] = True
+        starts = np.flatnonzero(new[start:stop])
+        features = np.nonzero(missing[rows[start + starts]])[1].reshape(-1, q).T
+        one_by_one = q > MAX_SWEPT or q * q * (stop - start) > MANY_NUMBERS * len(starts)
+        kind = _OneByOne if one_by_one else _Together
+        holes = slice(hole, hole + q * (stop - start))
+        yield kind(slice(start, stop), holes, features, np.cumsum(new[start:stop]) - 1, starts)
+        hole, start = holes.stop, stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +222,7 @@ class _Conditional:
 
     Attributes
     ----------
-    offset : (k, holes) conditional means less the means, scaled.
+    offset : (holes, k) conditional means less the means, scaled.
     inverses : C of each run, None where it is to be computed again.
     """
 
@@ -288,30 +288,24 @@ class _MatrixHoles(HolesKernel):
 
     def moments(self, chunk: Chunk, resp: Array) -> Moments:
         holes, found = self._holes(chunk), self._conditional(chunk)
-        k, d = self.means.shape
-        n, x, xx = self.kernel.moments(holes.complete, np.ascontiguousarray(resp[:, holes.kept]))
-        share = np.asarray(resp[:, holes.rows], np.float64)
-        first, second = np.empty((k, d)), np.zeros((len(self.precision), d, d))
-        for component in range(k):
-            u = self._about(chunk, component, self.kernel.reference[component])
-            u.reshape(-1)[holes.place] = self.kernel.delta[component, holes.feature] + found.offset[component]
-            first[component] = u @ share[component]
-            u *= np.sqrt(share[component])
+        n, x, xx = self.kernel.moments(holes.complete, np.take(resp, holes.kept, axis=1))
+        share = np.asarray(np.take(resp, holes.rows, axis=1), np.float64)
+        first, second = np.empty(self.means.shape), self._covariance(holes, found, share)
+        for component, weight in enumerate(share):
+            u = self._about(chunk, self.kernel.reference[component])
+            u.reshape(-1)[holes.place] = self.kernel.delta[component, holes.feature] + found.offset[:, component]
+            first[component] = u @ weight
+            u *= np.sqrt(weight)
             second[component % len(second)] += u @ u.T
-        self._spread(holes, found, share, second)
         return n + share.sum(axis=1), x + first, xx + self._shaped(second)
 
     def impute(self, chunk: Chunk, resp: Array) -> Float:
         holes, found = self._holes(chunk), self._conditional(chunk)
-        share = np.asarray(resp[:, holes.rows], np.float64)
-        out = np.zeros(holes.values.shape)
-        column = holes.place % out.shape[1]
-        for component, mean in enumerate(self.means):
-            value = mean[holes.feature] + found.offset[component] / self.scale[holes.feature]
-            out.reshape(-1)[holes.place] += share[component, column] * value
-        rows = np.array(chunk.rows, np.float64)
-        rows[holes.rows[column], holes.feature] = out.reshape(-1)[holes.place]
-        return rows
+        expected = self.means[:, holes.feature] + found.offset.T / self.scale[holes.feature]
+        row = holes.rows[holes.place % len(holes.rows)]
+        out = np.array(chunk.rows, np.float64)
+        out[row, holes.feature] = (np.take(resp, row, axis=1) * expected).sum(axis=0)
+        return out
 
     def _holes(self, chunk: Chunk) -> _Holes:
         holes: _Holes = chunk.scratch.keep("holes", chunk, lambda: _Holes.of(chunk, len(self.means)))
@@ -327,40 +321,48 @@ class _MatrixHoles(HolesKernel):
     def _condition(self, chunk: Chunk) -> _Conditional:
         holes, k = self._holes(chunk), len(self.means)
         log_prob = chunk.scratch.empty("log_prob of holes", (k, len(holes.rows)))
-        g = chunk.scratch.empty("g", (k, len(holes.place)))
+        g = chunk.scratch.empty("g", (len(holes.place), k))
+        product = chunk.scratch.empty("L z", holes.values.shape)
         for component, mean in enumerate(self.means):
-            z = self._about(chunk, component, mean)
+            z = self._about(chunk, mean)
             z.reshape(-1)[holes.place] = 0.0
-            product = chunk.scratch.empty("L z", z.shape)
             np.matmul(self.precision[component % len(self.precision)], z, out=product)
             np.einsum("dn,dn->n", z, product, out=log_prob[component])
-            np.take(product, holes.place, out=g[component], mode="clip")
+            g[:, component] = np.take(product, holes.place)
         log_prob *= -0.5
         log_prob += self.kernel.peak[:, None]
         return _Conditional(log_prob, g, tuple(self._condition_runs(holes, log_prob, g)))
 
     def _condition_runs(self, holes: _Holes, log_prob: Float, g: Float) -> Iterator[Float | None]:
         """Turn g into conditional offsets and complete the log densities, run by run; yield the inverses to keep."""
+        precision = self._component_last()
         constant = 0.5 * LOG_2PI - np.log(self.scale)
         kept = 0
         for run in holes.runs:
-            inverse, log_det = run.invert(self.precision)
-            gradient = g[:, run.holes].reshape(len(g), len(run.features), -1)
+            inverse, log_det = run.invert(precision)
+            peak = constant[run.features].sum(axis=0)[:, None] - 0.5 * log_det
+            gradient = g[run.holes].reshape(len(run.features), -1, g.shape[1])
             offset = run.apply(inverse, gradient)
-            log_prob[:, run.rows] += 0.5 * (np.einsum("kqn,kqn->kn", offset, gradient) - log_det)
-            log_prob[:, run.rows] += constant[run.features].sum(axis=0)[run.pattern]
+            gain = np.take(peak, run.pattern, axis=0) + 0.5 * np.einsum("qnk,qnk->nk", offset, gradient)
+            log_prob[:, run.rows] += gain.T
             np.negative(offset, out=gradient)
             kept += inverse.size
             yield inverse if kept <= KEPT_NUMBERS else None
 
-    def _spread(self, holes: _Holes, found: _Conditional, share: Float, second: Float) -> None:
-        """Add the conditional covariances."""
-        if len(second) == 1:
-            share = share.sum(axis=0, keepdims=True)
+    def _covariance(self, holes: _Holes, found: _Conditional, share: Float) -> Float:
+        """Return the sum over rows of share (k, m) times the conditional covariance, shaped as the precision."""
+        precision = self._component_last()
+        out = np.zeros(precision.shape)
+        weight = np.ascontiguousarray(share.T) if len(self.precision) > 1 else share.sum(axis=0)[:, None]
         for run, inverse in zip(holes.runs, found.inverses, strict=True):
-            run.spread(run.invert(self.precision)[0] if inverse is None else inverse, share[:, run.rows], second)
+            each = np.add.reduceat(weight[run.rows], run.starts, axis=0)
+            run.spread(run.invert(precision)[0] if inverse is None else inverse, each, out)
+        return np.ascontiguousarray(out.transpose(2, 0, 1))
 
-    def _about(self, chunk: Chunk, component: int, point: Float) -> Float:
+    def _component_last(self) -> Float:
+        return np.ascontiguousarray(self.precision.transpose(1, 2, 0))
+
+    def _about(self, chunk: Chunk, point: Float) -> Float:
         """Return (x - point) * scale of the rows with holes, (d, m); holes hold anything."""
         values = self._holes(chunk).values
         out = chunk.scratch.empty("about", values.shape)
