@@ -28,9 +28,11 @@ __all__ = [
     "Family",
     "Float",
     "Footprint",
+    "HandlesMissing",
     "HasDistance",
     "HasEvents",
     "HasFootprint",
+    "HasImpute",
     "HasLogPrior",
     "HasLogProb",
     "HasNParameters",
@@ -47,6 +49,7 @@ __all__ = [
     "Stats",
     "StepInfo",
     "StopRule",
+    "handles_missing",
     "require",
 ]
 
@@ -103,7 +106,8 @@ class Chunk:
 
     Attributes
     ----------
-    rows : (n, d) array, C-contiguous, never written to; float32 or float64.
+    rows : (n, d) array, C-contiguous, never written to; float32 or float64. NaN, a missing value, reaches only models
+        that say they handle it (see `HandlesMissing`).
     weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
     labels : (n,) int64, the known component of a row or -1, or None when nothing is known.
     start : absolute index of the first row in the data set.
@@ -358,6 +362,24 @@ class HasDistance(Protocol):
 class HasEvents(Protocol):
     def events(self, params: Params) -> tuple[tuple[int, str], ...]:
         """Return (component, what happened) of each component that the M-step which made `params` had to repair."""
+
+
+@runtime_checkable
+class HandlesMissing(Protocol):
+    @property
+    def handles_missing(self) -> bool:
+        """Whether NaN in the rows stands for a value that is missing (at random), rather than for an error."""
+
+
+@runtime_checkable
+class HasImpute(Protocol):
+    def impute(self, params: Params, chunk: Chunk) -> Array:
+        """Return the rows (n, d) with E[missing | present] in the place of missing values, nothing else changed."""
+
+
+def handles_missing(model: object) -> bool:
+    """Return whether `model`, or a function of blocks, takes NaN for a missing value; False where it does not say."""
+    return isinstance(model, HandlesMissing) and bool(model.handles_missing)
 
 
 def require(model: object, capability: type[C], purpose: str) -> C:

@@ -113,7 +113,7 @@ class _Together(_Run):
             a -= a[:, i, None] * row
             a[i] = a[:, i] = row
             a[i, i] = -1.0 / pivots[i]
-        return np.negative(a, out=a), np.log(pivots).sum(axis=0)
+        return np.negative(a, out=a), np.asarray(np.log(pivots).sum(axis=0), np.float64)
 
     def apply(self, inverse: Float, g: Float) -> Float:
         return np.asarray(np.einsum("abnk,bnk->ank", np.take(inverse, self.pattern, axis=2), g))
@@ -134,7 +134,7 @@ class _OneByOne(_Run):
     def invert(self, precision: Float) -> tuple[Float, Float]:
         features = self.features.T
         blocks = np.ascontiguousarray(precision[features[:, :, None], features[:, None]].transpose(0, 3, 1, 2))
-        return np.linalg.inv(blocks), np.linalg.slogdet(blocks).logabsdet
+        return np.asarray(np.linalg.inv(blocks), np.float64), np.asarray(np.linalg.slogdet(blocks)[1], np.float64)
 
     def apply(self, inverse: Float, g: Float) -> Float:
         out = np.empty(g.shape)
@@ -189,7 +189,7 @@ class _Holes:
 
 
 def _codes(missing: Array) -> Float:
-    """Return whole numbers that tell the patterns (n, d) apart, a row for each 52 features, and the numbers of holes."""
+    """Return whole numbers that tell patterns (n, d) apart, a row for each 52 features, and the numbers of holes."""
     d = missing.shape[1]
     columns = np.zeros((d, -(-d // 52) + 1))
     columns[np.arange(d), np.arange(d) // 52] = 2.0 ** (np.arange(d) % 52)

@@ -7,7 +7,7 @@ import numpy as np
 from daskem.core import Array, Float, Int
 from daskem.errors import OptionError
 
-__all__ = ["assign", "fill_holes", "kmeans_plus_plus", "lloyd", "squared_distances", "unit_scaled"]
+__all__ = ["assign", "fill_holes", "kmeans_plus_plus", "lloyd", "means_present", "squared_distances", "unit_scaled"]
 
 # Rows at a time, so that distances to many centers stay small.
 BLOCK = 4096
@@ -34,13 +34,16 @@ def squared_distances(rows: Array, centers: Array) -> Float:
     return np.asarray(np.maximum(out, 0.0, out=out))
 
 
-def fill_holes(rows: Array, weight: Float) -> Array:
-    """Return `rows` with each feature's mean in the place of NaN; the rows themselves where there is none."""
+def means_present(rows: Array, weight: Float) -> Float:
+    """Return the mean of the values that each feature has, (d,); NaN stands for one that is missing."""
     holes = np.isnan(rows)
-    if not holes.any():
-        return rows
-    present = np.where(holes, 0.0, rows)
-    return np.where(holes, weight @ present / (weight @ ~holes), present)
+    return np.asarray(weight @ np.where(holes, 0.0, rows) / (weight @ ~holes))
+
+
+def fill_holes(rows: Array, values: Float) -> Array:
+    """Return `rows` with `values`, (d,) or (n, d), in the place of NaN; the rows themselves where there is none."""
+    holes = np.isnan(rows)
+    return np.where(holes, values, rows) if holes.any() else rows
 
 
 def assign(rows: Array, centers: Array) -> tuple[Int, Float]:

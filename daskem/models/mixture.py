@@ -11,7 +11,7 @@ import numpy as np
 
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
-from daskem.models.initialization import assign, fill_holes, kmeans_plus_plus, lloyd
+from daskem.models.initialization import assign, fill_holes, kmeans_plus_plus, lloyd, means_present
 from daskem.models.repair import RESEEDED, split_largest
 
 __all__ = ["Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
@@ -269,7 +269,7 @@ class Mixture:
         """Return a component for each row of the sample; components with labelled rows start at those rows' mean."""
         k = self.n_components
         weight = np.ones(len(sample)) if sample.weight is None else sample.weight
-        rows = fill_holes(sample.rows, weight)
+        rows = fill_holes(sample.rows, means_present(sample.rows, weight))
         known = np.zeros(0, np.int64)
         means = None
         if sample.labels is not None and (sample.labels >= 0).any():
