@@ -160,6 +160,11 @@ def blobs(rng: np.random.Generator, n: int) -> np.ndarray:
     return 100.0 + 2.5 * which[:, None] + np.einsum("nij,nj->ni", mix[which], rng.standard_normal((n, 3)))
 
 
+def blobs_with_holes(rng: np.random.Generator, n: int) -> np.ndarray:
+    """`blobs` with three holes in ten values, some rows without any value."""
+    return np.where(rng.random((n, 3)) < 0.3, np.nan, blobs(rng, n))
+
+
 def heads(rng: np.random.Generator, n: int) -> np.ndarray:
     """Heads among ten tosses of one of two coins."""
     return rng.binomial(10, rng.choice([0.3, 0.8], size=(n, 1)))
@@ -202,4 +207,20 @@ CASES = [
     Case("Poisson mixture of a family", Mixture(Poisson(), 2), count_table, skip=BARE_FAMILY),
     Case("k-means", KMeans(3), blobs),
     Case("k-means, weighted, partly labelled", KMeans(2), blobs, weighted=True, n_labels=2),
+    *(
+        Case(
+            f"Gaussian mixture with holes, {covariance}",
+            Mixture(Gaussian(covariance, 0.0, missing=True), 2),
+            blobs_with_holes,
+        )
+        for covariance in ("full", "tied", "diag", "spherical")
+    ),
+    Case(
+        "Gaussian mixture with holes, a prior, weights and labels",
+        Mixture(Gaussian("full", 0.0, "conjugate", missing=True), 2),
+        blobs_with_holes,
+        weighted=True,
+        n_labels=2,
+    ),
+    Case("Gaussian family with holes", family_model(Gaussian("full", 0.0, missing=True), 2), blobs_with_holes),
 ]

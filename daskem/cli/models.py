@@ -117,6 +117,7 @@ class MixtureSpec(FitSpec):
     covariance: Any
     reg_covar: float
     prior: Any
+    missing: str
 
     rule: ClassVar[Literal["gain", "change"]] = "gain"
     objective_name: ClassVar[str] = "objective"
@@ -124,7 +125,8 @@ class MixtureSpec(FitSpec):
 
     def model(self) -> models.Mixture:
         """Return the mixture."""
-        family = models.Gaussian(self.covariance, self.reg_covar, self.prior, self.on_collapse)
+        missing = self.missing == "nan"
+        family = models.Gaussian(self.covariance, self.reg_covar, self.prior, self.on_collapse, missing=missing)
         return models.Mixture(family, self.n_components, self._init_method)
 
     def _converged(self, data: Dataset) -> StopRule:
@@ -186,6 +188,12 @@ mixture_options = as_one(
     ),
     click.option("--reg-covar", type=click.FloatRange(min=0), default=1e-6, help="Added to the variances."),
     click.option("--prior", type=click.Choice(["conjugate"]), help="Prior that keeps covariances from collapsing."),
+    click.option(
+        "--missing",
+        type=click.Choice(["raise", "nan"]),
+        default="raise",
+        help="Whether NaN is an error or a missing value.",
+    ),
 )
 kmeans_options = as_one(
     "spec", KMeansSpec, *_shared(1e-4, 300, ("k-means++", "kmeans", "random", "k-means||"), "reseed", ("lloyd",))

@@ -48,6 +48,8 @@ precisions_init, random_state, warm_start, verbose, verbose_interval
     prior : None, or ``"conjugate"`` for the MAP estimate of Fraley & Raftery (2007), which keeps covariances from
         collapsing; `lower_bound_` then includes the log prior.
     on_collapse : ``"keep"``, ``"reseed"`` or ``"raise"``: what happens to an empty or collapsing component.
+    missing : ``"raise"``, or ``"nan"`` where NaN stands for a missing value, missing at random: rows then count with the
+        values that they have, exactly, and `impute` gives the others.
     init_sample : rows to draw for the start, ``"auto"``, or ``"k-means||"`` (see `daskem.fit`).
     max_seconds : wall-clock budget, or None.
     cache, memory_limit : see `daskem.fit`.
@@ -87,6 +89,7 @@ lower_bounds_, n_features_in_
         algorithm: str | Algorithm = "batch",
         prior: str | None = None,
         on_collapse: str = "keep",
+        missing: str = "raise",
         init_sample: str | int = "auto",
         max_seconds: float | None = None,
         cache: str = "auto",
@@ -109,6 +112,7 @@ lower_bounds_, n_features_in_
         self.algorithm = algorithm
         self.prior = prior
         self.on_collapse = on_collapse
+        self.missing = missing
         self.init_sample = init_sample
         self.max_seconds = max_seconds
         self.cache = cache
@@ -146,6 +150,13 @@ lower_bounds_, n_features_in_
         """Return the posterior probability of each component for each row, (n, k)."""
         return self._rows(X, "proba", self.n_components)
 
+    def impute(self, X: Any) -> Any:
+        """Return X (n, d) with the conditional means of missing values given those present in the place of NaN.
+
+        Needs a mixture fitted with ``missing="nan"``.
+        """
+        return self._rows(X, "imputed", self.n_components)
+
     def score_samples(self, X: Any) -> Any:
         """Return the log density of each row, (n,), nats."""
         return self._rows(X, "log_prob", self.n_components)
@@ -173,6 +184,11 @@ lower_bounds_, n_features_in_
         rows, labels = mixture.sample(self.result_.params, n_samples, rng)
         return rows, labels
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "nan"
+        return tags
+
     def _fit(self, X: Any, known: Any, sample_weight: Any) -> Self:
         self._check_options()
         data = self._dataset(X, sample_weight=sample_weight, y=known, reset=True, least=2)
@@ -190,6 +206,7 @@ lower_bounds_, n_features_in_
         check_number("reg_covar", self.reg_covar)
         check_choice("covariance_type", self.covariance_type, ("full", "tied", "diag", "spherical"))
         check_choice("init_params", self.init_params, INITS)
+        check_choice("missing", self.missing, ("raise", "nan"))
 
     def _model(self, data: Dataset) -> Mixture:
         if data.n_rows < self.n_components:
@@ -197,7 +214,13 @@ lower_bounds_, n_features_in_
                 f"Expected n_samples >= n_components but got n_components = {self.n_components}, "
                 f"n_samples = {data.n_rows}."
             )
-        family = Gaussian(self.covariance_type, self.reg_covar, self.prior, self.on_collapse)  # type: ignore[arg-type]
+        family = Gaussian(
+            self.covariance_type,  # type: ignore[arg-type]
+            self.reg_covar,
+            self.prior,  # type: ignore[arg-type]
+            self.on_collapse,  # type: ignore[arg-type]
+            missing=self.missing == "nan",
+        )
         return Mixture(
             family,
             self.n_components,
