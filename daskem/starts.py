@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -159,7 +159,7 @@ class _Draw(_OfBlocks):
         with np.errstate(over="ignore"):
             drawn = uniform < self.rate * cost
         # A row would be drawn at any rate above this.
-        return float(cost.sum()), chunk.rows[drawn], uniform[drawn] / cost[drawn]
+        return float(cost.sum()), fill_holes(chunk.rows[drawn], self.fill), uniform[drawn] / cost[drawn]
 
 
 def _join_draws(a: tuple[float, Array, Float], b: tuple[float, Array, Float]) -> tuple[float, Array, Float]:
@@ -187,10 +187,12 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator, missi
     a row is drawn with probability l d^2(x, C) / phi, independently of all others. Their phi, the cost of all rows,
     takes a pass of its own in each round; here it is estimated from a uniform sample, rows are drawn at a rate that is
     rather too high, and those that the true phi, known at the end of the pass, would not have drawn are dropped.
-    Missing values are as far from a centre as the feature's mean in the sample.
+    Missing values count, and are drawn, as the feature's mean in the sample.
     """
     sample = engine.sample(engine.plan.sample_rows, rng, missing=missing)
+    _check_present(engine.data, sample)
     fill = means_present(sample.rows, np.ones(len(sample)))
+    sample = replace(sample, rows=fill_holes(sample.rows, fill))
     centres = sample.rows[[int(rng.integers(len(sample)))]].astype(np.float64)
     wanted = OVERSAMPLING * n_clusters
     for i in range(ROUNDS):
@@ -206,7 +208,7 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator, missi
 
 def _cost(chunk: Chunk, centres: Float, fill: Float) -> tuple[Float, Int, Float]:
     """Return each row's weighted squared distance to its nearest centre, that centre, and the row's weight."""
-    rows, centres = fill_holes(chunk.rows, fill), fill_holes(centres, fill)
+    rows = fill_holes(chunk.rows, fill)
     # Relative to the first centre: coordinates far from zero would cancel in |x|^2 - 2 x c + |c|^2.
     nearest, distance = assign(rows - centres[0], centres - centres[0])
     weight: Float = np.ones(len(chunk)) if chunk.weight is None else chunk.weight

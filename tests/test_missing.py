@@ -1,4 +1,4 @@
-"""Rows with missing values: brute force on small data, published maximum-likelihood values, and the way through daskem."""
+"""Rows with missing values: brute force on small data, published maximum-likelihood values, the way through daskem."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_tight_far_apart_components_with_holes(covariance):
     rng = np.random.default_rng(0)
     rows = np.repeat(rng.normal(size=(2, 4)), 300, axis=0) + 1e-5 * rng.normal(size=(600, 4))
     rows[rng.random(rows.shape) < 0.2] = np.nan
-    model, params = fitted(covariance, rows, reg_covar=0.0, steps=5)
+    model, params = fitted(covariance, rows, reg_covar=0.0, steps=40)
     gaussians = params.components
     assert (gaussians.reference != gaussians.shift).any()
     sd = np.sqrt(np.diagonal(matrices(covariance, gaussians), axis1=1, axis2=2))
@@ -126,8 +126,8 @@ def test_rows_without_any_value_change_nothing_but_the_weight():
 # 13 mixtures of cement, Little & Rubin's example 7.7 (2nd edition): the data set `missvals` of the R package mvnmle.
 CEMENT = np.array(
     [
-        [7, 26, 6, 60, 78.5], [1, 29, 15, 52, 74.3], [11, 56, 8, 20, 104.3], [11, 31, 8, 47, 87.6], [7, 52, 6, 33, 95.9],
-        [11, 55, 9, 22, 109.2], [3, 71, 17, N, 102.7], [1, 31, 22, N, 72.5], [2, 54, 18, N, 93.1], [N, N, 4, N, 115.9],
+        [7, 26, 6, 60, 78.5], [1, 29, 15, 52, 74.3], [11, 56, 8, 20, 104.3], [11, 31, 8, 47, 87.6],
+        [7, 52, 6, 33, 95.9], [11, 55, 9, 22, 109.2], [3, 71, 17, N, 102.7], [1, 31, 22, N, 72.5], [2, 54, 18, N, 93.1], [N, N, 4, N, 115.9],
         [N, N, 23, N, 83.8], [N, N, 9, N, 113.3], [N, N, 8, N, 109.4],
     ]
 )  # fmt: skip

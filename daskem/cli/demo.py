@@ -102,6 +102,7 @@ class _Run:
             n_init=STARTS,
             init="kmeans",
             on_collapse="keep",
+            missing="raise",
             max_seconds=None,
             seed=self.sizes.seed,
             algorithm="batch",

@@ -48,8 +48,8 @@ precisions_init, random_state, warm_start, verbose, verbose_interval
     prior : None, or ``"conjugate"`` for the MAP estimate of Fraley & Raftery (2007), which keeps covariances from
         collapsing; `lower_bound_` then includes the log prior.
     on_collapse : ``"keep"``, ``"reseed"`` or ``"raise"``: what happens to an empty or collapsing component.
-    missing : ``"raise"``, or ``"nan"`` where NaN stands for a missing value, missing at random: rows then count with the
-        values that they have, exactly, and `impute` gives the others.
+    missing : ``"raise"``, or ``"nan"`` where NaN stands for a missing value, missing at random: rows then count with
+        the values that they have, exactly, and `impute` gives the others.
     init_sample : rows to draw for the start, ``"auto"``, or ``"k-means||"`` (see `daskem.fit`).
     max_seconds : wall-clock budget, or None.
     cache, memory_limit : see `daskem.fit`.
