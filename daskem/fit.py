@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from daskem.algorithms import AnyOf, BatchEM, Gain, MaxSteps, decrease, rounding_of, step_together
-from daskem.core import Algorithm, Event, Model, Params, State, StepInfo, StopRule
+from daskem.algorithms import AnyOf, Auto, Gain, MaxPasses, decrease, rounding_of, step_together
+from daskem.core import Algorithm, Event, HasMemory, Model, Params, State, StepInfo, StopRule, objective_kind, require
 from daskem.data import open_dataset
 from daskem.engine import DataProblem, Engine, Plan, one_blas_thread, start_engine
 from daskem.errors import DaskEMWarning, OptionError
@@ -80,6 +80,8 @@ class FitResult:
         """Return the figures of the fit as plain values, for JSON and model files."""
         return {
             "objective": self.objective,
+            "objective_kind": objective_kind(self.model),
+            "objective_error": self.trace[-1].error,
             "objectives": [info.objective for info in self.trace],
             "starts": list(self.objectives),
             "steps": self.n_steps,
@@ -116,14 +118,14 @@ def fit(
     ----------
     model : any object with ``init``, ``e_step`` and ``m_step`` (see `daskem.core.Model`).
     data : anything `daskem.data.open_source` takes: Zarr path, URL or array, Dask array, numpy array, ...
-    algorithm : how parameters move; `BatchEM` by default.
-    stop : one or more rules, by default a gain per step below 1e-3 nats per row, or 100 steps.
+    algorithm : how parameters move; `Auto`, which chooses, by default.
+    stop : one or more rules, by default less than 1e-3 nats per row to gain, or 100 passes.
     callbacks : each called with (StepInfo, params) after every round of steps: those of the best start so far.
     params : where to start; a list of several for several starts. By default ``model.init`` on a sample of rows.
     n_init : number of starts. They run side by side and share each pass; the best final objective wins.
     init_sample : rows to draw for the start, ``"auto"`` for as many as cost little, or ``"k-means||"`` for
         a weighted sample that six passes over all data gather where rows are far from those chosen before.
-    sample_weight, y : weight and label (-1 = unknown) of each row, from any source aligned with the rows.
+    sample_weight, y : weight and label (-1 = unknown, or (n, k) label probabilities) of each row, from any source.
     seed : seed of everything random.
     cache : ``"auto"``, ``"none"`` or ``"memory"``: whether decoded rows are kept from pass to pass.
     memory_limit : bytes, or text such as ``"2GB"``, that a process may reach; by default 0.6 of what there is.
@@ -141,13 +143,15 @@ def fit(
         If rows hold NaN or infinity; names the store, the chunk and the rows.
     """
     clock = time.perf_counter()
-    rules = _stop_rules(stop)
+    algorithm, rules = algorithm or Auto(), _stop_rules(stop)
+    for capability in getattr(algorithm, "needs", ()):
+        require(model, capability, type(algorithm).__name__)
     starts = _given_starts(params)
     check_init_sample(init_sample)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
     check_rows(dataset, components_of(model))
-    check_side_columns(dataset, memory_limit, components_of(model))
+    check_side_columns(dataset, model, memory_limit)
     engine = start_engine(
         dataset,
         model,
@@ -156,12 +160,14 @@ def fit(
         sample_rows=None if isinstance(init_sample, str) else init_sample,
         cache=cache,
         memory_limit=memory_limit,
+        memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
     )
     # Also for this process's own arithmetic: M-steps are many small products, which BLAS threads only slow down.
     with one_blas_thread():
         starts = _starts(model, engine, n_starts, init_sample) if starts is None else starts
         problem = DataProblem(model, engine)
-        runs = _run(algorithm or BatchEM(), problem, starts, rules, tuple(callbacks))
+        rules = rules.resolve(problem.precision(starts[0]))
+        runs = _run(algorithm, problem, starts, rules, tuple(callbacks))
     best = max(runs, key=_last_objective)
     logger.info("%s after %d steps: %s", "converged" if best.converged else "stopped", len(best.trace), best.reason)
     return FitResult(
@@ -243,10 +249,10 @@ def _starts(model: Model, engine: Engine, n: int, init_sample: str | int) -> lis
 
 def _stop_rules(stop: StopRule | Sequence[StopRule] | None) -> AnyOf:
     if stop is None:
-        return AnyOf((Gain(), MaxSteps(100)))
+        return AnyOf((Gain(), MaxPasses(100)))
     rules = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
     if not rules:
-        raise OptionError("stop=() never stops. Give at least one rule, such as daskem.MaxSteps(100).")
+        raise OptionError("stop=() never stops. Give at least one rule, such as daskem.MaxPasses(100).")
     return AnyOf(rules)
 
 

@@ -13,11 +13,14 @@ from daskem.core import Chunk, Scratch
 from daskem.errors import DegenerateComponentError, OptionError
 from daskem.models import gaussian_kernels
 from daskem.models.gaussian import Gaussian, GaussianStats
+from daskem.models.gaussian_algebra import SHAPES
 from daskem.models.gaussian_kernels import unpack
 from daskem.models.mixture import Mixture, block_rows
 from daskem.models.repair import AT_PRIOR, COLLAPSED_KEPT, EMPTY_KEPT, RESEEDED
 
-COVARIANCES = ["full", "tied", "diag", "spherical"]
+COVARIANCES = list(SHAPES)
+# Those that scikit-learn has.
+SHARED_WITH_PEER = ["full", "tied", "diag", "spherical"]
 
 
 def draw(d=3, k=3, n=600, seed=0, separation=3.0):
@@ -34,6 +37,8 @@ def precisions(covariance, k, d):
         "tied": np.eye(d),
         "diag": np.ones((k, d)),
         "spherical": np.ones(k),
+        "tied_diag": np.ones(d),
+        "tied_spherical": np.ones(1),
     }[covariance]
 
 
@@ -66,7 +71,7 @@ def relative(a, b):
     return float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", SHARED_WITH_PEER)
 @pytest.mark.parametrize(("d", "k"), [(3, 3), (12, 3)])  # the features form, and for full the triangular form
 @pytest.mark.parametrize("n_steps", [1, 5, 20])
 def test_steps_are_those_of_scikit_learn(covariance, d, k, n_steps):
@@ -165,6 +170,40 @@ def test_single_precision_rows_are_computed_in_double_where_single_loses_too_muc
     np.testing.assert_allclose(params.components.covariances[order], halves + 1e-6 * np.eye(2), rtol=1e-9)
 
 
+@pytest.mark.parametrize(("tied", "free"), [("tied_diag", "diag"), ("tied_spherical", "spherical"), ("tied", "full")])
+@pytest.mark.parametrize("prior", [None, "conjugate"])
+def test_one_tied_component_is_one_free_component(tied, free, prior):
+    rows = draw(n=200)
+    ours, theirs = (Mixture(Gaussian(covariance, prior=prior), 1) for covariance in (tied, free))
+    params, others = (model.init(Chunk(rows), np.random.default_rng(0)) for model in (ours, theirs))
+    stats, other_stats = ours.e_step(params, Chunk(rows)), theirs.e_step(others, Chunk(rows))
+    assert stats.objective == pytest.approx(other_stats.objective, rel=1e-13)
+    after, others_after = ours.m_step(stats.stats, params), theirs.m_step(other_stats.stats, others)
+    found, expected = after.components, others_after.components
+    np.testing.assert_allclose(found.means, expected.means, rtol=1e-13)
+    np.testing.assert_allclose(found.covariances, expected.covariances.reshape(found.covariances.shape), rtol=1e-12)
+    assert ours.n_parameters(after) == theirs.n_parameters(others_after)
+    assert ours.log_prior(after) == pytest.approx(theirs.log_prior(others_after), rel=1e-12)
+
+
+@pytest.mark.parametrize(("tied", "free"), [("tied_diag", "diag"), ("tied_spherical", "spherical")])
+def test_a_tied_m_step_pools_what_free_components_estimate(tied, free):
+    rows = draw(n=300)
+    resp = np.random.default_rng(1).dirichlet(np.ones(3), size=300)
+    means = resp.T @ rows / resp.sum(axis=0)[:, None]
+    away = (rows[:, None, :] - means) ** 2 * resp[:, :, None]
+    brute = {"tied_diag": away.sum(axis=(0, 1)) / 300, "tied_spherical": [away.sum() / 900]}[tied]
+    found = {}
+    for covariance in (tied, free):
+        _, params, _ = started(covariance, rows, reg_covar=0.0)
+        family = Gaussian(covariance, reg_covar=0.0)
+        found[covariance] = family.m_step(family.stats(params.components, Chunk(rows), resp), params.components)
+    np.testing.assert_allclose(found[tied].covariances, brute, rtol=1e-11)
+    shares = resp.sum(axis=0) / 300
+    np.testing.assert_allclose(found[tied].covariances.ravel(), (shares @ found[free].covariances).ravel(), rtol=1e-11)
+    np.testing.assert_allclose(found[tied].means, found[free].means, rtol=1e-13)
+
+
 def exact_covariance(rows):
     wide = np.asarray(rows, np.longdouble)
     centered = wide - wide.mean(axis=0)
@@ -189,10 +228,17 @@ def test_tight_far_apart_components_are_summed_about_points_of_their_own(covaria
     assert (params.components.reference != params.components.shift).any(axis=1).all()
     exact = np.stack([exact_covariance(rows[i : i + 400]) for i in (0, 400, 800)])
     variances = np.diagonal(exact, axis1=1, axis2=2)
-    shaped = {"full": exact, "tied": exact.mean(axis=0), "diag": variances, "spherical": variances.mean(axis=1)}
+    shaped = {
+        "full": exact,
+        "tied": exact.mean(axis=0),
+        "diag": variances,
+        "spherical": variances.mean(axis=1),
+        "tied_diag": variances.mean(axis=0),
+        "tied_spherical": variances.mean(keepdims=True)[0],
+    }
     order = [int(np.abs(params.components.means - rows[i]).sum(axis=1).argmin()) for i in (0, 400, 800)]
     found = params.components.covariances
-    assert relative(found if covariance == "tied" else found[order], shaped[covariance]) < 1e-11
+    assert relative(found if SHAPES[covariance].tied else found[order], shaped[covariance]) < 1e-11
 
 
 def test_references_stay_while_the_ratio_is_small_and_statistics_can_be_moved_between_them():
@@ -210,7 +256,7 @@ def test_references_stay_while_the_ratio_is_small_and_statistics_can_be_moved_be
             np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-8, err_msg=path)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", sorted({shape.kernel for shape in SHAPES.values()}))
 def test_all_forms_of_the_kernel_agree(covariance, monkeypatch):
     rows = draw(d=5, k=4, n=300)
     model, params, _ = started(covariance, rows, k=4)
@@ -299,6 +345,8 @@ def test_the_conjugate_prior_is_that_of_fraley_and_raftery(covariance):
         "tied": (sample + scatter.sum(axis=0)) / (n.sum() + nu + d + k + 1),
         "diag": (np.diag(sample) + diagonal) / (n + nu + 3)[:, None],
         "spherical": (np.diag(sample).mean() + diagonal.sum(axis=1)) / ((n + 1) * d + nu + 2),
+        "tied_diag": (np.diag(sample) + diagonal.sum(axis=0)) / (n.sum() + nu + k + 2),
+        "tied_spherical": (np.diag(sample).mean() + diagonal.sum(keepdims=True)[0]) / ((n.sum() + k) * d + nu + 2),
     }[covariance]
     np.testing.assert_allclose(after.covariances, expected, rtol=1e-9)
 
@@ -409,8 +457,8 @@ def test_drawn_rows_have_the_means_and_covariances_they_were_drawn_from(covarian
     params = steps(model, params, rows, 3)
     drawn, which = model.sample(params, 20_000, np.random.default_rng(5))
     mine = drawn[which == 2]
-    one = params.components.covariances if covariance == "tied" else params.components.covariances[2]
-    expected = np.diag(np.broadcast_to(one, 3)) if covariance in ("diag", "spherical") else one
+    one = params.components.covariances if SHAPES[covariance].tied else params.components.covariances[2]
+    expected = one if one.ndim == 2 else np.diag(np.broadcast_to(one, 3))
     np.testing.assert_allclose(mine.mean(axis=0), params.components.means[2], atol=0.15)
     np.testing.assert_allclose(exact_covariance(mine), expected, atol=0.1 * np.abs(expected).max())
 
@@ -489,5 +537,5 @@ def test_a_constant_feature_leaves_no_nan_even_without_a_floor(covariance):
     params = steps(model, model.init(Chunk(rows), np.random.default_rng(0)), rows, 3)
     assert tree.all_finite(params)
     assert np.isfinite(model.e_step(params, Chunk(rows)).objective)
-    if covariance != "spherical":
+    if not SHAPES[covariance].isotropic:
         assert params.components.repaired.all()

@@ -139,7 +139,7 @@ _DATA = (
     click.option("--allow-missing", is_flag=True, help="Read chunks that a Zarr store lacks as its fill value."),
 )
 _WEIGHTS = click.option("--weights", metavar="PATH", help="One weight for each row, not negative.")
-_LABELS = click.option("--labels", metavar="PATH", help="The known component of each row, -1 where unknown.")
+_LABELS = click.option("--labels", metavar="PATH", help="Component of each row, -1 if unknown; or probabilities.")
 
 data_options = as_one("source", DataOptions, *_DATA)
 weight_options = as_one("source", DataOptions, *_DATA, _WEIGHTS)

@@ -1,4 +1,4 @@
-"""Gaussian components with full, tied, diagonal or spherical covariances: records, M-step, prior, repair.
+"""Gaussian components with covariances of six shapes: M-step, prior, repair.
 
 Second moments are of u = (x - reference) * scale. `scale` holds powers of two, so it costs no precision; it differs
 from one only where features lie so far from unit size that squares would leave the range of the type.
@@ -15,38 +15,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 from daskem import tree
 from daskem.core import Array, Chunk, Float
-from daskem.errors import OptionError
-from daskem.models.gaussian_algebra import (
-    Covariance,
-    checked,
-    covariances_of,
-    factor_of_precisions,
-    factorise,
-    identity_like,
-    longest_axis,
-    outer,
-    pooled_covariance,
-    power_of_two,
-    ridge,
-    square,
-    unscaled,
-    variances,
-)
-from daskem.models.gaussian_kernels import (
-    COMMON_RATIO,
-    Kernel,
-    log_det,
-    n_statistics,
-    pack,
-    ratios,
-    uses_features,
-)
+from daskem.errors import MissingCapabilityError, OptionError
+from daskem.models.gaussian_algebra import SHAPES, Covariance, Shape, checked, power_of_two
+from daskem.models.gaussian_kernels import COMMON_RATIO, Kernel, n_statistics, pack, uses_features
 from daskem.models.gaussian_missing import HolesKernel, has_holes, holes_bytes, over_holes, without_holes
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
+from daskem.models.gaussian_scores import at_floor, names, scores
 from daskem.models.repair import (
     AT_PRIOR,
     COLLAPSED_KEPT,
@@ -77,7 +54,8 @@ class Gaussian:
 
     Parameters
     ----------
-    covariance : "full", "tied" (one matrix for all), "diag" or "spherical".
+    covariance : "full", "tied" (one matrix for all), "diag", "spherical", "tied_diag" or "tied_spherical". These are
+        VVV, EEE, VVI, VII, EEI and EII of the literature on model-based clustering.
     reg_covar : added to the diagonal of the covariances, data units squared; with a prior, to the prior's scale
         instead, which keeps the penalised objective monotone.
     prior : None, or "conjugate" for the maximum a posteriori estimate under a normal-inverse-Wishart prior [1]_.
@@ -92,8 +70,9 @@ class Gaussian:
     With mu_P the sample mean, kappa = 0.01, nu = d + 2 and Lambda = S / k^(2/d), S the sample covariance, the M-step is
     mu_k = (n_k xbar_k + kappa mu_P) / (n_k + kappa) and, W_k being the scatter about xbar_k,
     Sigma_k = (Lambda + kappa n_k / (kappa + n_k) (xbar_k - mu_P)(xbar_k - mu_P)^T + W_k) / (n_k + nu + d + 2)   (full);
-    tied sums over k and divides by N + nu + d + k + 1; diag divides by n_k + nu + 3, feature by feature; spherical
-    takes the trace and divides by (n_k + 1) d + nu + 2. For diag, Lambda keeps each feature's own variance, where [1]_
+    tied sums over k and divides by N + nu + d + k + 1; diag divides by n_k + nu + 3, feature by feature, tied_diag by
+    N + nu + k + 2; spherical takes the trace and divides by (n_k + 1) d + nu + 2, tied_spherical by (N + k) d + nu + 2.
+    For diag, Lambda keeps each feature's own variance, where [1]_
     pools them: the estimate then does not depend on units. The prior acts as kappa more rows at mu_P, and is coded so.
 
     References
@@ -108,8 +87,8 @@ class Gaussian:
     missing: bool = False
 
     def __post_init__(self) -> None:
-        if self.covariance not in ("full", "tied", "diag", "spherical"):
-            raise OptionError(f"covariance is {self.covariance!r}; it must be 'full', 'tied', 'diag' or 'spherical'.")
+        if self.covariance not in SHAPES:
+            raise OptionError(f"covariance is {self.covariance!r}; it must be one of {', '.join(SHAPES)}.")
         if not (np.isfinite(self.reg_covar) and self.reg_covar >= 0):
             raise OptionError(f"reg_covar is {self.reg_covar}; it must be a finite number, zero or larger.")
         if self.prior not in (None, "conjugate"):
@@ -120,6 +99,11 @@ class Gaussian:
     def handles_missing(self) -> bool:
         return self.missing
 
+    @property
+    def shape(self) -> Shape:
+        """What depends on the shape of the covariances."""
+        return SHAPES[self.covariance]
+
     def init(self, sample: Chunk, resp: Float) -> GaussianParams:
         """Return parameters from a sample and its responsibilities (n, k), which do not hold the weights yet.
 
@@ -128,58 +112,62 @@ class Gaussian:
         pooled = self._pooled(sample, resp.shape[1])
         weight = np.ones(len(sample)) if sample.weight is None else sample.weight
         stats = self._sample_stats(pooled, sample.rows, (resp * weight[:, None]).T)
-        return replace(self, on_collapse="keep").m_step(stats, pooled)
+        lenient = self if self.on_collapse == "keep" else replace(self, on_collapse="keep")
+        return lenient.m_step(stats, pooled)
 
     def log_prob(self, params: GaussianParams, chunk: Chunk) -> Array:
         """Return log p(x | component), (n, k), nats: a transposed view of scratch memory that may be overwritten."""
         return self._kernel(params, chunk).log_prob(chunk).T
 
+    def squared_distances(self, params: GaussianParams, chunk: Chunk) -> Array:
+        """Return Mahalanobis' distances squared, (n, k): like `log_prob`, a view of scratch memory."""
+        return self._kernel(params, chunk).squared_distances(chunk).T
+
     def stats(self, params: GaussianParams, chunk: Chunk, resp: Array) -> GaussianStats:
         """Return the moments of the rows under `resp` (n, k), float64 whatever the type of the rows."""
         n, x, xx = self._kernel(params, chunk).moments(chunk, resp.T)
-        return GaussianStats(np.asarray(n, np.float64), x, np.asarray(xx, np.float64))
+        return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
 
     def impute(self, params: GaussianParams, chunk: Chunk, resp: Array) -> Float:
         """Return the rows (n, d) with sum_k resp_k E[missing | present, k] in the place of NaN, resp being (n, k)."""
         kernel = self._kernel(params, chunk)
         return kernel.impute(chunk, resp.T) if isinstance(kernel, HolesKernel) else np.array(chunk.rows, np.float64)
 
-    def m_step(self, stats: GaussianStats, params: GaussianParams) -> GaussianParams:
+    def m_step(self, stats: GaussianStats, params: GaussianParams, n: Float | None = None) -> GaussianParams:
         """Return the maximiser of the expected complete-data log-likelihood, plus the log prior where there is one.
 
-        Without a prior these are scikit-learn's formulas: n_k + 10 eps, and `reg_covar` on the diagonal.
+        Without a prior these are scikit-learn's formulas: n_k + 10 eps, and `reg_covar` on the diagonal. `n` (k,) is
+        the weight of the rows where it is not ``stats.n``: in a scale mixture, moments are of rows weighted once more.
 
         Raises
         ------
         DegenerateComponentError
             If a component is empty or collapsed and the policy is to raise.
         """
-        offset, covariance, unresolved = self._estimate(stats, params)
-        factor, positive = factorise(self.covariance, covariance)
+        n = stats.n if n is None else n
+        offset, covariance, unresolved = self._estimate(stats, params, n)
+        factor, positive = self.shape.factorise(covariance)
         new = self._assemble(params, params.reference + offset / params.scale, covariance, factor)
-        empty = stats.n <= EMPTY_SHARE * stats.n.sum()
+        empty = n <= EMPTY_SHARE * n.sum()
         held = self.prior is not None and bool(positive.all())
         collapsed = np.zeros(len(empty), bool) if held else ~positive | unresolved
         if held and self.on_collapse == "keep":
             new = replace(new, repaired=np.where(empty, AT_PRIOR, 0).astype(np.int8))
         elif (empty | collapsed).any():
-            new = self._repair(new, params, stats.n, empty, collapsed)
+            new = self._repair(new, params, n, empty, collapsed)
         return self._place_references(new, collapsed)
 
-    def surrogate(self, stats: GaussianStats, params: GaussianParams) -> float:
+    def surrogate(self, stats: GaussianStats, params: GaussianParams, n: Float | None = None) -> float:
         """Return the sum over rows and components of resp * log p(x | component), nats.
 
-        `stats` must be about ``params.reference`` (see `rebase`).
+        `stats` must be about ``params.reference`` (see `rebase`); `n` is as for `m_step`.
         """
         delta, factor = self._scaled(params)
         d = delta.shape[1]
-        cross = outer(self.covariance, stats.x, delta)
-        cross = cross + cross.swapaxes(-1, -2) if self.covariance in ("full", "tied") else 2 * cross
-        scatter = square(self.covariance, stats.xx, d) - cross + outer(self.covariance, stats.n[:, None] * delta, delta)
-        matrices = self.covariance in ("full", "tied")
-        precision = factor @ factor.swapaxes(-1, -2) if matrices else factor * factor
-        peak = log_det(self.covariance, factor, d) + np.log(params.scale).sum() - 0.5 * d * np.log(2 * np.pi)
-        return float((stats.n * peak).sum() - 0.5 * (precision * scatter).sum())
+        shape = self.shape
+        scatter = shape.square(stats.xx, d) - shape.cross(stats.x, delta) + shape.outer(stats.n[:, None] * delta, delta)
+        peak = shape.log_det(factor, d) + np.log(params.scale).sum() - 0.5 * d * np.log(2 * np.pi)
+        return float(((stats.n if n is None else n) * peak).sum() - 0.5 * (shape.precisions(factor) * scatter).sum())
 
     def log_prior(self, params: GaussianParams) -> float:
         """Return the log prior density, nats, up to a constant of the prior; 0 without a prior."""
@@ -189,24 +177,18 @@ class Gaussian:
         k, d = delta.shape
         prior_mean, scatter = self._scaled_prior(params)
         away = delta - prior_mean
-        power = {"full": 2 * d + 4, "tied": 2 * d + 3 + k, "diag": d + 5, "spherical": 2 * d + 4}[self.covariance]
-        matrices = self.covariance in ("full", "tied")
-        precision = factor @ factor.swapaxes(-1, -2) if matrices else factor * factor
-        log_dets = log_det(self.covariance, factor, d) / (d if self.covariance == "spherical" else 1)
-        quadratic = (precision * (scatter + SHRINKAGE * outer(self.covariance, away, away))).sum()
-        return float(power * log_dets.sum() - 0.5 * quadratic)
+        # The prior of a variance that all features share is about that one number.
+        log_dets = self.shape.log_det(factor, 1 if self.shape.isotropic else d)
+        quadratic = (self.shape.precisions(factor) * (scatter + SHRINKAGE * self.shape.outer(away, away))).sum()
+        return float(self.shape.prior_freedom(k, d) * log_dets.sum() - 0.5 * quadratic)
 
     def rebase(self, stats: GaussianStats, old: GaussianParams, new: GaussianParams) -> GaussianStats:
         """Return `stats`, made about ``old.reference``, as moments about ``new.reference``."""
         move = (old.reference - new.reference) * new.scale
-        cross = outer(self.covariance, stats.x, move)
-        cross = cross + cross.swapaxes(-1, -2) if self.covariance in ("full", "tied") else 2 * cross
-        xx = (
-            square(self.covariance, stats.xx, len(new.scale))
-            + cross
-            + outer(self.covariance, stats.n[:, None] * move, move)
-        )
-        packed = self.covariance == "full" and stats.xx.ndim == 2
+        shape = self.shape
+        xx = shape.square(stats.xx, len(new.scale)) + shape.cross(stats.x, move)
+        xx = xx + shape.outer(stats.n[:, None] * move, move)
+        packed = stats.xx.ndim < xx.ndim
         return GaussianStats(stats.n, stats.x + stats.n[:, None] * move, pack(xx) if packed else xx)
 
     def events(self, params: GaussianParams) -> tuple[tuple[int, str], ...]:
@@ -216,38 +198,36 @@ class Gaussian:
     def n_parameters(self, params: GaussianParams) -> int:
         """Return the number of free parameters of all components."""
         k, d = params.means.shape
-        triangle = d * (d + 1) // 2
-        own = {"full": k * triangle, "tied": triangle, "diag": k * d, "spherical": k}[self.covariance]
-        return int(k * d + own)
+        return int(k * d + self.shape.n_parameters(k, d))
 
     def to_vector(self, params: GaussianParams) -> Float:
         """Return means, then Cholesky factors of the precisions with the logarithms of their diagonals, (p,)."""
-        factor = params.precisions_cholesky
-        if self.covariance in ("diag", "spherical"):
-            return np.concatenate([params.means.ravel(), np.log(factor).ravel()])
-        d = factor.shape[-1]
-        logged = np.array(factor)
-        logged[..., np.arange(d), np.arange(d)] = np.log(np.diagonal(factor, axis1=-2, axis2=-1))
-        return np.concatenate([params.means.ravel(), logged[..., *np.triu_indices(d)].ravel()])
+        return np.concatenate([params.means.ravel(), self.shape.to_vector(params.precisions_cholesky)])
 
     def from_vector(self, vector: Float, params: GaussianParams) -> GaussianParams:
         """Return the parameters of a vector of `to_vector`; references, scale and prior are those of `params`."""
         k, d = params.means.shape
-        means, rest = vector[: k * d].reshape(k, d), vector[k * d :]
-        if self.covariance in ("diag", "spherical"):
-            return self.with_precisions(params, means, np.exp(rest).reshape(params.precisions_cholesky.shape))
-        factor = np.zeros(params.precisions_cholesky.shape)
-        factor[..., *np.triu_indices(d)] = rest.reshape(*factor.shape[:-2], -1)
-        diagonal = np.arange(d)
-        factor[..., diagonal, diagonal] = np.exp(factor[..., diagonal, diagonal])
-        return self.with_precisions(params, means, factor)
+        factor = self.shape.from_vector(vector[k * d :], params.precisions_cholesky.shape)
+        return self.with_precisions(params, vector[: k * d].reshape(k, d), factor)
+
+    def parameter_names(self, params: GaussianParams) -> list[str]:
+        """Return the names of the coordinates of `to_vector`."""
+        return names(self.covariance, *params.means.shape)
+
+    def scores(self, params: GaussianParams, chunk: Chunk, resp: Float) -> Float:
+        """Return the gradients of sum_k resp_k log p(x | k) in the coordinates of `to_vector`, (n, p)."""
+        if self.missing:
+            raise MissingCapabilityError("Gaussian(missing=True) has no scores; those of log_prob are to be used.")
+        return scores(self.covariance, params, chunk.rows, resp)
+
+    def at_bound(self, params: GaussianParams) -> tuple[tuple[int, str], ...]:
+        """Return (component, what) of each whose variance is hardly more than the floor."""
+        return () if self.prior else at_floor(self.covariance, params, self.reg_covar)
 
     def with_precisions(self, params: GaussianParams, means: Float, precisions_cholesky: Float) -> GaussianParams:
         """Return `params` with other means and other Cholesky factors of the precisions, same references."""
         means, factor = np.array(means, float), np.array(precisions_cholesky, float)
-        if self.covariance in ("diag", "spherical"):
-            return replace(params, means=means, precisions_cholesky=factor, covariances=factor**-2.0)
-        return replace(params, means=means, precisions_cholesky=factor, covariances=covariances_of(factor))
+        return replace(params, means=means, precisions_cholesky=factor, covariances=self.shape.covariances(factor))
 
     def with_start(self, params: GaussianParams, means: Float | None, precisions: Float | None) -> GaussianParams:
         """Return `params` with the means and precisions of a user, in scikit-learn's shapes.
@@ -262,27 +242,19 @@ class Gaussian:
             means = checked("means_init", means, params.means.shape)
         if precisions is not None:
             precisions = checked("precisions_init", precisions, params.covariances.shape)
-            factor = factor_of_precisions(self.covariance, precisions)
+            factor = self.shape.factor_of_precisions(precisions)
         new = self.with_precisions(params, params.means if means is None else means, factor)
         return self._place_references(new, np.zeros(len(new.means), bool))
 
     def draw(self, params: GaussianParams, components: Array, rng: np.random.Generator) -> Float:
         """Return one row from each of the given components, (n, d)."""
-        rows = rng.standard_normal((len(components), params.means.shape[1]))
-        factor = params.precisions_cholesky
-        if self.covariance in ("diag", "spherical"):
-            rows /= factor[components] if self.covariance == "diag" else factor[components, None]
-        elif self.covariance == "tied":
-            rows = solve_triangular(factor, rows.T, trans="T").T
-        else:
-            for k in np.unique(components):
-                mine = components == k
-                rows[mine] = solve_triangular(factor[k], rows[mine].T, trans="T").T
-        return np.asarray(params.means[components] + rows)
+        noise = rng.standard_normal((len(components), params.means.shape[1]))
+        return np.asarray(params.means[components] + self.shape.coloured(noise, params.precisions_cholesky, components))
 
     def row_numbers(self, k: int, d: int) -> int:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
-        return 5 * d + (n_statistics(self.covariance, d) if uses_features(self.covariance, d, k) else d + 1)
+        kernel = self.shape.kernel
+        return 5 * d + (n_statistics(kernel, d) if uses_features(kernel, d, k) else d + 1)
 
     def missing_bytes(self, rows: int, k: int, d: int) -> int:
         """Return the bytes of scratch that a block with missing values takes beside those of one without."""
@@ -290,11 +262,11 @@ class Gaussian:
 
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""
-        packed = uses_features(self.covariance, d, k)
-        second = {"full": k * (d * (d + 1) // 2 if packed else d * d), "tied": d * d, "diag": k * d, "spherical": k}
-        shape = {"full": k * d * d, "tied": d * d, "diag": k * d, "spherical": k}[self.covariance]
-        prior = d + (shape if self.covariance == "tied" else shape // k) if self.prior else 0
-        return 8 * (k + k * d + second[self.covariance]), 8 * (2 * k * d + 2 * shape + 2 * d + prior) + k
+        size = self.shape.size(k, d)
+        packed = self.covariance == "full" and uses_features("full", d, k)
+        second = k * (d * (d + 1) // 2) if packed else size
+        prior = d + self.shape.one_size(d) if self.prior else 0
+        return 8 * (k + k * d + second), 8 * (2 * k * d + 2 * size + 2 * d + prior) + k
 
     def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel | HolesKernel:
         dtype = chunk.rows.dtype
@@ -311,18 +283,16 @@ class Gaussian:
     def kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:
         """Return the arithmetic for rows of a type (see `daskem.models.gaussian_kernels`)."""
         delta, factor = self._scaled(params)
-        deviation = np.sqrt(variances(self.covariance, params.covariances)) * params.scale
+        deviation = np.sqrt(self.shape.variances(params.covariances)) * params.scale
         deviation = np.broadcast_to(deviation, delta.shape)
         places = params.shift, params.reference, params.scale
-        return Kernel.make(self.covariance, *places, delta, factor, deviation, dtype)
+        factor = self.shape.for_kernel(factor, len(delta))
+        return Kernel.make(self.shape.kernel, *places, delta, factor, deviation, dtype)
 
     def _scaled(self, params: GaussianParams) -> tuple[Float, Float]:
         """Return means minus references and Cholesky factors of the precisions, both in scaled units."""
         delta = (params.means - params.reference) * params.scale
-        factor = params.precisions_cholesky
-        if self.covariance in ("full", "tied"):
-            return delta, factor / params.scale[:, None]
-        return delta, factor / (params.scale if self.covariance == "diag" else params.scale[0])
+        return delta, params.precisions_cholesky / self.shape.units(params.scale)
 
     def _pooled(self, sample: Chunk, k: int) -> GaussianParams:
         """Return k copies of the sample as a whole, with the references, scale and prior that a run starts from."""
@@ -333,7 +303,7 @@ class Gaussian:
             # Single precision rows less a single precision reference lose nothing.
             mean = mean.astype(np.float32).astype(np.float64)
         d = len(mean)
-        scale = power_of_two(rows, mean, self.covariance == "spherical")
+        scale = power_of_two(rows, mean, self.shape.isotropic)
         zero = np.zeros(0)
         blank = GaussianParams(
             means=np.tile(mean, (k, 1)),
@@ -346,23 +316,21 @@ class Gaussian:
             prior_mean=zero,
             prior_scale=zero,
         )
-        covariance = pooled_covariance(self.covariance, rows, mean, scale, share)
-        covariance = covariance + ridge(self.covariance, self.reg_covar, scale)
+        covariance = self.shape.pooled_covariance(rows, mean, scale, share)
+        covariance = covariance + self.shape.ridge(self.reg_covar, scale)
         if self.prior is not None:
-            prior_scale = unscaled(self.covariance, covariance / k ** (2 / d), scale)
+            prior_scale = self.shape.unscaled(covariance / k ** (2 / d), scale)
             blank = replace(blank, prior_mean=mean, prior_scale=prior_scale)
         return self._spread_alike(blank, covariance)
 
     def _spread_alike(self, params: GaussianParams, covariance: Float) -> GaussianParams:
         """Return `params` with one covariance (scaled, shaped as one component's) for all components."""
-        every = covariance if self.covariance == "tied" else np.repeat(covariance[None], len(params.means), axis=0)
-        if self.covariance == "spherical":
-            every = every[:, 0]
-        factor, positive = factorise(self.covariance, every)
+        every = self.shape.spread(covariance, len(params.means))
+        factor, positive = self.shape.factorise(every)
         if not positive.all():
             # A feature has no spread and reg_covar is 0: any start that is positive will do, the policy does the rest.
-            every = identity_like(self.covariance, every)
-            factor, _ = factorise(self.covariance, every)
+            every = self.shape.identity_like(every)
+            factor, _ = self.shape.factorise(every)
         return self._assemble(params, params.means, every, factor)
 
     def _sample_stats(self, params: GaussianParams, rows: Array, resp: Float) -> GaussianStats:
@@ -376,57 +344,39 @@ class Gaussian:
             total = part if total is None else tree.accumulate(total, part)
         return cast(GaussianStats, total)
 
-    def _estimate(self, stats: GaussianStats, params: GaussianParams) -> tuple[Float, Float, Array]:
+    def _estimate(self, stats: GaussianStats, params: GaussianParams, n: Float) -> tuple[Float, Float, Array]:
         """Return offsets of the means from their references, covariances, and which of these are rounding error."""
         k, d = stats.x.shape
-        n, x, xx = stats.n + N_FLOOR, stats.x, square(self.covariance, stats.xx, d)
+        shape, mass, x, xx = self.shape, stats.n + N_FLOOR, stats.x, self.shape.square(stats.xx, d)
+        freedom, floor = shape.freedom(n + N_FLOOR, d), shape.ridge(self.reg_covar, params.scale)
         if self.prior is not None:
             prior_mean, prior_scale = self._scaled_prior(params)
-            n = stats.n + SHRINKAGE
-            x = x + SHRINKAGE * prior_mean
-            xx = xx + prior_scale + SHRINKAGE * outer(self.covariance, prior_mean, prior_mean)
-        offset = x / n[:, None]
-        scatter = xx - outer(self.covariance, n[:, None] * offset, offset)
-        freedom = self._freedom(stats.n, n, d)
-        if self.covariance == "full":
-            freedom = freedom[:, None, None]
-        elif self.covariance == "diag":
-            freedom = freedom[:, None]
-        floor = ridge(self.covariance, self.reg_covar, params.scale) if self.prior is None else 0.0
-        covariance = scatter / freedom + floor
-        lost = variances(self.covariance, covariance) <= 16 * EPS * variances(self.covariance, xx / freedom)
+            kappa, freedom, floor = self._prior_weight(params, n)
+            mass = stats.n + kappa
+            x = x + kappa * prior_mean
+            xx = xx + prior_scale + kappa * shape.outer(prior_mean, prior_mean)
+        offset = x / mass[:, None]
+        covariance = (xx - shape.outer(mass[:, None] * offset, offset)) / freedom + floor
+        lost = shape.variances(covariance) <= 16 * EPS * shape.variances(xx / freedom)
         return offset, covariance, np.broadcast_to(lost.any(axis=-1), (k,))
 
-    def _freedom(self, weight: Float, n: Float, d: int) -> Array:
-        """Return what the scatter is divided by."""
-        if self.prior is None:
-            return np.asarray(
-                n.sum() if self.covariance == "tied" else n * (d if self.covariance == "spherical" else 1)
-            )
-        k, nu = len(n), d + 2
-        if self.covariance == "tied":
-            return np.asarray(weight.sum() + nu + d + k + 1)
-        if self.covariance == "spherical":
-            return (weight + 1) * d + nu + 2
-        return weight + nu + (d + 2 if self.covariance == "full" else 3)
+    def _prior_weight(self, params: GaussianParams, n: Float) -> tuple[float, Array, Float]:
+        """Return the rows that the prior's mean counts as, what divides the scatter, and what is added to it then."""
+        k, d = params.means.shape
+        return SHRINKAGE, self.shape.freedom(n, d) + self.shape.prior_freedom(k, d), np.zeros(1)
 
     def _scaled_prior(self, params: GaussianParams) -> tuple[Float, Float]:
         """Return the prior's mean less the references (k, d) and its scale matrix, in scaled units."""
-        s = params.scale
-        matrices = self.covariance in ("full", "tied")
-        factor = np.multiply.outer(s, s) if matrices else s**2 if self.covariance == "diag" else s[:1] ** 2
-        return (params.prior_mean - params.reference) * s, params.prior_scale * factor
+        away = (params.prior_mean - params.reference) * params.scale
+        return away, self.shape.rescaled(params.prior_scale, params.scale)
 
     def _assemble(self, params: GaussianParams, means: Float, covariance: Float, factor: Float) -> GaussianParams:
         """Return `params` with new means and with covariances and factors that come in scaled units."""
-        s = params.scale
-        matrices = self.covariance in ("full", "tied")
-        factor = factor * (s[:, None] if matrices else s if self.covariance == "diag" else s[0])
         return replace(
             params,
             means=means,
-            covariances=unscaled(self.covariance, covariance, s),
-            precisions_cholesky=factor,
+            covariances=self.shape.unscaled(covariance, params.scale),
+            precisions_cholesky=factor * self.shape.units(params.scale),
             repaired=np.zeros(len(means), np.int8),
         )
 
@@ -436,8 +386,8 @@ class Gaussian:
         A component whose covariance came out wrong gets its own reference, hence the most accurate arithmetic.
         """
         _, factor = self._scaled(params)
-        near = ratios(self.covariance, (params.means - params.reference) * params.scale, factor) <= COMMON_RATIO
-        home = ratios(self.covariance, (params.means - params.shift) * params.scale, factor) <= COMMON_RATIO / 4
+        near = self.shape.ratios((params.means - params.reference) * params.scale, factor) <= COMMON_RATIO
+        home = self.shape.ratios((params.means - params.shift) * params.scale, factor) <= COMMON_RATIO / 4
         reference = np.where(near[:, None], params.reference, params.means)
         reference = np.where(home[:, None], params.shift, reference)
         return replace(params, reference=np.where(unsure[:, None], params.means, reference))
@@ -449,7 +399,8 @@ class Gaussian:
         vacant = np.flatnonzero(empty | collapsed)
         if self.on_collapse == "raise":
             remedy = "another start" if self.prior else f"raise reg_covar (now {self.reg_covar:g}), prior='conjugate'"
-            raise_degenerate(int(vacant[0]), n, not empty[vacant[0]], remedy)
+            what = None if empty[vacant[0]] else "its covariance is not positive definite"
+            raise_degenerate(int(vacant[0]), n, what, remedy)
         fields = {name: np.array(getattr(new, name)) for name in ("means", "covariances", "precisions_cholesky")}
         repaired = np.where(empty, EMPTY_KEPT, np.where(collapsed, COLLAPSED_KEPT, 0)).astype(np.int8)
         self._restore(fields, old, vacant, tied_too=bool(collapsed.any()))
@@ -461,17 +412,17 @@ class Gaussian:
 
     def _restore(self, fields: dict[str, Float], old: GaussianParams, vacant: Array, tied_too: bool) -> None:
         for name, value in fields.items():
-            if name == "means" or self.covariance != "tied":
+            if name == "means" or not self.shape.tied:
                 value[vacant] = getattr(old, name)[vacant]
             elif tied_too:
                 value[...] = getattr(old, name)
 
     def _split(self, fields: dict[str, Float], k: int, donor: int) -> None:
         """Put half of component `donor` into k: each half a standard deviation from its mean on its main axis."""
-        covariance = fields["covariances"] if self.covariance == "tied" else fields["covariances"][donor]
+        covariance = fields["covariances"] if self.shape.tied else fields["covariances"][donor]
         means = fields["means"]
-        step = 0.5 * longest_axis(self.covariance, covariance, means.shape[1])
+        step = 0.5 * self.shape.longest_axis(covariance, means.shape[1])
         means[k], means[donor] = means[donor] + step, means[donor] - step
-        if self.covariance != "tied":
+        if not self.shape.tied:
             for name in ("covariances", "precisions_cholesky"):
                 fields[name][k] = fields[name][donor]

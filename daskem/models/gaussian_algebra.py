@@ -1,7 +1,19 @@
-"""Covariances in their four shapes: full (k, d, d), tied (d, d), diag (k, d), spherical (k,). Arrays in, arrays out."""
+"""Covariances in their six shapes, one object each. Arrays in, arrays out.
+
+full (k, d, d)    tied (d, d)             matrices
+diag (k, d)       tied_diag (d,)          one variance a feature
+spherical (k,)    tied_spherical (1,)     one variance for all features
+
+A tied shape is as one component's of the shape beside it. Factors P of the precisions, P P^T = Sigma^-1 with P upper
+triangular, are shaped like the covariances: for the last two rows they are one over the standard deviation.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -9,75 +21,364 @@ from scipy.linalg import solve_triangular
 
 from daskem.core import Array, Float
 from daskem.errors import OptionError
-from daskem.models.gaussian_kernels import unpack
+from daskem.models.gaussian_kernels import log_det, ratios, unpack
 
-__all__ = [
-    "Covariance",
-    "checked",
-    "covariances_of",
-    "factor_of_precisions",
-    "factorise",
-    "identity_like",
-    "longest_axis",
-    "outer",
-    "pooled_covariance",
-    "power_of_two",
-    "ridge",
-    "square",
-    "unscaled",
-    "variances",
-]
+__all__ = ["SHAPES", "Covariance", "Diagonals", "Matrices", "Scalars", "Shape", "checked", "power_of_two"]
 
-Covariance = Literal["full", "tied", "diag", "spherical"]
+Covariance = Literal["full", "tied", "diag", "spherical", "tied_diag", "tied_spherical"]
 
 # Features within 2^-16 .. 2^16 of unit size are left alone: even single precision squares and sums them safely.
 PLAIN_EXPONENT = 16
 
 
-def outer(covariance: Covariance, a: Float, b: Float) -> Float:
-    """Return a b^T for each component, (k, d) and (k, d), as far as the second moments have it."""
-    if covariance == "tied":
-        return np.asarray(a.T @ b)
-    if covariance == "full":
-        return np.asarray(a[:, :, None] * b[:, None, :])
-    return np.asarray(a * b if covariance == "diag" else (a * b).sum(axis=1))
+@dataclass(frozen=True)
+class Shape(ABC):
+    """What depends on the shape of the covariances.
+
+    Attributes
+    ----------
+    kernel : what `daskem.models.gaussian_kernels` calls the arithmetic.
+    tied : whether all components share one covariance.
+    isotropic : whether all features share one variance, hence one unit.
+    """
+
+    kernel: str
+    tied: bool
+    isotropic = False
+
+    @abstractmethod
+    def one_size(self, d: int) -> int:
+        """Return the numbers that one covariance is stored in."""
+
+    @abstractmethod
+    def one_free(self, d: int) -> int:
+        """Return the free parameters of one covariance."""
+
+    def size(self, k: int, d: int) -> int:
+        """Return the numbers that all covariances are stored in."""
+        return self.one_size(d) * (1 if self.tied else k)
+
+    def n_parameters(self, k: int, d: int) -> int:
+        """Return the free parameters of all covariances."""
+        return self.one_free(d) * (1 if self.tied else k)
+
+    @abstractmethod
+    def outer(self, a: Float, b: Float) -> Float:
+        """Return a b^T for each component, (k, d) and (k, d), as far as the second moments have it; summed if tied."""
+
+    def cross(self, a: Float, b: Float) -> Float:
+        """Return a b^T + b a^T like `outer`."""
+        return 2 * self.outer(a, b)
+
+    def square(self, xx: Float, d: int) -> Float:
+        """Return second moments without any packing."""
+        return xx
+
+    @abstractmethod
+    def from_kernel(self, xx: Float) -> Float:
+        """Return the second moments of the shape from those that the kernel sums."""
+
+    @abstractmethod
+    def units(self, scale: Float) -> Float:
+        """Return what turns factors of scaled units into factors of data units, by multiplication."""
+
+    def unscaled(self, scaled: Float, scale: Float) -> Float:
+        """Return covariances in data units."""
+        units = self.units(scale)
+        return np.asarray(scaled / units / units)
+
+    def rescaled(self, covariance: Float, scale: Float) -> Float:
+        """Return covariances in scaled units."""
+        return np.asarray(covariance * self.units(scale) ** 2)
+
+    def ridge(self, reg_covar: float, scale: Float) -> Float:
+        """Return `reg_covar` in scaled units, as one covariance."""
+        return np.asarray(reg_covar * self.units(scale) ** 2)
+
+    def spread(self, one: Float, k: int) -> Float:
+        """Return one covariance as that of all components."""
+        return one if self.tied else np.repeat(one[None], k, axis=0)
+
+    def freedom(self, n: Float, d: int) -> Array:
+        """Return what divides the scatter of rows of weight `n` (k,), against which it broadcasts."""
+        return np.asarray(n.sum() if self.tied else n)
+
+    @abstractmethod
+    def prior_freedom(self, k: int, d: int) -> int:
+        """Return what the conjugate prior adds to `freedom` (Fraley & Raftery 2007, table of M-steps)."""
+
+    @abstractmethod
+    def variances(self, second: Float) -> Array:
+        """Return the diagonals, (k or 1, d or 1)."""
+
+    def identity_like(self, covariances: Float) -> Float:
+        """Return unit covariances."""
+        return np.ones_like(covariances)
+
+    @abstractmethod
+    def pooled_covariance(self, rows: Array, mean: Float, scale: Float, share: Float) -> Float:
+        """Return the covariance of a sample in scaled units, as one covariance."""
+
+    def factorise(self, covariances: Float) -> tuple[Float, Array]:
+        """Return factors, and which covariances are positive definite (k or 1,)."""
+        fine = np.isfinite(covariances) & (covariances > 0)
+        factor = 1.0 / np.sqrt(np.where(fine, covariances, 1.0))
+        return factor, self._of_components(fine)
+
+    @abstractmethod
+    def _of_components(self, fine: Array) -> Array:
+        """Return which components are fine (k or 1,) from which entries of the covariances are."""
+
+    def factor_of_precisions(self, precisions: Float) -> Float:
+        """Return the factors of precisions, or raise OptionError unless they are positive definite."""
+        if not (precisions > 0).all():
+            raise OptionError("precisions_init must be positive.")
+        return np.sqrt(precisions)
+
+    def precisions(self, factor: Float) -> Float:
+        """Return the precisions of factors."""
+        return np.asarray(factor * factor)
+
+    def covariances(self, factor: Float) -> Float:
+        """Return the covariances of factors."""
+        return np.asarray(factor**-2.0)
+
+    def log_det(self, factor: Float, d: int) -> Array:
+        """Return log det P, (k,) or broadcasting to it."""
+        return log_det(self.kernel, factor, d)
+
+    def ratios(self, delta: Float, factor: Float) -> Float:
+        """Return how many standard deviations `delta` (k, d) is long (see `gaussian_kernels.ratios`)."""
+        return ratios(self.kernel, delta, factor)
+
+    def for_kernel(self, factor: Float, k: int) -> Float:
+        """Return factors in the kernel's shape, where nothing but matrices is tied."""
+        return np.repeat(factor[None], k, axis=0) if self.tied else factor
+
+    def longest_axis(self, one: Float, d: int) -> Float:
+        """Return the principal axis (d,) of one covariance, one sd long, its largest entry positive."""
+        variance = np.broadcast_to(one, (d,))
+        return np.where(np.arange(d) == variance.argmax(), np.sqrt(variance.max()), 0.0)
+
+    def to_vector(self, factor: Float) -> Float:
+        """Return factors as an unconstrained vector: the logarithms of diagonals, what is above them as it is."""
+        return np.log(factor).ravel()
+
+    def from_vector(self, vector: Float, shape: tuple[int, ...]) -> Float:
+        """Return factors of the given shape from a vector of `to_vector`."""
+        return np.exp(vector).reshape(shape)
+
+    def coloured(self, noise: Float, factor: Float, components: Array) -> Float:
+        """Return standard normal `noise` (n, d) with the covariances of `components` (n,)."""
+        return np.asarray(noise / (factor if self.tied else factor[components]))
 
 
-def square(covariance: Covariance, xx: Float, d: int) -> Float:
-    """Return second moments with full ones as (k, d, d)."""
-    return unpack(xx, d) if covariance == "full" else xx
+@dataclass(frozen=True)
+class Matrices(Shape):
+    """Full covariances."""
 
+    def one_size(self, d: int) -> int:
+        return d * d
 
-def ridge(covariance: Covariance, reg_covar: float, scale: Float) -> Float:
-    """Return `reg_covar` in scaled units, shaped as one component's covariance ((1,) for spherical)."""
-    if covariance in ("full", "tied"):
-        return np.diag(reg_covar * scale**2)
-    return np.asarray(reg_covar * (scale if covariance == "diag" else scale[:1]) ** 2)
+    def one_free(self, d: int) -> int:
+        return d * (d + 1) // 2
 
+    def outer(self, a: Float, b: Float) -> Float:
+        return np.asarray(a.T @ b if self.tied else a[:, :, None] * b[:, None, :])
 
-def unscaled(covariance: Covariance, scaled: Float, scale: Float) -> Float:
-    """Return covariances in data units."""
-    if covariance in ("full", "tied"):
+    def cross(self, a: Float, b: Float) -> Float:
+        once = self.outer(a, b)
+        return once + once.swapaxes(-1, -2)
+
+    def square(self, xx: Float, d: int) -> Float:
+        return xx if self.tied else unpack(xx, d)
+
+    def from_kernel(self, xx: Float) -> Float:
+        return xx
+
+    def units(self, scale: Float) -> Float:
+        return scale[:, None]
+
+    def unscaled(self, scaled: Float, scale: Float) -> Float:
         return np.asarray(scaled / scale[:, None] / scale)
-    one = scale if covariance == "diag" else scale[0]
-    return np.asarray(scaled / one / one)
 
+    def rescaled(self, covariance: Float, scale: Float) -> Float:
+        return np.asarray(covariance * np.multiply.outer(scale, scale))
 
-def covariances_of(factor: Float) -> Float:
-    """Return (P P^T)^-1 of upper triangular P, (..., d, d)."""
-    stacked = factor.reshape(-1, *factor.shape[-2:])
-    inverse = np.stack([solve_triangular(p, np.eye(len(p))) for p in stacked]).reshape(factor.shape)
-    return np.asarray(inverse.swapaxes(-1, -2) @ inverse)
+    def ridge(self, reg_covar: float, scale: Float) -> Float:
+        return np.diag(reg_covar * scale**2)
 
+    def freedom(self, n: Float, d: int) -> Array:
+        freedom = super().freedom(n, d)
+        return freedom if self.tied else freedom[:, None, None]
 
-def longest_axis(covariance: Covariance, one: Float, d: int) -> Float:
-    """Return the principal axis (d,) of one component, one standard deviation long, its largest entry positive."""
-    if covariance in ("full", "tied"):
+    def prior_freedom(self, k: int, d: int) -> int:
+        return 2 * d + 3 + (k if self.tied else 1)
+
+    def variances(self, second: Float) -> Array:
+        return np.atleast_2d(np.diagonal(second, axis1=-2, axis2=-1))
+
+    def identity_like(self, covariances: Float) -> Float:
+        return np.broadcast_to(np.eye(covariances.shape[-1]), covariances.shape)
+
+    def pooled_covariance(self, rows: Array, mean: Float, scale: Float, share: Float) -> Float:
+        u = (rows - mean) * scale
+        return np.asarray((u * share[:, None]).T @ u)
+
+    def factorise(self, covariances: Float) -> tuple[Float, Array]:
+        stacked = covariances.reshape(-1, *covariances.shape[-2:])
+        factor, fine = np.empty_like(stacked), np.zeros(len(stacked), bool)
+        identity = np.eye(stacked.shape[-1])
+        for k, matrix in enumerate(stacked):
+            lower = _cholesky(matrix)
+            fine[k] = lower is not None
+            factor[k] = identity if lower is None else solve_triangular(lower, identity, lower=True).T
+        return factor.reshape(covariances.shape), fine
+
+    def _of_components(self, fine: Array) -> Array:
+        return np.atleast_1d(fine.all(axis=(-2, -1)))
+
+    def factor_of_precisions(self, precisions: Float) -> Float:
+        if not np.allclose(precisions, precisions.swapaxes(-1, -2)):
+            raise OptionError("precisions_init must be symmetric.")
+        try:
+            # The factor is upper triangular: that of the matrix turned round, turned back.
+            return np.ascontiguousarray(np.linalg.cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1])
+        except np.linalg.LinAlgError as error:
+            raise OptionError("precisions_init must be positive definite.") from error
+
+    def precisions(self, factor: Float) -> Float:
+        return factor @ factor.swapaxes(-1, -2)
+
+    def covariances(self, factor: Float) -> Float:
+        stacked = factor.reshape(-1, *factor.shape[-2:])
+        inverse = np.stack([solve_triangular(p, np.eye(len(p))) for p in stacked]).reshape(factor.shape)
+        return np.asarray(inverse.swapaxes(-1, -2) @ inverse)
+
+    def for_kernel(self, factor: Float, k: int) -> Float:
+        return factor
+
+    def longest_axis(self, one: Float, d: int) -> Float:
         values, axes = np.linalg.eigh(one)
         axis = axes[:, -1]
         return np.asarray(np.sqrt(values[-1]) * axis * np.sign(axis[np.abs(axis).argmax()]))
-    variance = np.broadcast_to(one, (d,))
-    return np.where(np.arange(d) == variance.argmax(), np.sqrt(variance.max()), 0.0)
+
+    def to_vector(self, factor: Float) -> Float:
+        d = factor.shape[-1]
+        logged = np.array(factor)
+        logged[..., np.arange(d), np.arange(d)] = np.log(np.diagonal(factor, axis1=-2, axis2=-1))
+        return np.asarray(logged[..., *np.triu_indices(d)].ravel())
+
+    def from_vector(self, vector: Float, shape: tuple[int, ...]) -> Float:
+        factor, diagonal = np.zeros(shape), np.arange(shape[-1])
+        factor[..., *np.triu_indices(shape[-1])] = vector.reshape(*shape[:-2], -1)
+        factor[..., diagonal, diagonal] = np.exp(factor[..., diagonal, diagonal])
+        return factor
+
+    def coloured(self, noise: Float, factor: Float, components: Array) -> Float:
+        if self.tied:
+            return np.asarray(solve_triangular(factor, noise.T, trans="T").T)
+        rows = np.empty_like(noise)
+        for k in np.unique(components):
+            mine = components == k
+            rows[mine] = solve_triangular(factor[k], noise[mine].T, trans="T").T
+        return rows
+
+
+@dataclass(frozen=True)
+class Diagonals(Shape):
+    """One variance a feature."""
+
+    def one_size(self, d: int) -> int:
+        return d
+
+    def one_free(self, d: int) -> int:
+        return d
+
+    def outer(self, a: Float, b: Float) -> Float:
+        return np.asarray((a * b).sum(axis=0) if self.tied else a * b)
+
+    def from_kernel(self, xx: Float) -> Float:
+        return np.asarray(xx.sum(axis=0)) if self.tied else xx
+
+    def units(self, scale: Float) -> Float:
+        return scale
+
+    def freedom(self, n: Float, d: int) -> Array:
+        freedom = super().freedom(n, d)
+        return freedom if self.tied else freedom[:, None]
+
+    def prior_freedom(self, k: int, d: int) -> int:
+        return d + 4 + (k if self.tied else 1)
+
+    def variances(self, second: Float) -> Array:
+        return np.atleast_2d(second)
+
+    def pooled_covariance(self, rows: Array, mean: Float, scale: Float, share: Float) -> Float:
+        u = (rows - mean) * scale
+        return np.asarray(share @ (u * u))
+
+    def _of_components(self, fine: Array) -> Array:
+        return np.atleast_1d(fine.all(axis=-1))
+
+
+@dataclass(frozen=True)
+class Scalars(Shape):
+    """One variance for all features."""
+
+    isotropic = True
+
+    def one_size(self, d: int) -> int:
+        return 1
+
+    def one_free(self, d: int) -> int:
+        return 1
+
+    def outer(self, a: Float, b: Float) -> Float:
+        return np.asarray((a * b).sum(keepdims=True)[0] if self.tied else (a * b).sum(axis=1))
+
+    def from_kernel(self, xx: Float) -> Float:
+        return np.asarray(xx.sum(keepdims=True)) if self.tied else xx
+
+    def units(self, scale: Float) -> Float:
+        return scale[:1]
+
+    def spread(self, one: Float, k: int) -> Float:
+        return one if self.tied else np.repeat(one, k)
+
+    def freedom(self, n: Float, d: int) -> Array:
+        return super().freedom(n, d) * d
+
+    def prior_freedom(self, k: int, d: int) -> int:
+        return d + 4 + d * (k if self.tied else 1)
+
+    def variances(self, second: Float) -> Array:
+        return second[:, None]
+
+    def pooled_covariance(self, rows: Array, mean: Float, scale: Float, share: Float) -> Float:
+        u = (rows - mean) * scale
+        return np.asarray((share @ (u * u)).mean(keepdims=True))
+
+    def _of_components(self, fine: Array) -> Array:
+        return fine
+
+    def for_kernel(self, factor: Float, k: int) -> Float:
+        return np.broadcast_to(factor, (k,))
+
+    def coloured(self, noise: Float, factor: Float, components: Array) -> Float:
+        return np.asarray(noise / (factor if self.tied else factor[components, None]))
+
+
+SHAPES: Mapping[str, Shape] = MappingProxyType(
+    {
+        "full": Matrices("full", tied=False),
+        "tied": Matrices("tied", tied=True),
+        "diag": Diagonals("diag", tied=False),
+        "spherical": Scalars("spherical", tied=False),
+        "tied_diag": Diagonals("diag", tied=True),
+        "tied_spherical": Scalars("spherical", tied=True),
+    }
+)
 
 
 def checked(name: str, value: Array, shape: tuple[int, ...]) -> Float:
@@ -90,60 +391,6 @@ def checked(name: str, value: Array, shape: tuple[int, ...]) -> Float:
     return value
 
 
-def factor_of_precisions(covariance: Covariance, precisions: Float) -> Float:
-    """Return upper triangular P with P P^T = precision: the Cholesky factor of the matrix turned round."""
-    positive = (precisions > 0).all() if covariance in ("diag", "spherical") else True
-    if not positive:
-        raise OptionError("precisions_init must be positive.")
-    if covariance in ("diag", "spherical"):
-        return np.sqrt(precisions)
-    if not np.allclose(precisions, precisions.swapaxes(-1, -2)):
-        raise OptionError("precisions_init must be symmetric.")
-    try:
-        return np.ascontiguousarray(np.linalg.cholesky(precisions[..., ::-1, ::-1])[..., ::-1, ::-1])
-    except np.linalg.LinAlgError as error:
-        raise OptionError("precisions_init must be positive definite.") from error
-
-
-def factorise(covariance: Covariance, matrices: Float) -> tuple[Float, Array]:
-    """Return factors P with P P^T = Sigma^-1, and which covariances are positive definite (k,)."""
-    if covariance in ("diag", "spherical"):
-        fine = np.isfinite(matrices) & (matrices > 0)
-        factor = 1.0 / np.sqrt(np.where(fine, matrices, 1.0))
-        return factor, np.asarray(fine.all(axis=1) if covariance == "diag" else fine)
-    stacked = matrices.reshape(-1, *matrices.shape[-2:])
-    factor, fine = np.empty_like(stacked), np.zeros(len(stacked), bool)
-    identity = np.eye(stacked.shape[-1])
-    for k, matrix in enumerate(stacked):
-        lower = _cholesky(matrix)
-        fine[k] = lower is not None
-        factor[k] = identity if lower is None else solve_triangular(lower, identity, lower=True).T
-    return factor.reshape(matrices.shape), fine
-
-
-def _cholesky(matrix: Float) -> Float | None:
-    if not np.isfinite(matrix).all():
-        return None
-    try:
-        return np.asarray(np.linalg.cholesky(matrix), np.float64)
-    except np.linalg.LinAlgError:
-        return None
-
-
-def variances(covariance: Covariance, second: Float) -> Array:
-    """Return the diagonals, (k, d), (1, d) for tied, (k, 1) for spherical."""
-    if covariance in ("full", "tied"):
-        return np.atleast_2d(np.diagonal(second, axis1=-2, axis2=-1))
-    return second if covariance == "diag" else second[:, None]
-
-
-def identity_like(covariance: Covariance, matrices: Float) -> Float:
-    """Return unit covariances in the shape of `matrices`."""
-    if covariance in ("full", "tied"):
-        return np.broadcast_to(np.eye(matrices.shape[-1]), matrices.shape)
-    return np.ones_like(matrices)
-
-
 def power_of_two(rows: Array, mean: Float, common: bool) -> Float:
     """Return powers of two (d,) that bring features to about unit size, ones where they are near it already."""
     largest = np.abs(rows - mean).max(axis=0).astype(np.float64)
@@ -153,10 +400,10 @@ def power_of_two(rows: Array, mean: Float, common: bool) -> Float:
     return np.where((np.abs(exponent) > PLAIN_EXPONENT) & (largest > 0), np.ldexp(1.0, -exponent), 1.0)
 
 
-def pooled_covariance(covariance: Covariance, rows: Array, mean: Float, scale: Float, share: Float) -> Float:
-    """Return the covariance of a sample in scaled units, shaped as one component's ((1,) for spherical)."""
-    u = (rows - mean) * scale
-    if covariance in ("full", "tied"):
-        return np.asarray((u * share[:, None]).T @ u)
-    variances = share @ (u * u)
-    return np.asarray(variances if covariance == "diag" else variances.mean(keepdims=True))
+def _cholesky(matrix: Float) -> Float | None:
+    if not np.isfinite(matrix).all():
+        return None
+    try:
+        return np.asarray(np.linalg.cholesky(matrix), np.float64)
+    except np.linalg.LinAlgError:
+        return None

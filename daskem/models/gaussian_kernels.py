@@ -176,6 +176,14 @@ class Kernel:
             self._log_prob_own(chunk, component, out[component])
         return out
 
+    def squared_distances(self, chunk: Chunk) -> Array:
+        """Return |P^T (x - mean)|^2, Mahalanobis' distances squared, as (k, n), in the scratch of the chunk."""
+        out = self.log_prob(chunk)
+        out -= self.peak.astype(out.dtype)[:, None]
+        out *= -2
+        # Rounding takes rows near a mean below zero.
+        return np.maximum(out, 0, out=out)
+
     def moments(self, chunk: Chunk, resp: Array) -> Moments:
         """Return n (k,), x (k, d) and xx of the rows under `resp` (k, n), in scaled units about the references."""
         k, d = self.delta.shape

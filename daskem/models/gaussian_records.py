@@ -16,7 +16,8 @@ class GaussianParams:
     Attributes
     ----------
     means : (k, d), data units.
-    covariances : (k, d, d) full, (d, d) tied, (k, d) diag, (k,) spherical; data units squared.
+    covariances : (k, d, d) full, (d, d) tied, (k, d) diag, (k,) spherical, (d,) tied_diag, (1,) tied_spherical; data
+        units squared.
     precisions_cholesky : upper triangular P with P P^T the precision, shaped alike (diag, spherical: one over the
         standard deviation).
     reference : (k, d) points that the moments are taken about.
@@ -47,7 +48,8 @@ class GaussianStats:
     n : (k,) weight.
     x : (k, d) sum of u.
     xx : sum of u u^T: (k, d (d + 1) / 2) upper triangles or (k, d, d) for full, (d, d) over all components for tied,
-        (k, d) for diag, (k,) sum of |u|^2 for spherical.
+        (k, d) for diag, (k,) sum of |u|^2 for spherical; these two over all components for tied_diag (d,) and
+        tied_spherical (1,).
     """
 
     n: Float

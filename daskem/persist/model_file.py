@@ -31,7 +31,15 @@ from daskem.errors import ContractError, FileFormatError, NonFiniteError, Option
 from daskem.persist.records import DescriptionError, pack, unpack
 from daskem.persist.tensors import MAX_HEADER, Header, read_header, read_tensor
 
-__all__ = ["LoadedModel", "check_new_file", "inspect_model", "is_model_file", "load_model", "save_model"]
+__all__ = [
+    "LoadedModel",
+    "check_new_file",
+    "check_storable",
+    "inspect_model",
+    "is_model_file",
+    "load_model",
+    "save_model",
+]
 
 FORMAT_VERSION = 1
 KEY = "daskem"
@@ -70,6 +78,17 @@ def check_new_file(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise OptionError(f"{target} exists already. Choose another name, or pass --overwrite (overwrite=True).")
     if not (target.parent.is_dir() and os.access(target.parent, os.W_OK | os.X_OK)):
         raise OptionError(f"{target.parent} is not a directory that can be written to: it is missing or read-only.")
+
+
+def check_storable(model: object) -> None:
+    """Refuse, before any work, a model that a model file cannot hold.
+
+    Raises
+    ------
+    ContractError
+        Naming the option that cannot be stored.
+    """
+    pack(model, "model", {}, inline_numbers=True)
 
 
 def is_model_file(path: str | os.PathLike[str]) -> bool:

@@ -1,0 +1,295 @@
+"""Student-t components: a Gaussian whose every row has a weight of its own, small for rows far out.
+
+A row of component k is Gaussian with mean mu_k and covariance Sigma_k / U, where U is Gamma(nu_k / 2, rate nu_k / 2).
+Given the row and the component, with delta = (x - mu_k)^T Sigma_k^-1 (x - mu_k),
+
+    u = E[U] = (nu_k + d) / (nu_k + delta)        E[log U] = psi((nu_k + d) / 2) - log((nu_k + delta) / 2)
+
+so that the Gaussian's arithmetic serves: distances come from its log densities, moments are weighted by resp * u.
+
+References
+----------
+.. [1] Peel & McLachlan (2000), Statistics and Computing 10, 339-348, section 4.
+.. [2] Liu & Rubin (1995), Statistica Sinica 5, 19-39.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import betaln, gammaln, psi
+
+from daskem.core import Array, Chunk, Float, Scratch
+from daskem.errors import OptionError
+from daskem.models.gaussian import Gaussian
+from daskem.models.gaussian_algebra import Covariance, Shape
+from daskem.models.gaussian_records import GaussianParams, GaussianStats
+from daskem.models.repair import RESEEDED, Policy
+
+__all__ = ["MAX_DOF", "MIN_DOF", "StudentT", "StudentTParams", "StudentTStats"]
+
+# Likelihood has no maximum as nu goes to 0: a component that sits on one row gains without end (Fernandez & Steel 1999,
+# Biometrika 86, 153-167). From 0.1 on a component needs more than about d / nu rows at one point for that.
+MIN_DOF = 0.1
+# A row tells a Student-t from a Gaussian by about (d / nu)^2 nats: nothing at 10^4 that any data could show.
+MAX_DOF = 1e4
+# Where an estimate starts: outliers have little weight from the first step on (Lange, Little & Taylor 1989, JASA 84).
+START_DOF = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class StudentTParams(GaussianParams):
+    """Parameters of k Student-t components.
+
+    `means` are the locations, `covariances` the scale matrices Sigma; a component's covariance is nu / (nu - 2) times
+    its scale matrix, infinite where nu <= 2.
+
+    Attributes
+    ----------
+    dof : (k,) degrees of freedom nu.
+    """
+
+    dof: Float
+
+
+@dataclass(frozen=True, eq=False)
+class StudentTStats:
+    """Expected statistics; v = (x - reference) * scale as in `GaussianStats`.
+
+    Attributes
+    ----------
+    n : (k,) weight of the rows, the sum of resp.
+    u : (k,) sum of resp * u.
+    x : (k, d) sum of resp * u * v.
+    xx : sum of resp * u * v v^T, shaped as in `GaussianStats`.
+    log_u : (k,) sum of resp * E[log U].
+    """
+
+    n: Float
+    u: Float
+    x: Float
+    xx: Float
+    log_u: Float
+
+
+@dataclass(frozen=True)
+class StudentT:
+    """A family of multivariate Student-t components, for rows with outliers or heavy tails.
+
+    Parameters
+    ----------
+    covariance : shape of the scale matrices, one of those of `Gaussian`.
+    dof : "each" (estimated for each component), "shared" (one estimate for all), or a number, which stays. Estimates
+        are kept from `MIN_DOF` to `MAX_DOF`; a fixed number is at least `MIN_DOF`.
+    reg_covar, prior, on_collapse : as for `Gaussian`; floor and prior are those of locations and scale matrices, the
+        prior of the degrees of freedom is flat. A reseeded component starts again with the first degrees of freedom.
+
+    Notes
+    -----
+    With n, u, x, xx and l the statistics of one component (n and the divisor pooled where a parameter is shared), the
+    M-step is mu = x / u, Sigma = (xx - u mu mu^T) / n, and the root nu of
+
+        log(nu / 2) - psi(nu / 2) = (u - l) / n - 1,
+
+    whose left side falls from infinity to 0; the right side is positive. All three maximise Q at once: this is EM, and
+    the likelihood never falls. ECME [2]_ instead sets nu to the maximum of the likelihood itself, at the new mu and
+    Sigma, which needs passes over the data of its own; EM needs more steps where nu is large, and ends at the same
+    place. Q is concave in log nu's direction, hence a root beyond a bound leaves the bound as the maximiser.
+
+    References
+    ----------
+    .. [1] Peel & McLachlan (2000), Statistics and Computing 10, 339-348, equations 20-22 and 30.
+    .. [2] Liu & Rubin (1994), Biometrika 81, 633-648; (1995), Statistica Sinica 5, 19-39.
+    """
+
+    covariance: Covariance = "full"
+    dof: Literal["each", "shared"] | float = "each"
+    reg_covar: float = 1e-6
+    prior: Literal["conjugate"] | None = None
+    on_collapse: Policy = "keep"
+
+    def __post_init__(self) -> None:
+        fixed = isinstance(self.dof, (int, float, np.number)) and not isinstance(self.dof, bool)
+        if not (self.dof in ("each", "shared") or (fixed and MIN_DOF <= float(self.dof) < np.inf)):
+            raise OptionError(
+                f"dof is {self.dof!r}; it must be 'each', 'shared' or a finite number, at least {MIN_DOF:g}."
+            )
+        # Checks the other options.
+        _ = self.gaussian
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """The family that does the arithmetic."""
+        return Gaussian(self.covariance, self.reg_covar, self.prior, self.on_collapse)
+
+    @property
+    def shape(self) -> Shape:
+        """What depends on the shape of the scale matrices."""
+        return self.gaussian.shape
+
+    def init(self, sample: Chunk, resp: Float) -> StudentTParams:
+        """Return locations and scale matrices as a Gaussian's means and covariances, and the first dof."""
+        start = self.gaussian.init(sample, resp)
+        return StudentTParams(**vars(start), dof=np.full(len(start.means), self._first_dof))
+
+    def log_prob(self, params: StudentTParams, chunk: Chunk) -> Array:
+        """Return log p(x | component), (n, k), nats: a transposed view of scratch memory that may be overwritten."""
+        out = self.gaussian.squared_distances(params, chunk).T
+        nu, d = params.dof, chunk.rows.shape[1]
+        out /= _column(nu, out)
+        excess, _ = self._keep_tails(params, chunk, out)
+        np.multiply(excess, _column(-0.5 * (nu + d), out), out=out)
+        out += _column(self._log_peak(params), out)
+        return out.T
+
+    def stats(self, params: StudentTParams, chunk: Chunk, resp: Array) -> StudentTStats:
+        """Return the statistics of the rows under `resp` (n, k), float64 whatever the type of the rows."""
+        shares = resp.T
+        tails = chunk.scratch.keep("tails", chunk, dict)
+        if tails.get("params") is not params:
+            # The distances are made in memory where `resp` may lie.
+            shares = np.array(shares)
+            self.log_prob(params, chunk)
+        excess, u = tails["tails"]
+        n = shares.sum(axis=1, dtype=np.float64)
+        beyond = np.einsum("kn,kn->k", shares, excess, dtype=np.float64)
+        weighted = np.multiply(shares, u, out=chunk.scratch.empty("weighted", u.shape, u.dtype), casting="same_kind")
+        moments = self.gaussian.stats(params, chunk, weighted.T)
+        half = 0.5 * (params.dof + chunk.rows.shape[1])
+        log_u = n * (psi(half) - np.log(0.5 * params.dof)) - beyond
+        return StudentTStats(n, moments.n, moments.x, moments.xx, log_u)
+
+    def m_step(self, stats: StudentTStats, params: StudentTParams) -> StudentTParams:
+        """Return the maximiser of Q, plus the log prior where there is one (see the class).
+
+        Raises
+        ------
+        DegenerateComponentError
+            If a component is empty or collapsed and the policy is to raise.
+        """
+        new = cast(StudentTParams, self.gaussian.m_step(_moments(stats), params, stats.n))
+        dof = np.where(new.repaired == RESEEDED, self._first_dof, params.dof)
+        if self.dof == "shared":
+            dof = np.full_like(dof, _solve_dof(stats.n.sum(), stats.u.sum(), stats.log_u.sum()))
+        elif self.dof == "each":
+            for k in np.flatnonzero(new.repaired == 0):
+                dof[k] = _solve_dof(stats.n[k], stats.u[k], stats.log_u[k])
+        return replace(new, dof=dof)
+
+    def surrogate(self, stats: StudentTStats, params: StudentTParams) -> float:
+        """Return Q, the expected log density of rows and their U, nats; `stats` must be about ``params.reference``."""
+        d, half = params.means.shape[1], 0.5 * params.dof
+        of_rows = self.gaussian.surrogate(_moments(stats), params, stats.n) + 0.5 * d * stats.log_u.sum()
+        of_u = stats.n * (half * np.log(half) - gammaln(half)) + (half - 1.0) * stats.log_u - half * stats.u
+        return float(of_rows + of_u.sum())
+
+    def log_prior(self, params: StudentTParams) -> float:
+        """Return the log prior density of locations and scale matrices, nats; 0 without a prior."""
+        return self.gaussian.log_prior(params)
+
+    def rebase(self, stats: StudentTStats, old: StudentTParams, new: StudentTParams) -> StudentTStats:
+        """Return `stats`, made about ``old.reference``, as moments about ``new.reference``."""
+        moved = self.gaussian.rebase(_moments(stats), old, new)
+        return replace(stats, x=moved.x, xx=moved.xx)
+
+    def events(self, params: StudentTParams) -> tuple[tuple[int, str], ...]:
+        """Return (component, what happened) of each component that the M-step had to repair."""
+        return self.gaussian.events(params)
+
+    def n_parameters(self, params: StudentTParams) -> int:
+        """Return the number of free parameters of all components."""
+        return self.gaussian.n_parameters(params) + self._n_dof(params)
+
+    def to_vector(self, params: StudentTParams) -> Float:
+        """Return the Gaussian's vector, then the logarithms of the degrees of freedom that are free, (p,)."""
+        return np.concatenate([self.gaussian.to_vector(params), np.log(params.dof[: self._n_dof(params)])])
+
+    def from_vector(self, vector: Float, params: StudentTParams) -> StudentTParams:
+        """Return the parameters of a vector of `to_vector`; `params` supplies what is fixed."""
+        size = len(vector) - self._n_dof(params)
+        dof = np.broadcast_to(np.exp(vector[size:]), params.dof.shape) if len(vector) > size else params.dof
+        new = self.gaussian.from_vector(vector[:size], replace(params, dof=np.array(dof)))
+        return cast(StudentTParams, new)
+
+    def with_start(self, params: StudentTParams, means: Float | None, precisions: Float | None) -> StudentTParams:
+        """Return `params` with a user's locations and inverse scale matrices (see `Gaussian.with_start`)."""
+        return cast(StudentTParams, self.gaussian.with_start(params, means, precisions))
+
+    def draw(self, params: StudentTParams, components: Array, rng: np.random.Generator) -> Float:
+        """Return one row from each of the given components, (n, d)."""
+        noise = self.gaussian.draw(replace(params, means=np.zeros_like(params.means)), components, rng)
+        nu = params.dof[components]
+        return np.asarray(params.means[components] + noise / np.sqrt(rng.chisquare(nu) / nu)[:, None])
+
+    def row_numbers(self, k: int, d: int) -> int:
+        """Return how many numbers a block's scratch holds for each row, beside its log densities."""
+        return self.gaussian.row_numbers(k, d) + 3 * k
+
+    def record_bytes(self, k: int, d: int) -> tuple[int, int]:
+        """Return the bytes of the statistics and of the parameters of k components."""
+        stats, params = self.gaussian.record_bytes(k, d)
+        return stats + 16 * k, params + 8 * k
+
+    @property
+    def _first_dof(self) -> float:
+        return START_DOF if isinstance(self.dof, str) else float(self.dof)
+
+    def _n_dof(self, params: StudentTParams) -> int:
+        return {"each": len(params.dof), "shared": 1}.get(str(self.dof), 0)
+
+    def _log_peak(self, params: StudentTParams) -> Float:
+        """Return the log density at the locations, (k,)."""
+        half, d = 0.5 * params.dof, params.means.shape[1]
+        # betaln keeps the digits that two gammaln of large arguments lose.
+        gammas = gammaln(0.5 * d) - betaln(half, 0.5 * d)
+        log_det = self.shape.log_det(params.precisions_cholesky, d)
+        return np.asarray(gammas - 0.5 * d * np.log(params.dof * np.pi) + log_det)
+
+    def _keep_tails(self, params: StudentTParams, chunk: Chunk, ratio: Array) -> tuple[Array, Array]:
+        """Return log(1 + ratio) and u for the ratio delta / nu (k, n), which is overwritten; `stats` wants them too."""
+        ceiling = 1.0 + chunk.rows.shape[1] / params.dof
+        kept = chunk.scratch.keep("tails", chunk, dict)
+        kept["params"], kept["tails"] = params, _tails(ratio, _column(ceiling, ratio), chunk.scratch)
+        return kept["tails"]  # type: ignore[no-any-return]
+
+
+def _moments(stats: StudentTStats) -> GaussianStats:
+    return GaussianStats(stats.u, stats.x, stats.xx)
+
+
+def _column(values: Float, like: Array) -> Array:
+    return values.astype(like.dtype)[:, None]
+
+
+def _tails(ratio: Array, ceiling: Array, scratch: Scratch) -> tuple[Array, Array]:
+    """Return log(1 + ratio) and ceiling / (1 + ratio); `ratio` is overwritten."""
+    u, excess = (scratch.empty(name, ratio.shape, ratio.dtype) for name in ("u", "excess"))
+    np.add(ratio, 1, out=u)
+    np.log(u, out=excess)
+    # log1p takes three times as long as log: what rounding took from 1 + ratio is put back to first order instead.
+    u -= 1
+    ratio -= u
+    u += 1
+    ratio /= u
+    # Infinity less infinity is not a number; there, nothing was lost.
+    excess += np.fmin(ratio, 1, out=ratio)
+    np.divide(ceiling, u, out=u)
+    return excess, u
+
+
+def _solve_dof(n: float, u: float, log_u: float) -> float:
+    """Return the nu within the bounds that maximises n (nu/2 log(nu/2) - log Gamma(nu/2)) + nu/2 (log_u - u)."""
+    target = (u - log_u) / n - 1.0
+
+    def slope(log_half: float) -> float:
+        return float(log_half - psi(np.exp(log_half)) - target)
+
+    low, high = np.log(0.5 * MIN_DOF), np.log(0.5 * MAX_DOF)
+    if slope(low) <= 0:
+        return MIN_DOF
+    if slope(high) >= 0:
+        return MAX_DOF
+    return float(2.0 * np.exp(brentq(slope, low, high, xtol=1e-14, rtol=1e-14)))
