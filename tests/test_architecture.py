@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "testing": BASE,
     # How a fit begins: checks of what comes with the rows, and the sample that parameters start from.
     "starts": BELOW_FIT,
-    "fit": BELOW_FIT | {"starts"},
+    # The loop of a fit, over starts that are on their way.
+    "runs": BELOW_FIT,
+    "fit": BELOW_FIT | {"runs", "starts"},
     # What is done with a fitted model, row by row; the estimators and the command line share it.
     "predict": BELOW_FIT | {"starts"},
     # Data with a known truth: written by the engine, the truth saved as a model.

@@ -180,7 +180,13 @@ class Auto:
         return chosen.init(problem, params)
 
     def step(self, problem: Problem, state: State) -> tuple[State, StepInfo]:
-        return self.choose(problem, state.params).step(problem, state)
+        # What was chosen is to be seen from its state: a fit that goes on elsewhere may have other memory to choose by.
+        chosen: Algorithm = BatchEM()
+        if isinstance(state, ProgressiveState):
+            chosen = Progressive()
+        elif isinstance(state, AndersonState):
+            chosen = Anderson()
+        return chosen.step(problem, state)
 
 
 def _n_free(problem: Problem, params: Params) -> float:

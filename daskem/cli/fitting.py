@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import click
@@ -12,15 +12,18 @@ import click
 from daskem.cli.app import announce, to_json
 from daskem.cli.models import KINDS, FitSpec, Kind, shared_options
 from daskem.cli.options import (
+    CheckpointOptions,
     DataOptions,
     EngineOptions,
     ReportOptions,
+    checkpoint_options,
     fit_engine_options,
     labelled_options,
     overwrite_option,
     report_options,
 )
 from daskem.cli.own import own_kind
+from daskem.cli.signals import stop_signals
 from daskem.cli.tables import component_table, shown
 from daskem.core import objective_kind
 from daskem.data import Dataset
@@ -66,7 +69,9 @@ def _fit_command(name: str, kind: Kind) -> click.Command:
         _fit(spec, **others)
 
     output = click.option("-o", "--output", required=True, type=click.Path(), help="Model file to write.")
-    decorated = labelled_options(_own(kind, output(overwrite_option(fit_engine_options(report_options(command))))))
+    decorated = labelled_options(
+        _own(kind, output(overwrite_option(fit_engine_options(checkpoint_options(report_options(command))))))
+    )
     told = f"Fit {kind.title} to DATA: {_DATA}"
     return click.command(name, help=told, short_help=kind.title)(decorated)
 
@@ -98,7 +103,7 @@ def _own(kind: Kind, function: Callable[..., None]) -> Callable[..., None]:
 
 def _told(kind: Kind, options: dict[str, Any]) -> tuple[FitSpec, dict[str, Any]]:
     """Return what the options of a command say of the fit, and those that are about something else."""
-    elsewhere = {"source", "where", "report", "output", "overwrite", "as_json"}
+    elsewhere = {"source", "where", "report", "kept", "output", "overwrite", "as_json"}
     others = {name: value for name, value in options.items() if name in elsewhere}
     of_fit = {name: value for name, value in options.items() if name not in elsewhere}
     shared = {field.name: of_fit.pop(field.name) for field in fields(FitSpec) if field.name in of_fit}
@@ -106,7 +111,13 @@ def _told(kind: Kind, options: dict[str, Any]) -> tuple[FitSpec, dict[str, Any]]
 
 
 def run_fit(
-    spec: FitSpec, data: Dataset, *, cache: str = "auto", memory_limit: Any = None, quiet: bool = False
+    spec: FitSpec,
+    data: Dataset,
+    *,
+    cache: str = "auto",
+    memory_limit: Any = None,
+    kept: CheckpointOptions | None = None,
+    quiet: bool = False,
 ) -> FitResult:
     """Fit what `spec` says to `data`, showing progress on standard error."""
     spec.check(data)
@@ -121,7 +132,7 @@ def run_fit(
         objective_name=objective_kind(model, kind.objective_name),
         quiet=quiet,
     )
-    with progress, watch_units(progress.unit_done):
+    with progress, watch_units(progress.unit_done), stop_signals(kept is not None and kept.checkpoint is not None):
         return fit(
             model,
             data,
@@ -133,6 +144,7 @@ def run_fit(
             seed=spec.seed,
             cache=cache,
             memory_limit=memory_limit,
+            **asdict(kept or CheckpointOptions()),
         )
 
 
@@ -147,6 +159,7 @@ def _fit(
     spec: FitSpec,
     source: DataOptions,
     where: EngineOptions,
+    kept: CheckpointOptions,
     report: ReportOptions,
     output: str,
     overwrite: bool,
@@ -155,7 +168,7 @@ def _fit(
     with where.connect():
         data = source.open()
         announce(f"daskem: {describe_data(data)}", report.quiet)
-        result = run_fit(spec, data, cache=where.cache, memory_limit=where.memory_limit, quiet=report.quiet)
+        result = run_fit(spec, data, cache=where.cache, memory_limit=where.memory_limit, kept=kept, quiet=report.quiet)
     if not result.converged:
         announce(f"daskem: warning: not converged: {result.reason}. Allow more steps, or try --n-init.", report.quiet)
     summary = {**result.summary(), "options": spec.as_dict(), "data": data_summary(data)}
