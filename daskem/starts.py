@@ -16,7 +16,7 @@ from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
 from daskem.models import Gaussian
-from daskem.models.initialization import assign, fill_holes, means_present
+from daskem.models.initialization import assign, fill_holes, means_present, unique_rows
 
 __all__ = ["ROUNDS", "check_init_sample", "check_rows", "check_side_columns", "components_of", "distinct", "draw_start"]
 
@@ -70,7 +70,7 @@ def _check_distinct(data: Dataset, sample: Chunk, n_components: int) -> None:
     """Refuse to look for several components in copies of one row; warn where components outnumber distinct rows."""
     # The sample holds a row once for each of its labels, -1 among them.
     few = len(sample) <= n_components * (n_components + 1)
-    n_distinct = len(_unique(sample.rows)[0]) if few else n_components
+    n_distinct = len(unique_rows(sample.rows)[0]) if few else n_components
     if n_distinct == 1 and n_components > 1:
         raise DataError(
             f"{data.rows.name} has one distinct row: all that were drawn for the start are equal, so that "
@@ -120,7 +120,7 @@ def distinct(sample: Chunk) -> Chunk:
     """
     n_features = sample.rows.shape[1]
     keys = sample.rows if sample.labels is None else np.column_stack([sample.rows, sample.labels])
-    rows, which = _unique(keys)
+    rows, which = unique_rows(keys)
     weight = np.bincount(which, sample.weight, len(rows)).astype(np.float64)
     labels = None
     if sample.labels is not None:
@@ -144,15 +144,6 @@ class _Supported:
 
     def why(self, rows: Array) -> tuple[int, str] | None:
         return self.model.unsupported(None, rows)
-
-
-def _unique(rows: Array) -> tuple[Array, Int]:
-    """Return the distinct rows in order, NaN being a value, the largest, and which of them each row is."""
-    # NaN differs from itself. Infinity, which no sample holds, does not.
-    holes = np.isnan(rows)
-    found, which = np.unique(np.where(holes, np.inf, rows) if holes.any() else rows, axis=0, return_inverse=True)
-    found[np.isinf(found)] = np.nan
-    return found, which.ravel()
 
 
 @dataclass(frozen=True, eq=False)

@@ -345,7 +345,7 @@ CASES = [
             Mixture(Gaussian(covariance, 0.0, missing=True), 2),
             blobs_with_holes,
         )
-        for covariance in ("full", "tied", "diag", "spherical")
+        for covariance in ("full", "tied", "diag", "spherical", "tied_diag")
     ),
     Case(
         "Gaussian mixture with holes, a prior, weights and labels",
@@ -355,4 +355,15 @@ CASES = [
         n_labels=2,
     ),
     Case("Gaussian family with holes", family_model(Gaussian("full", 0.0, missing=True), 2), blobs_with_holes),
+    Case(
+        "product with holes in a Gaussian",
+        Mixture(
+            models.Product(
+                {"size": Gaussian("full", 0.0, missing=True), "flags": models.Bernoulli(0.5)},
+                {"size": [0, 1, 2], "flags": [3, 4, 5, 6]},
+            ),
+            2,
+        ),
+        beside(blobs_with_holes, with_holes(binary)),
+    ),
 ]

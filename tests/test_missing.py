@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import daskem
+from daskem.cli import main
 from daskem.core import Chunk
-from daskem.errors import DataError, NonFiniteError
-from daskem.models import Gaussian, Mixture, gaussian_missing
+from daskem.errors import DataError, MissingCapabilityError, NonFiniteError, OptionError
+from daskem.models import Bernoulli, Gaussian, Mixture, gaussian_missing
 from daskem.models.gaussian_kernels import unpack
+from daskem.persist import load_model
 
-COVARIANCES = ["full", "tied", "diag", "spherical"]
+COVARIANCES = ["full", "tied", "diag", "spherical", "tied_diag", "tied_spherical"]
 N = np.nan
 
 
@@ -38,7 +43,8 @@ def matrices(covariance, gaussians):
     shaped = gaussians.covariances
     if covariance in ("full", "tied"):
         return np.broadcast_to(shaped, (k, d, d))
-    return np.stack([np.diag(np.broadcast_to(one, (d,))) for one in shaped])
+    diagonals = np.broadcast_to(shaped[:, None] if covariance == "spherical" else shaped, (k, d))
+    return np.stack([np.diag(one) for one in diagonals])
 
 
 def conditional(x, mean, matrix):
@@ -54,11 +60,10 @@ def conditional(x, mean, matrix):
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-@pytest.mark.parametrize(("d", "share"), [(4, 0.4), (12, 0.2), (14, 0.7)])
-@pytest.mark.parametrize("kept", [1 << 20, 0])
+@pytest.mark.parametrize(("d", "share", "kept"), [(4, 0.4, 1 << 20), (12, 0.2, 0), (14, 0.7, 1 << 20)])
 def test_an_e_step_is_that_of_the_definitions(covariance, d, share, kept, monkeypatch):
     monkeypatch.setattr(gaussian_missing, "KEPT_NUMBERS", kept)
-    rows = holed(150, d, share)
+    rows = holed(80, d, share)
     rows[3] = np.nan
     model, params = fitted(covariance, rows)
     gaussians = params.components
@@ -82,6 +87,8 @@ def test_an_e_step_is_that_of_the_definitions(covariance, d, share, kept, monkey
         "tied": xx.sum(axis=0),
         "diag": np.diagonal(xx, axis1=1, axis2=2),
         "spherical": np.trace(xx, axis1=1, axis2=2),
+        "tied_diag": np.diagonal(xx, axis1=1, axis2=2).sum(axis=0),
+        "tied_spherical": np.trace(xx, axis1=1, axis2=2).sum(),
     }[covariance]
     stats = model.family.stats(gaussians, Chunk(rows), resp)
     np.testing.assert_allclose(stats.x, np.einsum("nk,nkd->kd", resp, u), atol=1e-9)
@@ -143,11 +150,22 @@ APPLE = np.array(
 
 def test_published_estimates_of_one_normal():
     """The figures that the documentation of mvnmle prints for its two examples; one component is the plain normal."""
-    apple = fitted("full", APPLE, k=1, steps=500, reg_covar=0.0)[1].components
+    apple = fitted("full", APPLE, k=1, steps=100, reg_covar=0.0)[1].components
     np.testing.assert_allclose(apple.means[0], [14.72227, 49.33325], atol=2e-4)
     np.testing.assert_allclose(apple.covariances[0], [[89.53415, -90.69653], [-90.69653, 114.69470]], rtol=2e-4)
-    cement = fitted("full", CEMENT, k=1, steps=1000, reg_covar=0.0)[1].components
+    cement = fitted("full", CEMENT, k=1, steps=300, reg_covar=0.0)[1].components
     np.testing.assert_allclose(cement.means[0], [6.655177, 49.965258, 11.769231, 27.047090, 95.423077], rtol=2e-4)
+
+
+def test_a_monotone_pattern_has_its_closed_form():
+    """Anderson's factored likelihood (Little & Rubin 2020, section 7.2): all sizes, and the regression on complete rows."""
+    x, (seen_x, seen_y) = APPLE[:, 0], APPLE[~np.isnan(APPLE[:, 1])].T
+    slope = np.cov(seen_x, seen_y, bias=True)[0, 1] / seen_x.var()
+    rest = np.mean((seen_y - seen_y.mean() - slope * (seen_x - seen_x.mean())) ** 2)
+    found = fitted("full", APPLE, k=1, steps=100, reg_covar=0.0)[1].components
+    np.testing.assert_allclose(found.means[0], [x.mean(), seen_y.mean() + slope * (x.mean() - seen_x.mean())])
+    covariance = [[x.var(), slope * x.var()], [slope * x.var(), rest + slope**2 * x.var()]]
+    np.testing.assert_allclose(found.covariances[0], covariance)
 
 
 def test_stores_with_holes_are_fitted_and_imputed_as_arrays_are(tmp_path):
@@ -164,6 +182,88 @@ def test_stores_with_holes_are_fitted_and_imputed_as_arrays_are(tmp_path):
     assert np.isfinite(loaded.score(rows))
     far = daskem.GaussianMixture(2, init_params="k-means||", **options).fit(str(tmp_path / "x.zarr"))
     assert np.isfinite(far.lower_bound_)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "incremental", "progressive", "squarem", "stepwise"])
+@pytest.mark.parametrize("family", [Gaussian(missing=True), Bernoulli(0.5)], ids=["gaussian", "bernoulli"])
+def test_every_algorithm_takes_holes(algorithm, family, tmp_path):
+    rows = holed(4000, 3, 0.2, offset=0.0)
+    if not isinstance(family, Gaussian):
+        rows = np.where(np.isnan(rows), np.nan, rows > 1.0)
+    z = zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(500, 3))
+    options = {"family": family, "random_state": 0, "tol": 1e-6, "max_iter": 200, "init_params": "kmeans"}
+    by_batch, by_other = (daskem.MixtureModel(2, algorithm=a, **options).fit(z) for a in ("batch", algorithm))
+    assert by_other.score(z) == pytest.approx(by_batch.score(z), abs=5e-3)
+
+
+def test_a_stream_may_have_holes():
+    rows = holed(2000, 3, 0.2)
+    mixture = daskem.GaussianMixture(2, random_state=0, missing="nan")
+    for part in np.split(rows, 10):
+        mixture.partial_fit(part)
+    whole = daskem.GaussianMixture(2, random_state=0, missing="nan").fit(rows)
+    assert mixture.score(rows) == pytest.approx(whole.score(rows), abs=0.1)
+
+
+def test_a_warm_start_means_the_same_by_nan():
+    rows = holed(100, 3, 0.0)
+    mixture = daskem.GaussianMixture(2, random_state=0, warm_start=True, missing="nan").fit(rows)
+    with pytest.raises(OptionError, match="warm_start"):
+        mixture.set_params(missing="raise").fit(rows)
+
+
+def test_a_diagnosis_and_a_choice_take_holes():
+    rows = holed(400, 2, 0.2)
+    mixture = daskem.GaussianMixture(1, missing="nan", reg_covar=0.0).fit(rows)
+    found = mixture.diagnose(rows)
+    assert found.identifiable
+    # Fewer values than rows tell less than all would: the standard error of a mean is sd / sqrt(n) at best.
+    sd = np.sqrt(np.diag(mixture.covariances_[0]))
+    seen = (~np.isnan(rows)).sum(axis=0)
+    assert (found.standard_errors[:2] > 0.9 * sd / np.sqrt(len(rows))).all()
+    assert (found.standard_errors[:2] < 1.1 * sd / np.sqrt(seen)).all()
+    mixtures = [Mixture(Gaussian(missing=True), k) for k in (1, 2)]
+    assert len(daskem.select(mixtures, rows, seed=0).rows) == 2
+
+
+def test_only_models_that_can_impute_do():
+    flags = np.where(np.isnan(holed(100, 2, 0.2)), np.nan, 1.0)
+    model = Mixture(Bernoulli(0.5), 2)
+    params = model.init(Chunk(flags), np.random.default_rng(0))
+    with pytest.raises(MissingCapabilityError, match="impute"):
+        model.impute(params, Chunk(flags))
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="daskem")
+
+
+def test_the_command_line_fits_and_imputes(tmp_path):
+    rows = holed(400, 3, 0.2)
+    zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(100, 3))
+    data, model, out = tmp_path / "x.zarr", tmp_path / "m.safetensors", tmp_path / "out.zarr"
+    refused = run("fit", "gaussian-mixture", data, "-k", 2, "-o", model)
+    assert refused.exit_code == 1
+    assert "--missing nan" in refused.stderr
+    fitted = run("fit", "gaussian-mixture", data, "-k", 2, "--missing", "nan", "-o", model)
+    assert fitted.exit_code == 0, fitted.output
+    done = run("predict", model, data, "-o", out, "--impute", "--proba")
+    assert done.exit_code == 0, done.output
+    imputed = zarr.open_array(out / "imputed", mode="r")[...]
+    seen = ~np.isnan(rows)
+    np.testing.assert_array_equal(imputed[seen], rows[seen])
+    saved = load_model(model, {})
+    np.testing.assert_allclose(imputed, saved.model.impute(saved.params, Chunk(rows)), rtol=1e-12)
+    scored = run("score", model, data, "--json")
+    assert json.loads(scored.stdout)["log_prob_per_row"] == pytest.approx(
+        saved.model.e_step(saved.params, Chunk(rows)).objective / len(rows)
+    )
+    plain = tmp_path / "plain.safetensors"
+    np.save(tmp_path / "whole.npy", imputed)
+    assert run("fit", "gaussian-mixture", tmp_path / "whole.npy", "-k", 2, "-o", plain).exit_code == 0
+    denied = run("predict", plain, tmp_path / "whole.npy", "-o", tmp_path / "no.zarr", "--impute")
+    assert denied.exit_code == 1
+    assert "--impute needs a model fitted with --missing nan" in denied.stderr
 
 
 def test_what_is_still_refused():

@@ -110,8 +110,8 @@ lower_bounds_, n_features_in_
         check_choice("missing", self.missing, ("raise", "nan"))
 
     def _family(self, data: Dataset) -> Family:
-        options: Any = (self.covariance_type, self.reg_covar, self.prior, self.on_collapse)
-        return Gaussian(*options, missing=self.missing == "nan")
+        options: Any = (self.covariance_type, self.reg_covar, self.prior, self.on_collapse, self.missing == "nan")
+        return Gaussian(*options)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -121,7 +121,7 @@ class Gaussian:
 
     def squared_distances(self, params: GaussianParams, chunk: Chunk) -> Array:
         """Return Mahalanobis' distances squared, (n, k): like `log_prob`, a view of scratch memory."""
-        return self._kernel(params, chunk).squared_distances(chunk).T
+        return self._plain_kernel(params, chunk).squared_distances(chunk).T
 
     def stats(self, params: GaussianParams, chunk: Chunk, resp: Array) -> GaussianStats:
         """Return the moments of the rows under `resp` (n, k), float64 whatever the type of the rows."""
@@ -269,16 +269,14 @@ class Gaussian:
         return 8 * (k + k * d + second), 8 * (2 * k * d + 2 * size + 2 * d + prior) + k
 
     def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel | HolesKernel:
-        dtype = chunk.rows.dtype
-        kernel = cast(
-            Kernel,
-            chunk.scratch.keep(
-                ("kernel", dtype.char),
-                params,
-                lambda: self.kernel(params, dtype),
-            ),
-        )
+        kernel = self._plain_kernel(params, chunk)
         return over_holes(kernel, params, chunk) if self.missing and has_holes(chunk) else kernel
+
+    def _plain_kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel:
+        """Return the arithmetic over rows without holes, made once for all blocks of a task."""
+        dtype = chunk.rows.dtype
+        made = chunk.scratch.keep(("kernel", dtype.char), params, lambda: self.kernel(params, dtype))
+        return cast(Kernel, made)
 
     def kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:
         """Return the arithmetic for rows of a type (see `daskem.models.gaussian_kernels`)."""

@@ -21,6 +21,7 @@ __all__ = [
     "means_present",
     "pieces",
     "squared_distances",
+    "unique_rows",
     "unit_scaled",
 ]
 
@@ -62,6 +63,16 @@ def fill_holes(rows: Array, values: Float) -> Array:
     """Return `rows` with `values`, (d,) or (n, d), in the place of NaN; the rows themselves where there is none."""
     holes = np.isnan(rows)
     return np.where(holes, values, rows) if holes.any() else rows
+
+
+def unique_rows(rows: Array) -> tuple[Array, Int]:
+    """Return the distinct rows in order, NaN being a value, the largest, and which of them each row is."""
+    # NaN differs from itself. Infinity, which no sample holds, does not.
+    holes = np.isnan(rows)
+    found, which = np.unique(np.where(holes, np.inf, rows) if holes.any() else rows, axis=0, return_inverse=True)
+    if holes.any():
+        found[np.isinf(found)] = np.nan
+    return found, which.ravel()
 
 
 def assign(rows: Array, centers: Array) -> tuple[Int, Float]:
