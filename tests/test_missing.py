@@ -13,11 +13,11 @@ from scipy.stats import multivariate_normal
 
 import daskem
 from daskem.cli import main
+from daskem.cli.own import load
 from daskem.core import Chunk
 from daskem.errors import DataError, MissingCapabilityError, NonFiniteError, OptionError
 from daskem.models import Bernoulli, Gaussian, Mixture, gaussian_missing
 from daskem.models.gaussian_kernels import unpack
-from daskem.persist import load_model
 
 COVARIANCES = ["full", "tied", "diag", "spherical", "tied_diag", "tied_spherical"]
 N = np.nan
@@ -184,14 +184,15 @@ def test_stores_with_holes_are_fitted_and_imputed_as_arrays_are(tmp_path):
     assert np.isfinite(far.lower_bound_)
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "incremental", "progressive", "squarem", "stepwise"])
+@pytest.mark.filterwarnings("ignore:.*stopped before it converged")
+@pytest.mark.parametrize("algorithm", ["auto", "progressive", "squarem", "stepwise"])
 @pytest.mark.parametrize("family", [Gaussian(missing=True), Bernoulli(0.5)], ids=["gaussian", "bernoulli"])
 def test_every_algorithm_takes_holes(algorithm, family, tmp_path):
     rows = holed(4000, 3, 0.2, offset=0.0)
     if not isinstance(family, Gaussian):
         rows = np.where(np.isnan(rows), np.nan, rows > 1.0)
     z = zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(500, 3))
-    options = {"family": family, "random_state": 0, "tol": 1e-6, "max_iter": 200, "init_params": "kmeans"}
+    options = {"family": family, "random_state": 0, "tol": 1e-6, "max_iter": 40, "init_params": "kmeans"}
     by_batch, by_other = (daskem.MixtureModel(2, algorithm=a, **options).fit(z) for a in ("batch", algorithm))
     assert by_other.score(z) == pytest.approx(by_batch.score(z), abs=5e-3)
 
@@ -223,7 +224,7 @@ def test_a_diagnosis_and_a_choice_take_holes():
     assert (found.standard_errors[:2] > 0.9 * sd / np.sqrt(len(rows))).all()
     assert (found.standard_errors[:2] < 1.1 * sd / np.sqrt(seen)).all()
     mixtures = [Mixture(Gaussian(missing=True), k) for k in (1, 2)]
-    assert len(daskem.select(mixtures, rows, seed=0).rows) == 2
+    assert [np.isfinite(one.icl) for one in daskem.select(mixtures, rows, seed=0).candidates] == [True, True]
 
 
 def test_only_models_that_can_impute_do():
@@ -252,7 +253,7 @@ def test_the_command_line_fits_and_imputes(tmp_path):
     imputed = zarr.open_array(out / "imputed", mode="r")[...]
     seen = ~np.isnan(rows)
     np.testing.assert_array_equal(imputed[seen], rows[seen])
-    saved = load_model(model, {})
+    saved = load(str(model))
     np.testing.assert_allclose(imputed, saved.model.impute(saved.params, Chunk(rows)), rtol=1e-12)
     scored = run("score", model, data, "--json")
     assert json.loads(scored.stdout)["log_prob_per_row"] == pytest.approx(
