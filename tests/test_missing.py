@@ -158,7 +158,7 @@ def test_published_estimates_of_one_normal():
 
 
 def test_a_monotone_pattern_has_its_closed_form():
-    """Anderson's factored likelihood (Little & Rubin 2020, section 7.2): all sizes, and the regression on complete rows."""
+    """Anderson's factored likelihood (Little & Rubin 2020, section 7.2): all sizes, a regression."""
     x, (seen_x, seen_y) = APPLE[:, 0], APPLE[~np.isnan(APPLE[:, 1])].T
     slope = np.cov(seen_x, seen_y, bias=True)[0, 1] / seen_x.var()
     rest = np.mean((seen_y - seen_y.mean() - slope * (seen_x - seen_x.mean())) ** 2)
