@@ -11,10 +11,12 @@ from daskem.errors import MissingCapabilityError
 
 __all__ = [
     "Footprint",
+    "HandlesMissing",
     "HasBounds",
     "HasDistance",
     "HasEvents",
     "HasFootprint",
+    "HasImpute",
     "HasLogPrior",
     "HasLogProb",
     "HasNParameters",
@@ -31,6 +33,7 @@ __all__ = [
     "HasVector",
     "Params",
     "Stats",
+    "handles_missing",
     "objective_kind",
     "offers",
     "require",
@@ -183,6 +186,24 @@ class HasParts(Protocol):
 
     def offers(self, method: str) -> bool:
         """Return whether `method`, one of this model's own, will work."""
+
+
+@runtime_checkable
+class HandlesMissing(Protocol):
+    @property
+    def handles_missing(self) -> bool:
+        """Whether NaN in the rows stands for a value that is missing (at random), rather than for an error."""
+
+
+@runtime_checkable
+class HasImpute(Protocol):
+    def impute(self, params: Params, chunk: Chunk) -> Array:
+        """Return the rows (n, d) with E[missing | present] in the place of missing values, nothing else changed."""
+
+
+def handles_missing(model: object) -> bool:
+    """Return whether `model`, or a function of blocks, takes NaN for a missing value; False where it does not say."""
+    return isinstance(model, HandlesMissing) and bool(model.handles_missing)
 
 
 def objective_kind(model: object, otherwise: str = "objective") -> str:

@@ -206,6 +206,13 @@ _OWN = {
     "prior": click.option(
         "--prior", type=click.Choice(["conjugate"]), help="Prior that keeps covariances from collapsing."
     ),
+    "missing": click.option(
+        "--missing",
+        type=click.Choice(["raise", "nan"]),
+        default="raise",
+        callback=lambda ctx, param, value: value == "nan",
+        help="Whether NaN is an error or a missing value.",
+    ),
     "pseudo_count": click.option(
         "--pseudo-count", type=click.FloatRange(min=0), default=0.0, help="Rows that the conjugate prior counts as."
     ),
