@@ -1,4 +1,4 @@
-"""Distinct rows in place of all: the same fit, whatever the family, the weights and labels, the holes, the scheduler."""
+"""Distinct rows in place of all: the same fit, whatever the family, weights, labels, holes and scheduler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from daskem.models import (
 )
 from daskem.testing.trial import bits
 
-N, K = 3_000, 2
+N, K = 1_600, 2
 RNG = np.random.default_rng(3)
 COMPONENT = RNG.integers(K, size=N)
 BINARY = (RNG.random((N, 4)) < np.array([[0.8, 0.7, 0.3, 0.2], [0.2, 0.3, 0.8, 0.6]])[COMPONENT]).astype(float)
@@ -117,15 +117,15 @@ def test_values_beyond_a_byte_in_some_rows_alone():
 
 
 def test_it_is_automatic_where_it_pays(caplog):
-    many = np.tile(BINARY, (25, 1))
+    many = np.tile(BINARY, (45, 1))
     with caplog.at_level(logging.INFO, "daskem"):
         found = fit(Mixture(Bernoulli(), K), many, "auto")
     assert found.patterns == found.summary()["patterns"] == 16
-    assert "16 of 75000 rows are distinct" in caplog.text
-    assert found.trace[0].weight == 75_000
+    assert "16 of 72000 rows are distinct" in caplog.text
+    assert found.trace[0].weight == 72_000
     # Few rows, many distinct rows, and algorithms that take a part of the rows in each step.
     assert fit(Mixture(Bernoulli(), K), BINARY, "auto").patterns is None
-    counts = RNG.poisson(40.0, (75_000, 6)).astype(float)
+    counts = RNG.poisson(40.0, (72_000, 6)).astype(float)
     assert fit(Mixture(Poisson(), K), counts, "auto", stop=daskem.MaxSteps(1)).patterns is None
     stepwise = daskem.StepwiseEM()
     assert fit(Mixture(Bernoulli(), K), many, "auto", algorithm=stepwise, stop=daskem.MaxSteps(1)).patterns is None
@@ -136,7 +136,7 @@ def test_all_rows_are_kept_where_too_many_are_distinct(caplog):
     with caplog.at_level(logging.INFO, "daskem"):
         found = fit(Mixture(Poisson(), K), counts, "always")
     assert found.patterns is None
-    assert "more than 375 of 3000 rows are distinct" in caplog.text
+    assert "more than 200 of 1600 rows are distinct" in caplog.text
     assert_same(found, fit(Mixture(Poisson(), K), counts, "never"))
 
 
@@ -149,9 +149,9 @@ def test_a_late_surprise_overflows_too(monkeypatch):
 
 def test_a_row_that_the_family_cannot_have_is_still_named():
     data = np.tile(BINARY, (2, 1))
-    data[4_321, 1] = 2.0
+    data[2_321, 1] = 2.0
     start = fit(Mixture(Bernoulli(), K), BINARY, "never").params
-    with pytest.raises(DataError, match="row 4321 cannot be fitted"):
+    with pytest.raises(DataError, match="row 2321 cannot be fitted"):
         fit(Mixture(Bernoulli(), K), data, "always", params=start)
 
 
@@ -180,9 +180,7 @@ def test_the_bits_are_the_same_on_any_scheduler(monkeypatch, tmp_path):
     zarr.create_array(str(tmp_path / "w.zarr"), data=SIDES["both"]["sample_weight"], chunks=(100,))
 
     def run():
-        return fit(
-            Mixture(Bernoulli(), K), str(tmp_path / "x.zarr"), "always", sample_weight=str(tmp_path / "w.zarr")
-        )
+        return fit(Mixture(Bernoulli(), K), str(tmp_path / "x.zarr"), "always", sample_weight=str(tmp_path / "w.zarr"))
 
     with dask.config.set(scheduler="synchronous"):
         first = run()
@@ -218,4 +216,4 @@ def test_on_the_command_line(tmp_path):
     command = ["fit", "bernoulli-mixture", str(tmp_path / "x.npy"), "-k", "2", "-o", output, "--compress", "always"]
     found = CliRunner().invoke(main, command)
     assert found.exit_code == 0, found.output
-    assert "16 of 3,000 rows are distinct" in found.output
+    assert "16 of 1,600 rows are distinct" in found.output

@@ -55,7 +55,7 @@ class CompressedProblem(DataProblem):
 
 
 @dataclass(frozen=True, eq=False)
-class Patterns:
+class _Patterns:
     """Distinct rows (n, d), with the label of each if there are labels, in an order that they alone determine.
 
     Rows are unsigned bytes where these hold their values; `weight` (n,) is the weight of all copies.
@@ -123,7 +123,7 @@ def _has_strangers(model: Model, rows: Array) -> bool:
     return not (getattr(model, "discrete", False) or np.isfinite(rows).all())
 
 
-def _over(problem: DataProblem, rows: Array, found: Patterns) -> CompressedProblem:
+def _over(problem: DataProblem, rows: Array, found: _Patterns) -> CompressedProblem:
     engine = problem.engine
     name = f"distinct rows of {engine.data.rows.name}"
     labels = None if found.labels is None else Memory(name, found.labels.reshape(len(rows), -1))
@@ -139,7 +139,7 @@ def _over(problem: DataProblem, rows: Array, found: Patterns) -> CompressedProbl
     return CompressedProblem(problem.model, counted, source_rows=engine.data.n_rows)
 
 
-def _count(engine: Engine, limit: int) -> Patterns | None:
+def _count(engine: Engine, limit: int) -> _Patterns | None:
     """Return the distinct rows of all data, or None if there are more than `limit`; one pass."""
     block_rows = engine.plan.block_rows
     shared = node(limit)
@@ -149,9 +149,9 @@ def _count(engine: Engine, limit: int) -> Patterns | None:
     return None if merged is None or len(merged) > limit else merged
 
 
-def _count_unit(data: Dataset, start: int, stop: int, block_rows: int, limit: int) -> list[Patterns] | None:
+def _count_unit(data: Dataset, start: int, stop: int, block_rows: int, limit: int) -> list[_Patterns] | None:
     """Return the distinct rows of a unit as one record, or None, at once, if they are more than `limit`."""
-    total: list[Patterns] = []
+    total: list[_Patterns] = []
     for chunk in blocks(data, start, stop, block_rows):
         total.append(_distinct(*_narrowed(chunk)))
         if sum(map(len, total[1:])) > max(len(total[0]), PENDING):
@@ -161,9 +161,9 @@ def _count_unit(data: Dataset, start: int, stop: int, block_rows: int, limit: in
     return _join(limit, total)
 
 
-def _join(limit: int, *runs: list[Patterns] | None) -> list[Patterns] | None:
+def _join(limit: int, *runs: list[_Patterns] | None) -> list[_Patterns] | None:
     """Put the distinct rows of consecutive units together; None stands for too many."""
-    parts: list[Patterns] = []
+    parts: list[_Patterns] = []
     for run in runs:
         if run is None:
             return None
@@ -172,7 +172,7 @@ def _join(limit: int, *runs: list[Patterns] | None) -> list[Patterns] | None:
     return [merged] if len(merged) <= limit else None
 
 
-def _merged(parts: Sequence[Patterns]) -> Patterns:
+def _merged(parts: Sequence[_Patterns]) -> _Patterns:
     if len(parts) == 1:
         return parts[0]
     labels = [part.labels for part in parts if part.labels is not None]
@@ -197,7 +197,7 @@ def _narrowed(chunk: Chunk) -> tuple[Array, Float, Array | None]:
     return (narrow if (narrow == rows).all() else rows + rows.dtype.type(0)), weight, labels
 
 
-def _distinct(rows: Array, weight: Float, labels: Array | None) -> Patterns:
+def _distinct(rows: Array, weight: Float, labels: Array | None) -> _Patterns:
     """Return the distinct ones among rows (and labels), and the sum of the weights of each, added in order."""
     words = _words(rows) if labels is None else np.concatenate([_words(rows), _words(labels)], axis=1)
     _, first, which = np.unique(_hash(words), return_index=True, return_inverse=True)
@@ -205,7 +205,7 @@ def _distinct(rows: Array, weight: Float, labels: Array | None) -> Patterns:
         # Two rows share a hash.
         _, first, which = np.unique(words, axis=0, return_index=True, return_inverse=True)
     total = np.bincount(which.ravel(), weight, len(first)).astype(np.float64)
-    return Patterns(rows[first], total, None if labels is None else labels[first])
+    return _Patterns(rows[first], total, None if labels is None else labels[first])
 
 
 def _words(values: Array) -> Array:

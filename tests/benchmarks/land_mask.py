@@ -1,8 +1,8 @@
 """Makes a Zarr store of the world's land and sea in binary tiles, and prints the commands that fit it (README.md).
 
 The package global-land-mask (MIT licence) holds a mask of the globe in steps of 1/120 degree, 21,600 x 43,200 cells,
-made from the GLOBE elevation model (NOAA). Each row of the store is a tile of 8 x 8 cells: 14,580,000 rows of 64 columns
-of 0 (land) and 1 (sea), of which 75,519 are distinct.
+made from the GLOBE elevation model (NOAA). Each row of the store is a tile of 8 x 8 cells: 14,580,000 rows of 64
+columns of 0 (land) and 1 (sea), of which 75,519 are distinct.
 """
 
 from __future__ import annotations
