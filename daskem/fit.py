@@ -200,11 +200,10 @@ def fit(
             memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
         )
         problem = DataProblem(model, engine)
-        if saved is None:
-            starts = starts or _starts(model, engine, n_starts, init_sample)
         if saved is None or not saved.finished:
             problem = compressed(problem, compress, getattr(algorithm, "full_passes", False))
         if saved is None:
+            starts = starts or _starts(model, engine, n_starts, init_sample)
             saved = begin(algorithm, problem, starts)
         runs = run_all(
             algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
