@@ -115,6 +115,7 @@ def run_fit(
     data: Dataset,
     *,
     cache: str = "auto",
+    compress: str = "auto",
     memory_limit: Any = None,
     kept: CheckpointOptions | None = None,
     quiet: bool = False,
@@ -143,6 +144,7 @@ def run_fit(
             init_sample=spec.init_sample,
             seed=spec.seed,
             cache=cache,
+            compress=compress,
             memory_limit=memory_limit,
             **asdict(kept or CheckpointOptions()),
         )
@@ -168,7 +170,15 @@ def _fit(
     with where.connect():
         data = source.open()
         announce(f"daskem: {describe_data(data)}", report.quiet)
-        result = run_fit(spec, data, cache=where.cache, memory_limit=where.memory_limit, kept=kept, quiet=report.quiet)
+        result = run_fit(
+            spec,
+            data,
+            cache=where.cache,
+            compress=where.compress,
+            memory_limit=where.memory_limit,
+            kept=kept,
+            quiet=report.quiet,
+        )
     if not result.converged:
         announce(f"daskem: warning: not converged: {result.reason}. Allow more steps, or try --n-init.", report.quiet)
     summary = {**result.summary(), "options": spec.as_dict(), "data": data_summary(data)}
@@ -209,6 +219,8 @@ def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
         f"{objective_kind(result.model, spec.kind.objective_name)} {result.objective:.8g} {spec.kind.unit}",
         f"{duration(result.seconds)} in all, {duration(passes)} in passes ({rate:.3g}M rows/s)",
     ]
+    if result.patterns is not None:
+        lines.append(f"{result.patterns:,} of {data.n_rows:,} rows are distinct; each step took these alone")
     if result.events:
         repaired = len({event.component for event in result.events})
         what = "1 component" if repaired == 1 else f"{repaired} components"

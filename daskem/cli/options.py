@@ -15,7 +15,7 @@ import click
 from daskem.cli.app import warnings_only
 from daskem.data import Dataset, open_dataset
 from daskem.data.selection import NameOrIndex
-from daskem.engine import CACHE_MODES, parse_bytes
+from daskem.engine import CACHE_MODES, COMPRESS_MODES, parse_bytes
 from daskem.engine.cluster import connect
 from daskem.errors import OptionError
 from daskem.persist import RESUME
@@ -141,6 +141,7 @@ class EngineOptions:
     """Where passes run, and within which memory."""
 
     cache: str = "auto"
+    compress: str = "auto"
     memory_limit: str | None = None
     scheduler: str | None = None
     workers: int | None = None
@@ -193,9 +194,12 @@ _ENGINE = (
     click.option("--workers", type=click.IntRange(min=1), help="Worker processes to start here for this command."),
 )
 _CACHE = click.option("--cache", type=click.Choice(CACHE_MODES), default="auto", help="Keep decoded rows in memory.")
+_COMPRESS = click.option(
+    "--compress", type=click.Choice(COMPRESS_MODES), default="auto", help="Count distinct rows once, and fit these."
+)
 
 engine_options = as_one("where", EngineOptions, *_ENGINE)
-fit_engine_options = as_one("where", EngineOptions, _CACHE, *_ENGINE)
+fit_engine_options = as_one("where", EngineOptions, _CACHE, _COMPRESS, *_ENGINE)
 
 checkpoint_options = as_one(
     "kept",

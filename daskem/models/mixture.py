@@ -104,6 +104,11 @@ class Mixture:
 
     soft_labels: ClassVar[bool] = True
 
+    @property
+    def discrete(self) -> bool:
+        """Whether rows are of discrete columns, so that they may repeat each other."""
+        return bool(getattr(self.family, "discrete", False))
+
     def __post_init__(self) -> None:
         if not isinstance(self.n_components, (int, np.integer)) or self.n_components < 1:
             raise OptionError(f"n_components is {self.n_components!r}; it must be a whole number, at least 1.")
