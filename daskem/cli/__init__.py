@@ -11,6 +11,7 @@ from daskem.cli.diagnosing import diagnose_command
 from daskem.cli.fitting import fit_group, plan_group
 from daskem.cli.making import generate_command
 from daskem.cli.showing import inspect_command
+from daskem.cli.submitting import status_command, submit_command
 
 __all__ = ["main"]
 
@@ -31,5 +32,7 @@ for command in (
     plan_group,
     predict_command,
     score_command,
+    status_command,
+    submit_command,
 ):
     main.add_command(command)

@@ -190,7 +190,11 @@ labelled_options = as_one("source", DataOptions, *_DATA, _WEIGHTS, _LABELS)
 
 _ENGINE = (
     click.option("--memory-limit", metavar="SIZE", help="Memory a process may reach, such as 2GB."),
-    click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786."),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="A running Dask scheduler: tcp://host:8786, or its scheduler file.",
+    ),
     click.option("--workers", type=click.IntRange(min=1), help="Worker processes to start here for this command."),
 )
 _CACHE = click.option("--cache", type=click.Choice(CACHE_MODES), default="auto", help="Keep decoded rows in memory.")

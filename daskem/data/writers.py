@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from zarr.codecs import ZstdCodec
 
 from daskem.core import Array
 from daskem.data.integrity import absent, describe
+from daskem.data.retry import retrying
 from daskem.data.source import Source
 from daskem.data.zarr_source import STATUS
 from daskem.errors import ContractError, DataError, OptionError
@@ -64,7 +66,7 @@ class Output:
         stop = start + self._check_write(start, values)
         for name, value in values.items():
             try:
-                self.arrays[name][start:stop] = value
+                retrying(partial(self.arrays[name].__setitem__, slice(start, stop), value), self.url)
             except OSError as error:
                 raise DataError(f"cannot write rows {start}:{stop} of {name!r} to {self.url}: {error}") from error
 

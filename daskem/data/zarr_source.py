@@ -13,6 +13,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
 
 from daskem.core import Array
+from daskem.data.retry import retrying
 from daskem.data.selection import (
     ColumnRun,
     Rows,
@@ -114,7 +115,7 @@ class ZarrSource(Rows):
     def _read(self, start: int, stop: int) -> Array:
         # One call for a whole run: zarr overlaps its chunks, 1.5-2 times as fast as one call a chunk. Its settings are
         # left alone: they belong to the process, and changing them around a read would race with other threads.
-        return gather(self.selection, self.runs, start, stop, self.dtype, self.array)
+        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, self.array), self.name)
 
     def _column_chunks(self, run: ColumnRun) -> int:
         if len(self.chunk) == 1:

@@ -1,6 +1,6 @@
 """What outlives a run: model files and checkpoints, without pickle."""
 
-from daskem.persist.checkpoint import RESUME, Checkpoints, SavedFit, SavedRun, read_checkpoint
+from daskem.persist.checkpoint import RESUME, Checkpoints, SavedFit, SavedRun, latest_progress, read_checkpoint
 from daskem.persist.identity import describe, record_classes
 from daskem.persist.model_file import (
     LoadedModel,
@@ -23,6 +23,7 @@ __all__ = [
     "describe",
     "inspect_model",
     "is_model_file",
+    "latest_progress",
     "load_model",
     "read_checkpoint",
     "record_classes",

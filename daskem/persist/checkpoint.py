@@ -27,7 +27,7 @@ from daskem.persist.records import DescriptionError, pack, unpack
 from daskem.persist.sealed import FileKind, NewerFileError, read_document, read_tensors, write_sealed
 from daskem.persist.trace import TraceTable
 
-__all__ = ["RESUME", "UNFINISHED", "Checkpoints", "SavedFit", "SavedRun", "read_checkpoint"]
+__all__ = ["RESUME", "UNFINISHED", "Checkpoints", "SavedFit", "SavedRun", "latest_progress", "read_checkpoint"]
 
 logger = logging.getLogger("daskem")
 
@@ -248,6 +248,56 @@ def read_checkpoint(path: str | os.PathLike[str], known: Sequence[type]) -> tupl
     if tensors or not runs or not isinstance(document.get("identity"), dict):
         raise FileFormatError(f"{where} holds more or less than a fit. The file was not made by daskem.")
     return document["identity"], saved
+
+
+def latest_progress(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return how far the newest whole checkpoint in a directory is, without the classes that its state is made of.
+
+    Returns
+    -------
+    dict or None
+        Step, passes and objective of the best start, seconds of the whole fit, the reason if every start has ended
+        (None: it goes on), and the file; None if there is no checkpoint.
+
+    Raises
+    ------
+    FileFormatError
+        If there are checkpoints, but none of them is whole.
+    """
+    fault: FileFormatError | None = None
+    where = Path(directory)
+    names = [name for name in os.listdir(where) if NAME.fullmatch(name)] if where.is_dir() else []
+    for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
+        try:
+            return _progress(where / name)
+        except FileNotFoundError:
+            continue
+        except FileFormatError as error:
+            fault = fault or error
+    if fault is not None:
+        raise fault
+    return None
+
+
+def _progress(where: Path) -> dict[str, Any]:
+    header, document = read_document(where, CHECKPOINT)
+    tensors = read_tensors(where, header, CHECKPOINT, document["tensors"])
+    try:
+        fit = dict(document["fit"]["dict"])
+        runs = [dict(run["dict"]) for run in fit["runs"]["list"]]
+        traces = [unpack(run["trace"], "trace", tensors, [TraceTable]).steps() for run in runs]
+        best = max((trace[-1] for trace in traces if trace), key=lambda info: info.objective, default=None)
+        ended = all(run["reason"] is not None for run in runs)
+        return {
+            "step": 0 if best is None else best.step,
+            "passes": 0.0 if best is None else best.passes,
+            "objective": None if best is None else best.objective,
+            "seconds": float(fit["seconds"]),
+            "reason": runs[0]["reason"] if ended else None,
+            "file": str(where),
+        }
+    except (DescriptionError, TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"{where} describes no fit ({error!r:.200}). Restore a copy.") from error
 
 
 def _run(run: dict[str, Any], where: Path) -> SavedRun:

@@ -1,0 +1,274 @@
+"""Zarr on an S3 server of this machine: fits and predictions, a server that fails, and where the secret is not.
+
+Run with ``python -m pytest -m s3``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+from daskem.cli import main
+from daskem.data import open_dataset
+from daskem.data.retry import retrying
+from daskem.generate import generate_mixture
+
+SECRET = "a-secret-that-must-not-travel"
+ROWS = 4_000
+
+
+def test_retrying_waits_longer_each_time_and_then_gives_the_last_error(monkeypatch):
+    waits = []
+    monkeypatch.setattr("daskem.data.retry.time.sleep", waits.append)
+    answers = iter([OSError("busy"), ConnectionError("gone"), 3])
+
+    def action():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert retrying(action, "x") == 3
+    assert waits == [0.1, 0.2]
+
+    def never():
+        raise OSError("still busy")
+
+    with pytest.raises(OSError, match="still busy"):
+        retrying(never, "x")
+    assert len(waits) == 2 + 6
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, ValueError, RuntimeError])
+def test_retrying_does_not_wait_for_what_stays(monkeypatch, error):
+    monkeypatch.setattr("daskem.data.retry.time.sleep", lambda seconds: pytest.fail("waited"))
+
+    def action():
+        raise error("no")
+
+    with pytest.raises(error):
+        retrying(action, "x")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Yield the port of an S3 server."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        # Its first lines are written once it listens.
+        for line in process.stderr:
+            if "Running on" in line:
+                break
+        drain = threading.Thread(target=process.stderr.read)
+        drain.start()
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        drain.join()
+        process.stderr.close()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    """Yield the URL of a bucket of its own with data, credentials and server in the environment only."""
+    import s3fs
+
+    given = {
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server}",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    fs = s3fs.S3FileSystem()
+    name = f"bucket-{os.urandom(4).hex()}"
+    fs.call_s3("create_bucket", Bucket=name)
+    generate_mixture(f"s3://{name}/data.zarr", ROWS, 3, 2, separation=6.0, dtype="float64", chunk_rows=500)
+    yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def run(*args):
+    result = CliRunner().invoke(main, ["--debug", *map(str, args)], prog_name="daskem")
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fit_and_predict(bucket, place, output):
+    model = place / f"{output}.safetensors"
+    said = run("fit", "gaussian-mixture", f"{bucket}/data.zarr", "-k", 2, "-o", model, "--max-iter", 10)
+    said += run("predict", model, f"{bucket}/data.zarr", "-o", f"{bucket}/{output}.zarr")
+    return model, said
+
+
+def same_as_local(bucket, place, model, output):
+    zarr.save_array(place / "copy.zarr", zarr.open_array(f"{bucket}/data.zarr/x", mode="r")[:])
+    data = zarr.create_array(
+        place / "local.zarr", data=zarr.open_array(place / "copy.zarr", mode="r")[:], chunks=(500, 3)
+    )
+    assert data.shape == (ROWS, 3)
+    local = place / "local.safetensors"
+    run("fit", "gaussian-mixture", place / "local.zarr", "-k", 2, "-o", local, "--max-iter", 10, "--quiet")
+    run("predict", local, place / "local.zarr", "-o", place / "labels.zarr", "--quiet")
+    expected, found = load_file(local), load_file(model)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    expected = zarr.open_group(place / "labels.zarr", mode="r")
+    found = zarr.open_group(f"{bucket}/{output}.zarr", mode="r")
+    assert sorted(found.array_keys()) == sorted(expected.array_keys())
+    for name, array in expected.arrays():
+        np.testing.assert_array_equal(found[name][:], array[:], err_msg=name)
+
+
+@pytest.mark.s3
+def test_fit_and_predict_are_those_of_a_local_copy(bucket, tmp_path):
+    model, _ = fit_and_predict(bucket, tmp_path, "labels")
+    same_as_local(bucket, tmp_path, model, "labels")
+
+
+class Failing(BaseHTTPRequestHandler):
+    """Passes requests on to a server, but answers one in twenty with 503."""
+
+    protocol_version = "HTTP/1.1"
+
+    def relay(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.fails():
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        with closing(HTTPConnection("127.0.0.1", self.server.behind, timeout=60)) as behind:
+            behind.request(self.command, self.path, body, dict(self.headers))
+            answer = behind.getresponse()
+            content = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        if "content-length" not in {name.lower() for name, _ in answer.getheaders()}:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = relay  # noqa: N815
+
+    def log_message(self, *args):
+        pass
+
+
+class FailingServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, behind):
+        super().__init__(("127.0.0.1", 0), Failing)
+        self.behind, self.seen, self.failed = behind, 0, 0
+        self.chance, self.lock = np.random.default_rng(5), threading.Lock()
+
+    def fails(self):
+        with self.lock:
+            self.seen += 1
+            failed = bool(self.chance.random() < 0.05)
+            self.failed += failed
+            return failed
+
+
+@pytest.mark.s3
+def test_a_server_that_fails_one_request_in_twenty(bucket, server, tmp_path, monkeypatch):
+    import s3fs
+
+    with FailingServer(server) as failing:
+        thread = threading.Thread(target=failing.serve_forever)
+        thread.start()
+        try:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{failing.server_address[1]}")
+            s3fs.S3FileSystem.clear_instance_cache()
+            model, _ = fit_and_predict(bucket, tmp_path, "labels")
+        finally:
+            failing.shutdown()
+            thread.join()
+    assert failing.failed >= 3, f"of {failing.seen} requests only {failing.failed} failed: this proves nothing"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    same_as_local(bucket, tmp_path, model, "labels")
+
+
+@pytest.mark.s3
+def test_reads_and_writes_that_break_off_are_done_again(bucket, tmp_path, monkeypatch):
+    # Below s3fs's own attempts: what a filesystem says after it has given up.
+    import s3fs
+
+    chance, lock, failed = np.random.default_rng(7), threading.Lock(), []
+
+    def flaky(method):
+        async def call(self, path, *args, **kwargs):
+            with lock:
+                fails = "/c/" in path and chance.random() < 0.05
+            if fails:
+                failed.append(path)
+                raise ConnectionResetError("the store dropped the connection")
+            return await method(self, path, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr("daskem.data.retry.time.sleep", lambda seconds: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(s3fs.S3FileSystem, "_cat_file", flaky(s3fs.S3FileSystem._cat_file))
+        patch.setattr(s3fs.S3FileSystem, "_pipe_file", flaky(s3fs.S3FileSystem._pipe_file))
+        model, _ = fit_and_predict(bucket, tmp_path, "labels")
+    assert failed
+    same_as_local(bucket, tmp_path, model, "labels")
+
+
+@pytest.mark.s3
+def test_the_secret_is_in_nothing_that_travels_or_stays(bucket, tmp_path, caplog):
+    caplog.set_level("DEBUG", logger="daskem")
+    model, said = fit_and_predict(bucket, tmp_path, "labels")
+    data = open_dataset(f"{bucket}/data.zarr")
+    for place, content in {
+        "what is sent to workers": pickle.dumps(data.rows),
+        "the model file": model.read_bytes(),
+        "the output": (said + caplog.text).encode(),
+        "the metadata": str(dict(zarr.open_group(f"{bucket}/labels.zarr", mode="r").attrs)).encode(),
+    }.items():
+        assert content, place
+        assert not re.search(SECRET.encode(), content), f"the secret is in {place}"
+
+
+@pytest.mark.s3
+def test_a_bucket_that_is_not_there(bucket, tmp_path):
+    where = "s3://no-such-bucket-here/data.zarr"
+    result = CliRunner().invoke(
+        main, ["fit", "gaussian-mixture", where, "-k", "2", "-o", str(tmp_path / "m.safetensors")]
+    )
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert "no-such-bucket-here" in result.output
+    assert not list(tmp_path.iterdir())
