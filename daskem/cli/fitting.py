@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from daskem.algorithms import Auto
 from daskem.cli.app import announce, to_json
 from daskem.cli.models import KINDS, FitSpec, Kind, shared_options
 from daskem.cli.options import (
@@ -121,14 +122,17 @@ def run_fit(
 ) -> FitResult:
     """Fit what `spec` says to `data`, showing progress on standard error."""
     spec.check(data)
-    kind, model = spec.kind, spec.model(data)
+    kind, model, algorithm = spec.kind, spec.model(data), spec.make_algorithm()
+    if not isinstance(algorithm, Auto):
+        # What Auto chooses, it says itself.
+        announce(f"daskem: algorithm {spec.algorithm}", quiet)
     progress = PassProgress(
         data.n_rows,
         data.nbytes,
         len(data.units()),
         rule=kind.rule,
         tol=0.0 if spec.tol == "statistical" else spec.tol,
-        max_steps=spec.max_iter,
+        max_passes=spec.max_iter,
         objective_name=objective_kind(model, kind.objective_name),
         quiet=quiet,
     )
@@ -136,7 +140,7 @@ def run_fit(
         return fit(
             model,
             data,
-            algorithm=spec.make_algorithm(),
+            algorithm=algorithm,
             stop=spec.stop(data),
             callbacks=[progress],
             n_init=spec.starts,
@@ -201,13 +205,13 @@ def _plan(spec: FitSpec, source: DataOptions, where: EngineOptions, as_json: boo
 
 def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
     """Return the outcome of a fit for people."""
-    passes = sum(info.seconds for info in result.trace)
-    rate = data.n_rows * result.n_steps / max(passes, 1e-9) / 1e6
+    steps = sum(info.seconds for info in result.trace)
+    rate = data.n_rows * result.passes / max(steps, 1e-9) / 1e6
     ended = "converged" if result.converged else "stopped"
     lines = [
         f"{ended} after {result.n_steps} steps: {result.reason}",
         f"{objective_kind(result.model, spec.kind.objective_name)} {result.objective:.8g} {spec.kind.unit}",
-        f"{duration(result.seconds)} in all, {duration(passes)} in passes ({rate:.3g}M rows/s)",
+        f"{duration(result.seconds)} in all, {duration(steps)} in {result.passes:.4g} passes ({rate:.3g}M rows/s)",
     ]
     if result.events:
         repaired = len({event.component for event in result.events})
