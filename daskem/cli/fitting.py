@@ -24,6 +24,7 @@ from daskem.cli.options import (
     report_options,
 )
 from daskem.cli.own import own_kind
+from daskem.cli.provenance import RememberedCommand, command_line, peak_memory, versions
 from daskem.cli.signals import stop_signals
 from daskem.cli.tables import component_table, shown
 from daskem.core import objective_kind
@@ -74,7 +75,7 @@ def _fit_command(name: str, kind: Kind) -> click.Command:
         _own(kind, output(overwrite_option(fit_engine_options(checkpoint_options(report_options(command))))))
     )
     told = f"Fit {kind.title} to DATA: {_DATA}"
-    return click.command(name, help=told, short_help=kind.title)(decorated)
+    return click.command(name, cls=RememberedCommand, help=told, short_help=kind.title)(decorated)
 
 
 def _plan_command(name: str, kind: Kind) -> click.Command:
@@ -175,7 +176,8 @@ def _fit(
         result = run_fit(spec, data, cache=where.cache, memory_limit=where.memory_limit, kept=kept, quiet=report.quiet)
     if not result.converged:
         announce(f"daskem: warning: not converged: {result.reason}. Allow more steps, or try --n-init.", report.quiet)
-    summary = {**result.summary(), "options": spec.as_dict(), "data": data_summary(data)}
+    made = {"command": command_line(), "versions": versions(), "peak_memory": peak_memory()}
+    summary = {**result.summary(), "options": spec.as_dict(), "data": data_summary(data), **made}
     save_model(output, result.model, result.params, metadata=summary, overwrite=overwrite)
     if report.json:
         found = shown(result.model, result.params)

@@ -61,7 +61,9 @@ class Convergence:
     def runs(self) -> list[tuple[slice, str, bool]]:
         """Return runs of steps of one stage: which steps, the stage, and whether their objectives are exact."""
         # Steps on all rows are one stage, whatever each of them tried.
-        keys = [("all rows" if exact else stage, bool(exact)) for stage, exact in zip(self.stages, self.exact)]
+        keys = [
+            ("all rows" if exact else stage, bool(exact)) for stage, exact in zip(self.stages, self.exact, strict=True)
+        ]
         found, start = [], 0
         for (stage, exact), members in itertools.groupby(keys):
             stop = start + len(list(members))

@@ -150,9 +150,10 @@ class PassProgress:
 
     def line(self, info: StepInfo) -> str:
         """Return the log line of the last step, its time and rate being those of all steps since the last line."""
-        since = self._trace[self._told :] or [info]
+        since = self._trace[self._told :] or self._trace[-1:]
         seconds = sum(each.seconds for each in since)
-        before = self._trace[self._told - 1].passes if self._told else 0.0
+        first = len(self._trace) - len(since)
+        before = self._trace[first - 1].passes if first else 0.0
         parts = [f"step {info.step}", f"pass {info.passes:.1f}", *([info.stage] if info.stage else [])]
         parts.append(f"{self._objective_name} {info.objective:.8g}")
         if self._rule == "change":
