@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import math
+import shlex
+import shutil
+import subprocess
+from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow
 import pytest
+import zarr
+from click.testing import CliRunner
+from matplotlib import pyplot
+from pyarrow import parquet
 from rich.console import Console
 
 import daskem
-from daskem.core import StepInfo
+from daskem.cli import main
+from daskem.cli.provenance import RememberedCommand, command_line
+from daskem.core import Chunk, StepInfo
 from daskem.errors import OptionError
 from daskem.models import Gaussian, Mixture
+from daskem.persist import inspect_model
 from daskem.report import Convergence, plot_convergence
+from daskem.report.charts import Ellipse, ticks
 from daskem.report.progress import PassProgress
+from daskem.report.views import Projections
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +111,164 @@ def test_a_plot_shows_each_step_once_and_parts_of_the_rows_otherwise_than_all(pr
 def test_a_model_without_a_fit_has_no_course_to_show():
     with pytest.raises(OptionError, match="no trace of a fit"):
         plot_convergence({"seed": 3})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, rows):
+    """Return a directory with rows, a mixture that was fitted to them by the command line, and a report."""
+    place = tmp_path_factory.mktemp("report")
+    zarr.save_array(place / "rows.zarr", rows)
+    succeed("fit", "gaussian-mixture", place / "rows.zarr", "-k", 3, "-o", place / "m.safetensors", "--quiet")
+    succeed("report", place / "m.safetensors", place / "rows.zarr", "--diagnose", "-o", place / "report.html")
+    return place
+
+
+def succeed(*args):
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+class Reader(HTMLParser):
+    """Notes the headings, cells and links of a page, and checks that its elements are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.texts = [], [], {}
+
+    def handle_starttag(self, tag, attrs):
+        if tag != "meta":
+            self.open.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.texts.setdefault(tag, []).append(dict(attrs))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+
+def read(path):
+    reader = Reader()
+    reader.feed(path.read_text())
+    assert not reader.open
+    return reader
+
+
+def test_a_report_tells_all_of_a_fit_and_needs_nothing_from_elsewhere(place):
+    page = read(place / "report.html")
+    assert page.texts["h2"] == [
+        "Data and model",
+        "Convergence",
+        "Components",
+        "Components over the data",
+        "Diagnosis",
+        "Cost",
+        "To run it again",
+    ]
+    assert page.links == []
+    assert "http" not in (place / "report.html").read_text()
+    steps = inspect_model(place / "m.safetensors")["metadata"]["steps"]
+    # Two charts with a mark for each step, six pictures in all: three pairs of features and no more.
+    assert len([tag for tag in page.texts["title"] if "density of rows" in tag]) == 3
+    assert page.texts["title"].count("objective per row against seconds") == 1
+    assert sum(text.startswith(("step:", "all rows:")) for text in page.texts["title"]) == 2 * steps
+    told = " ".join(page.texts["pre"])
+    assert "identifiable: the data tell of 29 directions" in told
+
+
+def test_the_command_of_a_report_makes_the_same_model_again(place):
+    command = read(place / "report.html").texts["pre"][-1]
+    program, *args = shlex.split(command)
+    assert program == "daskem"
+    args[args.index("-o") + 1] = place / "again.safetensors"
+    succeed(*args)
+    first, again = (inspect_model(place / name)["tensors"] for name in ("m.safetensors", "again.safetensors"))
+    assert first == again
+
+
+def test_components_lie_where_their_rows_are(rows, progressive):
+    views = Projections.of(progressive.model, progressive.params, Chunk(rows))
+    params = progressive.params.components
+    np.testing.assert_allclose(views.means, progressive.params.components.means[views.components], atol=0.02)
+    variances = np.array([np.diag(covariance) for covariance in views.covariances])
+    expected = Gaussian().shape.variances(params.covariances)[views.components]
+    np.testing.assert_allclose(variances, expected, rtol=0.03)
+
+
+def test_an_ellipse_has_mahalanobis_distance_two():
+    mean, covariance = np.array([1.0, -2.0]), np.array([[4.0, 1.5], [1.5, 1.0]])
+    off = Ellipse(0, mean, covariance).outline() - mean
+    np.testing.assert_allclose(np.einsum("ni,ij,nj->n", off, np.linalg.inv(covariance), off), 4.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0, 10, [0, 2, 4, 6, 8, 10]), (-0.3, 0.21, [-0.3, -0.2, -0.1, 0.0, 0.1, 0.2])]
+)
+def test_ticks_are_round(low, high, expected):
+    np.testing.assert_allclose(ticks(low, high), expected, atol=1e-12)
+
+
+def test_a_report_of_kmeans_of_one_feature_and_without_data(place, tmp_path):
+    zarr.save_array(tmp_path / "one.zarr", np.linspace(0.0, 1.0, 500)[:, None] ** 3)
+    succeed("fit", "kmeans", tmp_path / "one.zarr", "-k", 9, "-o", tmp_path / "k.safetensors", "--quiet")
+    succeed("report", tmp_path / "k.safetensors", tmp_path / "one.zarr", "-o", tmp_path / "k.html")
+    page = read(tmp_path / "k.html")
+    assert "feature 0: rows, and components" in page.texts["title"]
+    succeed("report", place / "m.safetensors", "-o", tmp_path / "m.html")
+    assert "Components over the data" not in read(tmp_path / "m.html").texts["h2"]
+
+
+def test_names_in_a_report_are_text(rows, tmp_path):
+    table = pyarrow.table({"<script>alert(1)</script>": rows[:, 0], "b&c": rows[:, 1]})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    model = tmp_path / "m.safetensors"
+    succeed("fit", "gaussian-mixture", tmp_path / "rows.parquet", "-k", 2, "-o", model, "--quiet")
+    succeed("report", model, tmp_path / "rows.parquet", "-o", tmp_path / "r.html")
+    assert "<script>" not in (tmp_path / "r.html").read_text()
+    read(tmp_path / "r.html")
+
+
+def test_a_password_in_a_command_is_not_kept():
+    ctx = RememberedCommand("fit").make_context(
+        "daskem", ["s3://me:secret@host/x.zarr"], ignore_unknown_options=True, allow_extra_args=True
+    )
+    with ctx:
+        assert command_line() == "daskem s3://host/x.zarr"
+
+
+def test_refusals(place, tmp_path):
+    def fails(*args):
+        result = CliRunner().invoke(main, [str(arg) for arg in args])
+        assert result.exit_code == 1
+        return result.output
+
+    assert "exists already" in fails("report", place / "m.safetensors", "-o", place / "report.html")
+    assert "give DATA" in fails("report", place / "m.safetensors", "--diagnose", "-o", tmp_path / "r.html")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_browser_shows_the_report(place, theme):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    shot = place / f"{theme}.png"
+    dark = ["--blink-settings=preferredColorScheme=0"] if theme == "dark" else []
+    subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1050,2000"]
+        + [*dark, f"--screenshot={shot}", (place / "report.html").as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    picture = pyplot.imread(shot)[..., :3]
+    assert picture.shape == (2000, 1050, 3)
+    # The corner is paper; charts and text cover a good part of the page.
+    paper = picture[0, 0]
+    assert (paper.mean() > 0.9) == (theme == "light")
+    inked = np.abs(picture - paper).max(axis=2) > 0.1
+    assert 0.03 < inked.mean() < 0.5

@@ -20,13 +20,14 @@ SHADES, BINS = 8, 48
 COLORS = 8
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Return round numbers from `low` to `high`, at most `most` of them: multiples of 1, 2 or 5 powers of ten."""
     raw = (high - low) / most
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(unit * power for unit in (1, 2, 5, 10) if unit * power >= raw)
     numbers = np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1)
-    return [float(number * step) for number in numbers]
+    # Adding zero makes a zero of a negative one.
+    return [float(number * step) + 0.0 for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Frame:
             _, y = self.at(self.x[0], value)
             yield f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>'
         center = (self.left + self.width - 10) / 2
-        yield f'<text class="label" x="{center}" y="{self.height - 6}" text-anchor="middle">{escape(self.x_label)}</text>'
+        below = f'x="{center}" y="{self.height - 6}" text-anchor="middle"'
+        yield f'<text class="label" {below}>{escape(self.x_label)}</text>'
         turned = f'transform="rotate(-90 13 {middle})"'
         yield f'<text class="label" x="13" y="{middle}" text-anchor="middle" {turned}>{escape(self.y_label)}</text>'
 

@@ -71,6 +71,7 @@ class Page:
     components : the table of components, or its replacement.
     views : pictures of the components over the data, none where no data were given.
     diagnosis : what `daskem.diagnose` says, if it was asked.
+    versions : of what made the file, where its metadata do not tell.
     """
 
     title: str
@@ -159,7 +160,10 @@ class Page:
         yield "time", f"{duration(meta['seconds'])}, the start included"
         if plan:
             yield "bytes", f"{size(meta['passes'] * plan['data'])} of rows gone through, {size(plan['data'])} a pass"
-            yield "tasks", f"{plan['tasks']:,} a pass, in {plan['processes']} processes of {plan['slots']} at once"
+            yield (
+                "tasks",
+                f"{plan['tasks']:,} a pass, {plan['slots']} at once in each of {plan['processes']} process(es)",
+            )
             yield "memory", f"planned peak {size(plan['peak'])} of {size(plan['limit'])} a process"
         if "peak_memory" in meta:
             yield "measured", f"{size(meta['peak_memory'])} resident at most, in the process that ran the fit"
