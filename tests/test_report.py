@@ -257,10 +257,10 @@ def test_a_browser_shows_the_report(place, theme):
     if chromium is None:
         pytest.skip("no Chromium is installed")
     shot = place / f"{theme}.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1050,2000"]
     dark = ["--blink-settings=preferredColorScheme=0"] if theme == "dark" else []
     subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1050,2000"]
-        + [*dark, f"--screenshot={shot}", (place / "report.html").as_uri()],
+        [chromium, *options, *dark, f"--screenshot={shot}", (place / "report.html").as_uri()],
         check=True,
         capture_output=True,
         timeout=120,

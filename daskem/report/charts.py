@@ -25,7 +25,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     raw = (high - low) / most
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(unit * power for unit in (1, 2, 5, 10) if unit * power >= raw)
-    numbers = np.arange(np.ceil(low / step), np.floor(high / step + 1e-9) + 1)
+    numbers = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1)
     # Adding zero makes a zero of a negative one.
     return [float(number * step) + 0.0 for number in numbers]
 
