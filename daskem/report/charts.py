@@ -148,7 +148,7 @@ def histogram_view(x: Float, weight: Float, components: Sequence[Ellipse], label
     """Return a histogram of rows in one feature, and over it each component's mean and two standard deviations."""
     low, high = _bulk(x)
     counts, edges = np.histogram(x, 2 * BINS, (low, high), weights=weight)
-    frame = Frame((low, high), (0.0, 1.15 * float(max(counts.max(), 1e-300))), label, "rows of the sample", width=520)
+    frame = Frame((low, high), (0.0, 1.3 * float(max(counts.max(), 1e-300))), label, "rows of the sample", width=520)
 
     def marks() -> Iterator[str]:
         for count, start, stop in zip(counts, edges[:-1], edges[1:], strict=True):

@@ -147,8 +147,9 @@ class Page:
         if not self.views:
             return ""
         note = (
-            "Shade: a sample of rows, on a square-root scale. Ellipses: mean and two standard deviations of the rows "
-            "that each component holds. Shown are the features that tell the components apart best."
+            "Shade: a sample of rows, on a square-root scale (bars, of one feature). Ellipses or lines: two standard "
+            "deviations around the mean of the rows that each component holds. Shown are the features that tell the "
+            "components apart best."
         )
         return f'<div class="charts">{"".join(self.views)}</div><p class="note">{note}</p>'
 
