@@ -98,6 +98,12 @@ class FitResult:
             "objective_kind": objective_kind(self.model),
             "objective_error": self.trace[-1].error,
             "objectives": [info.objective for info in self.trace],
+            "trace": {
+                "passes": [info.passes for info in self.trace],
+                "seconds": [info.seconds for info in self.trace],
+                "stages": [info.stage for info in self.trace],
+                "exact": [info.exact for info in self.trace],
+            },
             "starts": list(self.objectives),
             "steps": self.n_steps,
             "passes": self.passes,

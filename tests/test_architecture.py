@@ -72,6 +72,7 @@ KNOWN_BY = {
     "safetensors": {"persist"},
     "sklearn": {"estimators"},
     "click": {"cli"},
+    "matplotlib": {"report"},
 }
 MAX_FILE_LINES = 500
 MAX_BODY_LINES = 60

@@ -32,6 +32,7 @@ __all__ = [
     "fit_engine_options",
     "labelled_options",
     "made_of",
+    "optional_data_options",
     "overwrite_option",
     "report_options",
     "split_names",
@@ -109,9 +110,9 @@ def _row_range(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where rows are, and which of them to take."""
+    """Where rows are, and which of them to take; `data` is None only where a command can do without."""
 
-    data: str
+    data: str | None
     array: str | None = None
     columns: str | None = None
     rows: slice | None = None
@@ -187,6 +188,9 @@ _LABELS = click.option("--labels", metavar="PATH", help="Component of each row, 
 data_options = as_one("source", DataOptions, *_DATA)
 weight_options = as_one("source", DataOptions, *_DATA, _WEIGHTS)
 labelled_options = as_one("source", DataOptions, *_DATA, _WEIGHTS, _LABELS)
+optional_data_options = as_one(
+    "source", DataOptions, click.argument("data", required=False), *_DATA[1:], _WEIGHTS, _LABELS
+)
 
 _ENGINE = (
     click.option("--memory-limit", metavar="SIZE", help="Memory a process may reach, such as 2GB."),

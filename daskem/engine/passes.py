@@ -74,7 +74,8 @@ class Engine:
         task = ExpectTask(model, tuple(members), self.plan.block_rows, self.plan.segment_rows, self.seed, step)
         shared = node(task)
         leaves = [call(expect_unit, self.parts[u.index], u.start, u.stop, u.index, shared) for u in chosen]
-        total: Partial = self.compute(reduction(leaves, self.plan.arity, lambda run: call(combine, *run)))
+        with self.executor.span(f"step {step}"):
+            total: Partial = self.compute(reduction(leaves, self.plan.arity, lambda run: call(combine, *run)))
         _check_complete(total, chosen)
         return list(total.expectations)
 
