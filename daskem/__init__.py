@@ -34,6 +34,7 @@ from daskem.inference import Selection as Selection
 from daskem.inference import diagnose as diagnose
 from daskem.inference import select as select
 from daskem.online import OnlineFit as OnlineFit
+from daskem.report import plot_convergence as plot_convergence
 
 __version__ = "0.1.0"
 
@@ -71,5 +72,6 @@ __all__ = [
     "VonMisesFisherMixture",
     "diagnose",
     "fit",
+    "plot_convergence",
     "select",
 ]

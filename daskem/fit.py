@@ -15,7 +15,16 @@ import numpy as np
 from daskem.algorithms import AnyOf, Auto, Gain, MaxPasses
 from daskem.core import Algorithm, Event, HasMemory, Model, Params, StepInfo, StopRule, objective_kind, require
 from daskem.data import check_unchanged, open_dataset, stamps
-from daskem.engine import DataProblem, Engine, Plan, one_blas_thread, start_engine
+from daskem.engine import (
+    CompressedProblem,
+    DataProblem,
+    Engine,
+    Plan,
+    check_compress,
+    compressed,
+    one_blas_thread,
+    start_engine,
+)
 from daskem.errors import OptionError
 from daskem.persist import SavedRun
 from daskem.runs import begin, last_objective, open_checkpoints, run_all
@@ -40,8 +49,10 @@ class FitResult:
     reason : why it ended, in words.
     plan : what the planner computed before the first read.
     seconds : wall-clock seconds, the start included.
-    passes : passes over the data that the steps of all starts made, those they shared counted once.
+    passes : passes that the steps of all starts made, those they shared counted once: over the data, or over their
+        distinct rows where these took their place.
     objectives : last objective of each start.
+    patterns : distinct rows that took the place of all, found in one pass over the data; None if all rows were used.
     """
 
     model: Model
@@ -53,6 +64,7 @@ class FitResult:
     seconds: float
     passes: float
     objectives: tuple[float, ...]
+    patterns: int | None = None
 
     @property
     def objective(self) -> float:
@@ -86,9 +98,16 @@ class FitResult:
             "objective_kind": objective_kind(self.model),
             "objective_error": self.trace[-1].error,
             "objectives": [info.objective for info in self.trace],
+            "trace": {
+                "passes": [info.passes for info in self.trace],
+                "seconds": [info.seconds for info in self.trace],
+                "stages": [info.stage for info in self.trace],
+                "exact": [info.exact for info in self.trace],
+            },
             "starts": list(self.objectives),
             "steps": self.n_steps,
             "passes": self.passes,
+            "patterns": self.patterns,
             "weight": self.trace[-1].weight,
             "converged": self.converged,
             "reason": self.reason,
@@ -112,6 +131,7 @@ def fit(
     y: Any = None,
     seed: int = 0,
     cache: str = "auto",
+    compress: str = "auto",
     memory_limit: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: float = 60.0,
@@ -134,6 +154,10 @@ def fit(
     sample_weight, y : weight and label (-1 = unknown, or (n, k) label probabilities) of each row, from any source.
     seed : seed of everything random.
     cache : ``"auto"``, ``"none"`` or ``"memory"``: whether decoded rows are kept from pass to pass.
+    compress : ``"auto"``, ``"never"`` or ``"always"``: whether one pass counts the distinct rows, which then take the
+        place of all, with the same result: where the model is of discrete data (a mixture whose family has a true
+        attribute `discrete`), the algorithm takes all rows in each step, and a look at some promises few distinct ones;
+        or in any case. All rows are kept where more than 262,144, or one in eight, are distinct.
     memory_limit : bytes, or text such as ``"2GB"``, that a process may reach; by default 0.6 of what there is.
     checkpoint : directory to commit the fit to as it goes; the same call goes on from there, to the same bits.
     checkpoint_interval : seconds between commits, 0 for one after every step. There is one more at the beginning, at
@@ -160,6 +184,7 @@ def fit(
         require(model, capability, type(algorithm).__name__)
     starts = _given_starts(params)
     check_init_sample(init_sample)
+    check_compress(compress, model)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
     check_rows(dataset, components_of(model))
@@ -181,16 +206,18 @@ def fit(
             memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
         )
         problem = DataProblem(model, engine)
+        if saved is None or not saved.finished:
+            problem = compressed(problem, compress, getattr(algorithm, "full_passes", False))
         if saved is None:
             starts = starts or _starts(model, engine, n_starts, init_sample)
             saved = begin(algorithm, problem, starts)
         runs = run_all(
             algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
         )
-    return _result(model, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
+    return _result(model, problem, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
 
 
-def _result(model: Model, plan: Plan, runs: Sequence[SavedRun], seconds: float) -> FitResult:
+def _result(model: Model, problem: DataProblem, plan: Plan, runs: Sequence[SavedRun], seconds: float) -> FitResult:
     best = max(runs, key=last_objective)
     logger.info("%s after %d steps: %s", "converged" if best.converged else "stopped", len(best.trace), best.reason)
     return FitResult(
@@ -203,6 +230,7 @@ def _result(model: Model, plan: Plan, runs: Sequence[SavedRun], seconds: float) 
         seconds,
         max(run.trace[-1].passes for run in runs),
         tuple(run.trace[-1].objective for run in runs),
+        problem.n_rows if isinstance(problem, CompressedProblem) else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +10,19 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Expectation, HasLogProb, HasPosterior, HasSupport, Model, Params, require
+from daskem.core import (
+    Array,
+    Chunk,
+    Expectation,
+    HasImpute,
+    HasLogProb,
+    HasPosterior,
+    HasSupport,
+    Model,
+    Params,
+    handles_missing,
+    require,
+)
 from daskem.data import Dataset, create_output
 from daskem.data.writers import check_apart
 from daskem.engine import Engine, eager_rows, lazy_rows, start_engine, write_rows
@@ -19,7 +32,7 @@ from daskem.starts import check_side_columns
 
 __all__ = ["RESULTS", "RowFunction", "evaluate", "predict_rows", "predict_to_store", "score"]
 
-RESULTS = ("labels", "proba", "log_prob", "transform")
+RESULTS = ("labels", "proba", "log_prob", "transform", "imputed")
 # Output chunks of about this size: large enough for object stores, small enough for any worker.
 WRITE_BYTES = 8 << 20
 
@@ -40,17 +53,25 @@ class RowFunction:
     ----------
     what : ``"labels"``, (n,) int64, the most probable component, -1 where none explains the row; ``"proba"``, (n, k),
         the posterior, NaN there; ``"log_prob"``, (n,) nats, log p(x); ``"transform"``, (n, k), the model's own
-        coordinates.
+        coordinates; ``"imputed"``, (n, d) in the type of the data, the row with conditional means for missing values.
     """
 
     model: Model
     params: Params
     what: str
 
+    @property
+    def handles_missing(self) -> bool:
+        """Whether NaN stands for a missing value: the model's answer."""
+        return handles_missing(self.model)
+
     def __call__(self, chunk: Chunk) -> Array:
         if self.what == "log_prob":
             log_prob = require(self.model, HasLogProb, "log densities").log_prob(self.params, chunk)
             return np.array(log_prob, dtype=np.float64)
+        if self.what == "imputed":
+            imputed = require(self.model, HasImpute, "imputing missing values").impute(self.params, chunk)
+            return np.array(imputed, dtype=chunk.rows.dtype)
         if self.what == "transform":
             return np.array(self.model.transform(self.params, chunk))  # type: ignore[attr-defined]
         if self.what == "labels" and isinstance(self.model, _HasAssign):
@@ -70,6 +91,10 @@ class RowFunction:
 class _Several:
     functions: tuple[RowFunction, ...]
 
+    @property
+    def handles_missing(self) -> bool:
+        return all(function.handles_missing for function in self.functions)
+
     def __call__(self, chunk: Chunk) -> dict[str, Array]:
         return {function.what: function(chunk) for function in self.functions}
 
@@ -80,6 +105,10 @@ class _Several:
 @dataclass(frozen=True, eq=False)
 class _SumLogProb:
     function: RowFunction
+
+    @property
+    def handles_missing(self) -> bool:
+        return self.function.handles_missing
 
     def __call__(self, chunk: Chunk) -> tuple[float, float]:
         log_prob = self.function(chunk)
@@ -101,13 +130,13 @@ def predict_rows(
     width : k, the columns of ``"proba"`` and ``"transform"``.
     lazy : return a Dask array, computed when and where the caller wishes, instead of a numpy array.
     """
-    results = 16 * _width(what, width) * max(map(len, data.units()))
+    shape, dtype = _row(what, width, data)
+    results = 16 * math.prod(shape) * max(map(len, data.units()))
     engine = start_engine(data, model, results=results, cache="none", memory_limit=memory_limit)
     function = RowFunction(model, params, what)
     if not lazy:
         return eager_rows(engine, function)
-    shape = (width,) if what in ("proba", "transform") else ()
-    return lazy_rows(engine, function, shape, np.int64 if what == "labels" else np.float64)
+    return lazy_rows(engine, function, shape, dtype)
 
 
 def evaluate(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> Expectation:
@@ -152,11 +181,11 @@ def predict_to_store(
     unknown = [name for name in what if name not in RESULTS]
     if unknown or not what:
         raise OptionError(f"cannot write {unknown or 'nothing'}: choose from {', '.join(RESULTS)}.")
-    row_bytes = sum(8 * _width(name, width) for name in what)
+    arrays = {name: _row(name, width, data) for name in what}
+    row_bytes = sum(8 * math.prod(shape) for shape, _ in arrays.values())
     rows = _write_rows_of(data, width)
     # A write unit's results are there twice: block by block, and joined to be written.
     engine = start_engine(data, model, results=2 * rows * row_bytes, cache="none", memory_limit=memory_limit)
-    arrays = {name: ((width,) if name in ("proba", "transform") else (), _dtype(name)) for name in what}
     check_apart(url, data.sources)
     output = create_output(url, arrays, data.n_rows, rows, overwrite=overwrite, attributes=attributes)
     if planned is not None:
@@ -172,9 +201,8 @@ def _write_rows_of(data: Dataset, width: int) -> int:
     return min(data.n_rows, first * max(1, WRITE_BYTES // (first * row_bytes)))
 
 
-def _width(name: str, width: int) -> int:
-    return width if name in ("proba", "transform") else 1
-
-
-def _dtype(name: str) -> str:
-    return "int64" if name == "labels" else "float64"
+def _row(name: str, width: int, data: Dataset) -> tuple[tuple[int, ...], str]:
+    """Return the shape and the type of what a result says of one row."""
+    if name == "imputed":
+        return (data.n_features,), str(data.dtype)
+    return (width,) if name in ("proba", "transform") else (), "int64" if name == "labels" else "float64"

@@ -70,6 +70,10 @@ def open_checkpoints(
         if resume == "must":
             raise OptionError("resume='must' needs a directory to go on from: give checkpoint= (--checkpoint).")
         return Unkept()
+    if "://" in os.fspath(directory):
+        raise OptionError(
+            f"checkpoint={directory!r} is a URL; checkpoints need a directory of a local or shared file system."
+        )
     given = None if starts is None else list(starts)
     identity = describe(model=model, algorithm=algorithm, stop=rules, params=given, **options)
     known = record_classes(model, algorithm, given)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Float, HasSupport, Int
+from daskem.core import Array, Chunk, Float, HasSupport, Int, handles_missing
 from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
 from daskem.models import Gaussian
-from daskem.models.initialization import assign
+from daskem.models.initialization import assign, fill_holes, means_present, unique_rows
 
 __all__ = ["ROUNDS", "check_init_sample", "check_rows", "check_side_columns", "components_of", "distinct", "draw_start"]
 
@@ -33,11 +33,12 @@ MAX_NAMED = 10
 def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
     """Return the rows that ``model.init`` gets: a uniform sample, or the weighted candidates of k-means||."""
     rng = np.random.Generator(np.random.Philox(key=engine.seed, counter=[0, 0, 1, 0]))
-    k = components_of(model) or 1
+    k, missing = components_of(model) or 1, handles_missing(model)
     if init_sample == "k-means||":
-        sample = _oversample(engine, k, rng)
+        sample = _oversample(engine, k, rng, missing)
     else:
-        sample = distinct(engine.sample(engine.plan.sample_rows, rng))
+        sample = distinct(engine.sample(engine.plan.sample_rows, rng, missing=missing))
+    _check_present(engine.data, sample)
     if isinstance(model, HasSupport) and model.unsupported(None, sample.rows):
         # Where such a row lies is known to a pass alone, which fails there.
         engine.fold(_Supported(model), tree.add)
@@ -48,11 +49,28 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
     return sample
 
 
+def _check_present(data: Dataset, sample: Chunk) -> None:
+    """Refuse a feature without any value."""
+    empty = np.flatnonzero(np.isnan(sample.rows).all(axis=0)).tolist()
+    if empty:
+        raise DataError(
+            f"{data.rows.name}: feature(s) {_names(data, empty)} are missing (NaN) in all rows drawn for the start. "
+            "Nothing can be learnt of a feature without values: leave it out, or, where a few rows have it, draw more "
+            "rows with init_sample."
+        )
+
+
+def _names(data: Dataset, features: list[int]) -> str:
+    names = [data.rows.columns[i] if data.rows.columns else i for i in features[:MAX_NAMED]]
+    more = f" and {len(features) - MAX_NAMED} more" if len(features) > MAX_NAMED else ""
+    return f"{', '.join(map(str, names))}{more}"
+
+
 def _check_distinct(data: Dataset, sample: Chunk, n_components: int) -> None:
     """Refuse to look for several components in copies of one row; warn where components outnumber distinct rows."""
     # The sample holds a row once for each of its labels, -1 among them.
     few = len(sample) <= n_components * (n_components + 1)
-    n_distinct = len(np.unique(sample.rows, axis=0)) if few else n_components
+    n_distinct = len(unique_rows(sample.rows)[0]) if few else n_components
     if n_distinct == 1 and n_components > 1:
         raise DataError(
             f"{data.rows.name} has one distinct row: all that were drawn for the start are equal, so that "
@@ -69,13 +87,11 @@ def _check_distinct(data: Dataset, sample: Chunk, n_components: int) -> None:
 
 
 def _warn_of_constants(data: Dataset, sample: Chunk, reg_covar: float) -> None:
-    constant = np.flatnonzero((sample.rows == sample.rows[:1]).all(axis=0)).tolist()
+    constant = np.flatnonzero(np.nanmin(sample.rows, axis=0) == np.nanmax(sample.rows, axis=0)).tolist()
     if not constant:
         return
-    names = [data.rows.columns[i] if data.rows.columns else i for i in constant[:MAX_NAMED]]
-    more = f" and {len(constant) - MAX_NAMED} more" if len(constant) > MAX_NAMED else ""
     warnings.warn(
-        f"{data.rows.name}: constant feature(s) {', '.join(map(str, names))}{more} in all rows drawn for the start. "
+        f"{data.rows.name}: constant feature(s) {_names(data, constant)} in all rows drawn for the start. "
         f"Their variance is the floor alone (reg_covar={reg_covar:g}), and adds a constant to every log density. "
         "Leave them out if they are constant throughout.",
         DaskEMWarning,
@@ -104,8 +120,8 @@ def distinct(sample: Chunk) -> Chunk:
     """
     n_features = sample.rows.shape[1]
     keys = sample.rows if sample.labels is None else np.column_stack([sample.rows, sample.labels])
-    rows, which = np.unique(keys, axis=0, return_inverse=True)
-    weight = np.bincount(which.ravel(), sample.weight, len(rows)).astype(np.float64)
+    rows, which = unique_rows(keys)
+    weight = np.bincount(which, sample.weight, len(rows)).astype(np.float64)
     labels = None
     if sample.labels is not None:
         known = rows[:, n_features] if sample.labels.ndim == 1 else rows[:, n_features:]
@@ -119,6 +135,10 @@ class _Supported:
 
     model: HasSupport
 
+    @property
+    def handles_missing(self) -> bool:
+        return handles_missing(self.model)
+
     def __call__(self, chunk: Chunk) -> float:
         return math.nan if self.why(chunk.rows) else 0.0
 
@@ -127,21 +147,29 @@ class _Supported:
 
 
 @dataclass(frozen=True, eq=False)
-class _Draw:
-    """Per-block work of a round of k-means||: the cost of the rows, and rows drawn in proportion to theirs."""
+class _OfBlocks:
+    """What the passes of k-means|| know: the centres so far, and the values (d,) that stand in for missing ones."""
 
     centres: Float
+    fill: Float
+    handles_missing: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw(_OfBlocks):
+    """Per-block work of a round of k-means||: the cost of the rows, and rows drawn in proportion to theirs."""
+
     rate: float
     round: int
     seed: int
 
     def __call__(self, chunk: Chunk) -> tuple[float, Array, Float]:
-        cost = _cost(chunk, self.centres)[0]
+        cost = _cost(chunk, self.centres, self.fill)[0]
         uniform = Chunk(chunk.rows, start=chunk.start, seed=self.seed).uniform(self.round, 1)[:, 0]
         with np.errstate(over="ignore"):
             drawn = uniform < self.rate * cost
         # A row would be drawn at any rate above this.
-        return float(cost.sum()), chunk.rows[drawn], uniform[drawn] / cost[drawn]
+        return float(cost.sum()), fill_holes(chunk.rows[drawn], self.fill), uniform[drawn] / cost[drawn]
 
 
 def _join_draws(a: tuple[float, Array, Float], b: tuple[float, Array, Float]) -> tuple[float, Array, Float]:
@@ -154,42 +182,45 @@ def _join_draws(a: tuple[float, Array, Float], b: tuple[float, Array, Float]) ->
 
 
 @dataclass(frozen=True, eq=False)
-class _Count:
+class _Count(_OfBlocks):
     """Per-block work at the end of k-means||: the weight of the rows nearest to each centre."""
 
-    centres: Float
-
     def __call__(self, chunk: Chunk) -> Float:
-        _, nearest, weight = _cost(chunk, self.centres)
+        _, nearest, weight = _cost(chunk, self.centres, self.fill)
         return np.bincount(nearest, weight, len(self.centres)).astype(np.float64)
 
 
-def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator) -> Chunk:
+def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator, missing: bool) -> Chunk:
     """Return candidate centres, weighted with the rows nearest to them; `ROUNDS` + 1 passes.
 
     Bahmani, Moseley, Vattani, Kumar & Vassilvitskii (2012), Scalable k-means++, PVLDB 5(7), algorithm 2: in each round
     a row is drawn with probability l d^2(x, C) / phi, independently of all others. Their phi, the cost of all rows,
     takes a pass of its own in each round; here it is estimated from a uniform sample, rows are drawn at a rate that is
     rather too high, and those that the true phi, known at the end of the pass, would not have drawn are dropped.
+    Missing values count, and are drawn, as the feature's mean in the sample.
     """
-    sample = engine.sample(engine.plan.sample_rows, rng)
+    sample = engine.sample(engine.plan.sample_rows, rng, missing=missing)
+    _check_present(engine.data, sample)
+    fill = means_present(sample.rows, np.ones(len(sample)))
+    sample = replace(sample, rows=fill_holes(sample.rows, fill))
     centres = sample.rows[[int(rng.integers(len(sample)))]].astype(np.float64)
     wanted = OVERSAMPLING * n_clusters
     for i in range(ROUNDS):
-        phi = float(_cost(sample, centres)[0].mean()) * engine.data.n_rows
+        phi = float(_cost(sample, centres, fill)[0].mean()) * engine.data.n_rows
         rate = SURPLUS * wanted / phi if phi else np.finfo(np.float64).max
-        cost, rows, rates = engine.fold(_Draw(centres, rate, i + 1, engine.seed), _join_draws)
+        cost, rows, rates = engine.fold(_Draw(centres, fill, missing, rate, i + 1, engine.seed), _join_draws)
         if cost == 0.0:
             break
         centres = np.concatenate([centres, rows[rates < wanted / cost].astype(np.float64)])
-    counts = engine.fold(_Count(centres), tree.add)
+    counts = engine.fold(_Count(centres, fill, missing), tree.add)
     return Chunk(centres[counts > 0], counts[counts > 0], seed=engine.seed)
 
 
-def _cost(chunk: Chunk, centres: Float) -> tuple[Float, Int, Float]:
+def _cost(chunk: Chunk, centres: Float, fill: Float) -> tuple[Float, Int, Float]:
     """Return each row's weighted squared distance to its nearest centre, that centre, and the row's weight."""
+    rows = fill_holes(chunk.rows, fill)
     # Relative to the first centre: coordinates far from zero would cancel in |x|^2 - 2 x c + |c|^2.
-    nearest, distance = assign(chunk.rows - centres[0], centres - centres[0])
+    nearest, distance = assign(rows - centres[0], centres - centres[0])
     weight: Float = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
     return np.where(weight > 0, weight * distance, 0.0), nearest, weight
 

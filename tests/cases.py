@@ -178,6 +178,11 @@ def blobs(rng: np.random.Generator, n: int) -> np.ndarray:
     return 100.0 + 2.5 * which[:, None] + np.einsum("nij,nj->ni", mix[which], rng.standard_normal((n, 3)))
 
 
+def blobs_with_holes(rng: np.random.Generator, n: int) -> np.ndarray:
+    """`blobs` with three holes in ten values, some rows without any value."""
+    return np.where(rng.random((n, 3)) < 0.3, np.nan, blobs(rng, n))
+
+
 def heads(rng: np.random.Generator, n: int) -> np.ndarray:
     """Heads among ten tosses of one of two coins."""
     return rng.binomial(10, rng.choice([0.3, 0.8], size=(n, 1)))
@@ -334,4 +339,31 @@ CASES = [
         blobs,
     ),
     Case("variational weights of Gaussians", VariationalMixture(Gaussian("full", 0.0, "conjugate"), 2), blobs),
+    *(
+        Case(
+            f"Gaussian mixture with holes, {covariance}",
+            Mixture(Gaussian(covariance, 0.0, missing=True), 2),
+            blobs_with_holes,
+        )
+        for covariance in ("full", "tied", "diag", "spherical", "tied_diag")
+    ),
+    Case(
+        "Gaussian mixture with holes, a prior, weights and labels",
+        Mixture(Gaussian("full", 0.0, "conjugate", missing=True), 2),
+        blobs_with_holes,
+        weighted=True,
+        n_labels=2,
+    ),
+    Case("Gaussian family with holes", family_model(Gaussian("full", 0.0, missing=True), 2), blobs_with_holes),
+    Case(
+        "product with holes in a Gaussian",
+        Mixture(
+            models.Product(
+                {"size": Gaussian("full", 0.0, missing=True), "flags": models.Bernoulli(0.5)},
+                {"size": [0, 1, 2], "flags": [3, 4, 5, 6]},
+            ),
+            2,
+        ),
+        beside(blobs_with_holes, with_holes(binary)),
+    ),
 ]

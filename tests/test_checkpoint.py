@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import json
@@ -20,6 +21,7 @@ import psutil
 import pytest
 import zarr
 from fakes import Balls, Centers, bits, clouds
+from safetensors import SafetensorError
 
 import daskem
 from daskem import Anderson, Auto, BatchEM, FitResult, IncrementalEM, MaxSteps, Progressive, Squarem, StepwiseEM, tree
@@ -199,6 +201,8 @@ def test_there_must_be_one_where_that_is_asked_for(tmp_path):
         fit(resume="must")
     with pytest.raises(OptionError, match="one of 'auto', 'never', 'must'"):
         fit(checkpoint=tmp_path, resume="perhaps")
+    with pytest.raises(OptionError, match="local or shared file system"):
+        fit(checkpoint="s3://bucket/kept")
     with pytest.raises(OptionError, match="not negative"):
         fit(checkpoint=tmp_path, checkpoint_interval=-1)
 
@@ -317,6 +321,7 @@ class FaultyDisk:
         (os, "listdir"),
         (os, "stat"),
         (os, "fstat"),
+        (builtins, "open"),
         (sealed, "save_file"),
     )
 
@@ -418,7 +423,7 @@ def kept_in_again(kept: module.Checkpoints) -> Iterator[module.Checkpoints]:
 
 def test_a_second_failure_in_a_row_ends_the_fit(tmp_path, monkeypatch):
     def full(*args: Any, **options: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("Error while serializing: No space left on device")
 
     with kept_in(tmp_path) as kept:
         kept.save(kept_fit(1))

@@ -505,22 +505,22 @@ def test_steps_left_follow_the_decay_of_the_gain():
 
 
 def test_progress_lines_tell_rate_gain_and_time_left():
-    progress = PassProgress(1_000_000, 8_000_000, 4, tol=0.1, max_steps=100, quiet=True)
+    progress = PassProgress(1_000_000, 8_000_000, 4, tol=0.1, max_passes=100, quiet=True)
     for number, objective in enumerate([0.0, 8.0, 12.0, 14.0, 15.0], start=1):
         progress(step(number, objective), None)
     line = progress.line(step(5, 15.0))
-    assert line == "step 5  objective 15  gain 1  2 s, 500,000 rows/s, 4 MB/s  about 8 s left"
+    assert line == "step 5  pass 5.0  objective 15  gain 1  2 s, 500,000 rows/s, 4 MB/s  about 8 s left"
 
 
 def test_time_left_is_a_bound_where_steps_do_not_converge_yet():
-    progress = PassProgress(10, 80, 1, rule="change", tol=0.1, max_steps=11, quiet=True)
+    progress = PassProgress(10, 80, 1, rule="change", tol=0.1, max_passes=11, quiet=True)
     progress(step(1, -1.0, change=3.0), None)
     assert progress.time_left() == "at most 20 s left"
 
 
 def test_progress_on_a_terminal_shows_a_bar_and_a_line_a_pass(capsys):
     console = Console(force_terminal=True, width=120, highlight=False)
-    with PassProgress(1_000, 8_000, 2, console=console, max_steps=3) as progress:
+    with PassProgress(1_000, 8_000, 2, console=console, max_passes=3) as progress:
         for _ in range(3):
             progress.unit_done()
         progress(step(1, -1.5), None)

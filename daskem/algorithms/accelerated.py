@@ -57,6 +57,7 @@ class Squarem:
 
     growth: float = 4.0
     needs: ClassVar[tuple[type, ...]] = (HasVector,)
+    full_passes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.growth > 1:
@@ -158,6 +159,7 @@ class Anderson:
     depth: int = 5
     damping: float = 1e-6
     needs: ClassVar[tuple[type, ...]] = (HasVector,)
+    full_passes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.depth < 1 or not self.damping >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from daskem.algorithms.points import evaluate, log_step
 from daskem.core import Params, Problem, StepInfo
@@ -22,6 +23,8 @@ class BatchState:
 @dataclass(frozen=True)
 class BatchEM:
     """EM as Dempster, Laird & Rubin (1977) state it: one E-step over all rows, one M-step; one pass a step."""
+
+    full_passes: ClassVar[bool] = True
 
     def init(self, problem: Problem, params: Params) -> BatchState:
         return BatchState(params)

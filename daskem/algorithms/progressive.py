@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
@@ -160,6 +161,8 @@ class Auto:
     Data of one work unit, and models or data that samples do not suit, are fitted by `BatchEM` (with `Anderson`'s
     acceleration where there are several units and the model has vectors); all other by `Progressive`.
     """
+
+    full_passes: ClassVar[bool] = True
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the largest sample that might be drawn."""

@@ -10,6 +10,7 @@ from daskem.cli.demo import demo_command
 from daskem.cli.diagnosing import diagnose_command
 from daskem.cli.fitting import fit_group, plan_group
 from daskem.cli.making import generate_command
+from daskem.cli.reporting import report_command
 from daskem.cli.showing import inspect_command
 from daskem.cli.submitting import status_command, submit_command
 
@@ -31,6 +32,7 @@ for command in (
     inspect_command,
     plan_group,
     predict_command,
+    report_command,
     score_command,
     status_command,
     submit_command,

@@ -22,7 +22,7 @@ from daskem.cli.options import (
 )
 from daskem.cli.own import load, model_option
 from daskem.cli.tables import n_components, n_features
-from daskem.core import HasLogProb, HasNParameters, HasPosterior, require
+from daskem.core import HasLogProb, HasNParameters, HasPosterior, handles_missing, require
 from daskem.data import Dataset
 from daskem.engine.watch import watch_units
 from daskem.errors import DataError, OptionError
@@ -41,6 +41,7 @@ __all__ = ["open_for", "predict_command", "score_command"]
 @click.option("--proba", is_flag=True, help="Also the probability of each component, (rows, k).")
 @click.option("--log-prob", is_flag=True, help="Also the log density of each row, nats.")
 @click.option("--transform", is_flag=True, help="Also the distance to each center (k-means), (rows, k).")
+@click.option("--impute", is_flag=True, help="Also the rows with missing values filled in (array imputed).")
 @model_option
 @overwrite_option
 @engine_options
@@ -53,13 +54,14 @@ def predict_command(
     proba: bool,
     log_prob: bool,
     transform: bool,
+    impute: bool,
     overwrite: bool,
     where: EngineOptions,
     report: ReportOptions,
 ) -> None:
     """Write the most probable component of each row of DATA, by MODEL, to a Zarr group: array ``labels``."""
     loaded = load(model, own)
-    chosen = {"proba": proba, "log_prob": log_prob, "transform": transform}
+    chosen = {"proba": proba, "log_prob": log_prob, "transform": transform, "imputed": impute}
     chosen = {"labels": _labels_rows(loaded.model) or not any(chosen.values()), **chosen}
     what = [name for name, wanted in chosen.items() if wanted]
     _check_what(loaded.model, what)
@@ -129,6 +131,10 @@ def _check_what(model: Any, what: list[str]) -> None:
         require(model, HasPosterior, "assigning rows to components")
     if "log_prob" in what:
         require(model, HasLogProb, "log densities (--log-prob)")
+    if "imputed" in what and not handles_missing(model):
+        raise OptionError(
+            f"--impute needs a model fitted with --missing nan, which this {type(model).__name__} was not."
+        )
     if "transform" in what and not hasattr(model, "transform"):
         raise OptionError(f"--transform gives distances to centers, which a {type(model).__name__} does not have.")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from daskem.cli.fitting import data_summary, run_fit
 from daskem.cli.models import KINDS, FitSpec
 from daskem.cli.options import ReportOptions, overwrite_option, report_options
 from daskem.cli.own import load
+from daskem.cli.provenance import peak_memory
 from daskem.core import Float, Params
 from daskem.data import open_dataset, open_source
 from daskem.data.generated import LABELS
@@ -33,7 +32,7 @@ from daskem.persist import check_new_file, save_model
 from daskem.predict import predict_to_store, score
 from daskem.report.progress import duration, size
 
-__all__ = ["compare", "demo_command", "match", "peak_memory"]
+__all__ = ["compare", "demo_command", "match"]
 
 # A few seconds a pass on two cores, and several times more data than memory.
 ROWS, FEATURES, COMPONENTS = 8_000_000, 24, 5
@@ -202,13 +201,6 @@ def compare(truth: Truth, params: Params, order: list[int]) -> list[dict[str, An
         }
         for k, j in enumerate(order)
     ]
-
-
-def peak_memory() -> int:
-    """Return the largest resident size that this process has had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _agreement(run: _Run, order: list[int]) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from daskem.algorithms import Auto
 from daskem.cli.app import announce, to_json
 from daskem.cli.models import KINDS, FitSpec, Kind, shared_options
 from daskem.cli.options import (
@@ -23,6 +24,7 @@ from daskem.cli.options import (
     report_options,
 )
 from daskem.cli.own import own_kind
+from daskem.cli.provenance import RememberedCommand, command_line, peak_memory, versions
 from daskem.cli.signals import stop_signals
 from daskem.cli.tables import component_table, shown
 from daskem.core import objective_kind
@@ -73,7 +75,7 @@ def _fit_command(name: str, kind: Kind) -> click.Command:
         _own(kind, output(overwrite_option(fit_engine_options(checkpoint_options(report_options(command))))))
     )
     told = f"Fit {kind.title} to DATA: {_DATA}"
-    return click.command(name, help=told, short_help=kind.title)(decorated)
+    return click.command(name, cls=RememberedCommand, help=told, short_help=kind.title)(decorated)
 
 
 def _plan_command(name: str, kind: Kind) -> click.Command:
@@ -115,20 +117,24 @@ def run_fit(
     data: Dataset,
     *,
     cache: str = "auto",
+    compress: str = "auto",
     memory_limit: Any = None,
     kept: CheckpointOptions | None = None,
     quiet: bool = False,
 ) -> FitResult:
     """Fit what `spec` says to `data`, showing progress on standard error."""
     spec.check(data)
-    kind, model = spec.kind, spec.model(data)
+    kind, model, algorithm = spec.kind, spec.model(data), spec.make_algorithm()
+    if not isinstance(algorithm, Auto):
+        # What Auto chooses, it says itself.
+        announce(f"daskem: algorithm {spec.algorithm}", quiet)
     progress = PassProgress(
         data.n_rows,
         data.nbytes,
         len(data.units()),
         rule=kind.rule,
         tol=0.0 if spec.tol == "statistical" else spec.tol,
-        max_steps=spec.max_iter,
+        max_passes=spec.max_iter,
         objective_name=objective_kind(model, kind.objective_name),
         quiet=quiet,
     )
@@ -136,13 +142,14 @@ def run_fit(
         return fit(
             model,
             data,
-            algorithm=spec.make_algorithm(),
+            algorithm=algorithm,
             stop=spec.stop(data),
             callbacks=[progress],
             n_init=spec.starts,
             init_sample=spec.init_sample,
             seed=spec.seed,
             cache=cache,
+            compress=compress,
             memory_limit=memory_limit,
             **asdict(kept or CheckpointOptions()),
         )
@@ -168,10 +175,19 @@ def _fit(
     with where.connect():
         data = source.open()
         announce(f"daskem: {describe_data(data)}", report.quiet)
-        result = run_fit(spec, data, cache=where.cache, memory_limit=where.memory_limit, kept=kept, quiet=report.quiet)
+        result = run_fit(
+            spec,
+            data,
+            cache=where.cache,
+            compress=where.compress,
+            memory_limit=where.memory_limit,
+            kept=kept,
+            quiet=report.quiet,
+        )
     if not result.converged:
         announce(f"daskem: warning: not converged: {result.reason}. Allow more steps, or try --n-init.", report.quiet)
-    summary = {**result.summary(), "options": spec.as_dict(), "data": data_summary(data)}
+    made = {"command": command_line(), "versions": versions(), "peak_memory": peak_memory()}
+    summary = {**result.summary(), "options": spec.as_dict(), "data": data_summary(data), **made}
     save_model(output, result.model, result.params, metadata=summary, overwrite=overwrite)
     if report.json:
         found = shown(result.model, result.params)
@@ -201,14 +217,16 @@ def _plan(spec: FitSpec, source: DataOptions, where: EngineOptions, as_json: boo
 
 def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
     """Return the outcome of a fit for people."""
-    passes = sum(info.seconds for info in result.trace)
-    rate = data.n_rows * result.n_steps / max(passes, 1e-9) / 1e6
+    steps = sum(info.seconds for info in result.trace)
+    rate = data.n_rows * result.passes / max(steps, 1e-9) / 1e6
     ended = "converged" if result.converged else "stopped"
     lines = [
         f"{ended} after {result.n_steps} steps: {result.reason}",
         f"{objective_kind(result.model, spec.kind.objective_name)} {result.objective:.8g} {spec.kind.unit}",
-        f"{duration(result.seconds)} in all, {duration(passes)} in passes ({rate:.3g}M rows/s)",
+        f"{duration(result.seconds)} in all, {duration(steps)} in {result.passes:.4g} passes ({rate:.3g}M rows/s)",
     ]
+    if result.patterns is not None:
+        lines.append(f"{result.patterns:,} of {data.n_rows:,} rows are distinct; each step took these alone")
     if result.events:
         repaired = len({event.component for event in result.events})
         what = "1 component" if repaired == 1 else f"{repaired} components"

@@ -12,6 +12,7 @@ import click
 
 from daskem import models
 from daskem.algorithms import ALGORITHMS, Change, Gain, MaxPasses, MaxSeconds, rounding_of
+from daskem.cli.options import made_of
 from daskem.core import Algorithm, Model, StopRule
 from daskem.data import Dataset
 from daskem.errors import DataError, OptionError
@@ -71,6 +72,7 @@ class FitSpec:
     max_seconds: float | None = None
     seed: int = 0
     algorithm: str = "auto"
+    algorithm_settings: tuple[str, ...] = ()
 
     def model(self, data: Dataset) -> Model:
         """Return the model, `data` being what it will be fitted to."""
@@ -85,7 +87,11 @@ class FitSpec:
 
     def make_algorithm(self) -> Algorithm:
         """Return the algorithm; Lloyd's is what batch EM of k-means is called."""
-        return ALGORITHMS["batch" if self.algorithm == "lloyd" else self.algorithm]()
+        make = ALGORITHMS["batch" if self.algorithm == "lloyd" else self.algorithm]
+        algorithm: Algorithm = made_of(
+            f"--algorithm {self.algorithm}", make, self.algorithm_settings, "--algorithm-set"
+        )
+        return algorithm
 
     @property
     def starts(self) -> int:
@@ -138,6 +144,13 @@ def shared_options(kind: Kind) -> tuple[Decorator, ...]:
         option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."),
         option(
             "--algorithm", type=click.Choice(kind.algorithms), default=kind.algorithms[0], help="How parameters move."
+        ),
+        option(
+            "--algorithm-set",
+            "algorithm_settings",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="An option of the algorithm, such as batch_rows=50000 of stepwise.",
         ),
     )
 
@@ -192,6 +205,13 @@ _OWN = {
     ),
     "prior": click.option(
         "--prior", type=click.Choice(["conjugate"]), help="Prior that keeps covariances from collapsing."
+    ),
+    "missing": click.option(
+        "--missing",
+        type=click.Choice(["raise", "nan"]),
+        default="raise",
+        callback=lambda ctx, param, value: value == "nan",
+        help="Whether NaN is an error or a missing value.",
     ),
     "pseudo_count": click.option(
         "--pseudo-count", type=click.FloatRange(min=0), default=0.0, help="Rows that the conjugate prior counts as."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +15,7 @@ import click
 from daskem.cli.app import warnings_only
 from daskem.data import Dataset, open_dataset
 from daskem.data.selection import NameOrIndex
-from daskem.engine import CACHE_MODES, parse_bytes
+from daskem.engine import CACHE_MODES, COMPRESS_MODES, parse_bytes
 from daskem.engine.cluster import connect
 from daskem.errors import OptionError
 from daskem.persist import RESUME
@@ -29,6 +31,8 @@ __all__ = [
     "engine_options",
     "fit_engine_options",
     "labelled_options",
+    "made_of",
+    "optional_data_options",
     "overwrite_option",
     "report_options",
     "split_names",
@@ -56,6 +60,33 @@ def as_one(name: str, kind: type[Any], *options: Decorator) -> Decorator:
     return decorate
 
 
+def made_of(what: str, make: Callable[..., Any], settings: Iterable[str], flag: str) -> Any:
+    """Return ``make(name=value, ...)`` of settings ``NAME=VALUE``, the values as in JSON or else text.
+
+    Raises
+    ------
+    OptionError
+        If a setting has another form, or `make` does not take it; names what it takes.
+    """
+    given = dict(_setting(text, flag) for text in settings)
+    try:
+        inspect.signature(make).bind(**given)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(make).parameters) or "none"
+        raise OptionError(f"{what} cannot be made: {error}. Its options ({flag}) are: {takes}.") from error
+    return make(**given)
+
+
+def _setting(text: str, flag: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not (separator and name.isidentifier()):
+        raise OptionError(f"{flag} {text!r} is not NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
 def split_names(text: str | None) -> list[str] | None:
     """Return the names in ``"a, b,c"``, None of None."""
     return None if text is None else [name.strip() for name in text.split(",")]
@@ -79,9 +110,9 @@ def _row_range(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where rows are, and which of them to take."""
+    """Where rows are, and which of them to take; `data` is None only where a command can do without."""
 
-    data: str
+    data: str | None
     array: str | None = None
     columns: str | None = None
     rows: slice | None = None
@@ -111,6 +142,7 @@ class EngineOptions:
     """Where passes run, and within which memory."""
 
     cache: str = "auto"
+    compress: str = "auto"
     memory_limit: str | None = None
     scheduler: str | None = None
     workers: int | None = None
@@ -156,6 +188,9 @@ _LABELS = click.option("--labels", metavar="PATH", help="Component of each row, 
 data_options = as_one("source", DataOptions, *_DATA)
 weight_options = as_one("source", DataOptions, *_DATA, _WEIGHTS)
 labelled_options = as_one("source", DataOptions, *_DATA, _WEIGHTS, _LABELS)
+optional_data_options = as_one(
+    "source", DataOptions, click.argument("data", required=False), *_DATA[1:], _WEIGHTS, _LABELS
+)
 
 _ENGINE = (
     click.option("--memory-limit", metavar="SIZE", help="Memory a process may reach, such as 2GB."),
@@ -167,9 +202,12 @@ _ENGINE = (
     click.option("--workers", type=click.IntRange(min=1), help="Worker processes to start here for this command."),
 )
 _CACHE = click.option("--cache", type=click.Choice(CACHE_MODES), default="auto", help="Keep decoded rows in memory.")
+_COMPRESS = click.option(
+    "--compress", type=click.Choice(COMPRESS_MODES), default="auto", help="Count distinct rows once, and fit these."
+)
 
 engine_options = as_one("where", EngineOptions, *_ENGINE)
-fit_engine_options = as_one("where", EngineOptions, _CACHE, *_ENGINE)
+fit_engine_options = as_one("where", EngineOptions, _CACHE, _COMPRESS, *_ENGINE)
 
 checkpoint_options = as_one(
     "kept",
@@ -178,7 +216,7 @@ checkpoint_options = as_one(
         "--checkpoint",
         metavar="DIR",
         type=click.Path(file_okay=False),
-        help="Commit the fit to DIR as it goes. The same command goes on from there, also after SIGTERM or SIGUSR1.",
+        help="Commit the fit to DIR as it goes; SIGTERM and SIGUSR1 end it with code 75. The same command goes on.",
     ),
     click.option(
         "--checkpoint-interval",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +14,7 @@ import click
 
 from daskem import models
 from daskem.cli.models import FitSpec, Kind
+from daskem.cli.options import made_of
 from daskem.core import Model
 from daskem.errors import ContractError, OptionError
 from daskem.persist import LoadedModel, check_storable, inspect_model, load_model
@@ -105,13 +104,7 @@ def _module(where: str) -> ModuleType:
 
 
 def _make(where: str, make: Callable[..., Any], spec: FitSpec) -> Model:
-    settings = dict(map(_setting, spec.own["settings"]))
-    try:
-        inspect.signature(make).bind(**settings)
-    except TypeError as error:
-        takes = ", ".join(inspect.signature(make).parameters) or "none"
-        raise OptionError(f"{where} cannot be made: {error}. Its options (--set) are: {takes}.") from error
-    model: Model = make(**settings)
+    model: Model = made_of(where, make, spec.own["settings"], "--set")
     missing = [name for name in METHODS if not callable(getattr(model, name, None))]
     if missing:
         raise ContractError(
@@ -120,16 +113,6 @@ def _make(where: str, make: Callable[..., Any], spec: FitSpec) -> Model:
         )
     check_storable(model)
     return model
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not (separator and name.isidentifier()):
-        raise OptionError(f"--set {text!r} is not NAME=VALUE.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _classes_beside(where: str) -> list[type]:

@@ -13,10 +13,12 @@ from daskem.cli.app import columns_of
 from daskem.core import Array, Chunk, Float, Params
 from daskem.models.natural import NaturalFamily
 
-__all__ = ["component_table", "n_components", "n_features", "shown"]
+__all__ = ["component_cells", "component_table", "n_components", "n_features", "shown"]
 
 # Figures of a component that a table shows of each kind, such as the means of the first features.
 SHOWN = 6
+# What a table of a model without components shows.
+LEAVES = ["parameter", "value"]
 SINGULAR = {"probabilities": "probability"}
 
 
@@ -57,9 +59,19 @@ def shown(model: Any, params: Params) -> dict[str, Any]:
 
 def component_table(model: Any, params: Params, columns: Sequence[str] | None = None) -> str:
     """Return the components as text, the heaviest first; of many features only the first."""
+    header, lines, note = component_cells(model, params, columns)
+    if header == LEAVES:
+        return "\n".join(f"{name:<11} {text}" for name, text in lines)
+    return columns_of(header, lines) + (f"\n({note})" if note else "")
+
+
+def component_cells(
+    model: Any, params: Params, columns: Sequence[str] | None = None
+) -> tuple[list[str], list[list[str]], str]:
+    """Return header, lines and a note of a table of the components; of the parameters, for a model without any."""
     figures = list(_figures(model, params, columns))
     if not figures:
-        return "\n".join(f"{name or 'params':<11} {_text(leaf)}" for name, leaf in tree.leaves(params))
+        return LEAVES, [[name or "params", _text(leaf)] for name, leaf in tree.leaves(params)], ""
     weights = getattr(params, "weights", None)
     order = range(len(figures[0].values)) if weights is None else np.argsort(-weights, kind="stable")
     header, lines = ["component"], [[str(k)] for k in order]
@@ -70,8 +82,7 @@ def component_table(model: Any, params: Params, columns: Sequence[str] | None = 
         left_out = max(left_out, len(about) - SHOWN)
         for line, k in zip(lines, order, strict=True):
             line += [f"{value:.4g}" for value in np.atleast_1d(each.values[k])[:SHOWN]]
-    more = f"\n({left_out} more features are not shown)" if left_out > 0 else ""
-    return columns_of(header, lines) + more
+    return header, lines, f"{left_out} more features are not shown" if left_out > 0 else ""
 
 
 def _figures(model: Any, params: Params, columns: Sequence[str] | None = None) -> Iterator[_Figures]:

@@ -2,15 +2,20 @@
 
 from daskem.engine.blas import one_blas_thread
 from daskem.engine.passes import Engine, start_engine
+from daskem.engine.patterns import COMPRESS_MODES, CompressedProblem, check_compress, compressed
 from daskem.engine.planner import CACHE_MODES, Plan, parse_bytes
 from daskem.engine.problem import DataProblem
 from daskem.engine.rows import eager_rows, lazy_rows, write_rows
 
 __all__ = [
     "CACHE_MODES",
+    "COMPRESS_MODES",
+    "CompressedProblem",
     "DataProblem",
     "Engine",
     "Plan",
+    "check_compress",
+    "compressed",
     "eager_rows",
     "lazy_rows",
     "one_blas_thread",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import default_client
+from distributed import default_client, span
 from distributed.system import MEMORY_LIMIT
 
 from daskem.engine.blas import one_blas_thread
@@ -53,6 +54,10 @@ class Executor:
         scheduler = self.scheduler if slots > 1 else "synchronous"
         with one_blas_thread():
             return list(dask.compute(*nodes, scheduler=scheduler, num_workers=slots))
+
+    def span(self, name: str) -> AbstractContextManager[Any]:
+        """Return a context whose tasks the dashboard of a cluster shows as one span."""
+        return span(f"daskem {name}") if self.cluster else nullcontext()
 
     def keep(self, nodes: list[Any], slots: int) -> list[Any]:
         """Return `nodes` whose values stay where they were computed; a lost worker's are computed again."""

@@ -74,7 +74,8 @@ class Engine:
         task = ExpectTask(model, tuple(members), self.plan.block_rows, self.plan.segment_rows, self.seed, step)
         shared = node(task)
         leaves = [call(expect_unit, self.parts[u.index], u.start, u.stop, u.index, shared) for u in chosen]
-        total: Partial = self.compute(reduction(leaves, self.plan.arity, lambda run: call(combine, *run)))
+        with self.executor.span(f"step {step}"):
+            total: Partial = self.compute(reduction(leaves, self.plan.arity, lambda run: call(combine, *run)))
         _check_complete(total, chosen)
         return list(total.expectations)
 
@@ -112,17 +113,17 @@ class Engine:
         ]
         return self.compute(reduction(leaves, self.plan.arity, lambda run: call(fold, how, *run)))
 
-    def sample(self, rows: int, rng: np.random.Generator) -> Chunk:
+    def sample(self, rows: int, rng: np.random.Generator, *, missing: bool = False) -> Chunk:
         """Return about `rows` rows with their weights and labels, without those of weight zero.
 
         All rows if there are no more; else rows drawn at random from one run of stored chunks in each of many units, so
-        that sorted data are seen from end to end while little is read.
+        that sorted data are seen from end to end while little is read. With `missing` they may hold NaN.
         """
         draws = [(0, self.plan.n_rows, None)] if rows >= self.plan.n_rows else self._draws(rows, rng)
         parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop, _) in enumerate(draws)])
         seed = int(rng.integers(1 << 62))
         drawn: list[Chunk] = self.compute_all(
-            [call(draw_rows, part, *draw, seed) for part, draw in zip(parts, draws, strict=True)]
+            [call(draw_rows, part, *draw, seed, missing) for part, draw in zip(parts, draws, strict=True)]
         )
         sample = replace(join(drawn), seed=self.seed)
         if len(sample) == 0:

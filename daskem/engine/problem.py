@@ -18,6 +18,7 @@ from daskem.core import (
     Params,
     Part,
     Stats,
+    handles_missing,
     offers,
 )
 from daskem.engine.passes import Engine, start_engine
@@ -77,7 +78,7 @@ class DataProblem:
                 engine = self.engine
                 limit = engine.plan.limit if not engine.plan.cluster else None
                 drawn = start_engine(
-                    draw_sample(engine, rows),
+                    draw_sample(engine, rows, handles_missing(self.model)),
                     self.model,
                     seed=engine.seed,
                     members=engine.plan.members,
@@ -114,5 +115,5 @@ class DataProblem:
         kind = replace(batch, index=0)
         with self._lock:
             if kind not in self._streams:
-                self._streams[kind] = Stream(self.engine, kind)
+                self._streams[kind] = Stream(self.engine, kind, handles_missing(self.model))
             return self._streams[kind]

@@ -81,8 +81,10 @@ def sample_share(data: Dataset, rows: int) -> float:
     return min(1.0, 2.0 * data.piece_rows() * -(-rows // CLUSTER) / data.n_rows)
 
 
-def draw_sample(engine: Engine, rows: int) -> Dataset:
+def draw_sample(engine: Engine, rows: int, missing: bool) -> Dataset:
     """Return a uniform sample of `rows` rows, in memory, with their weights and labels; one pass over the data.
+
+    With `missing` they may hold NaN.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def draw_sample(engine: Engine, rows: int) -> Dataset:
         )
     shared = (data.n_rows, rows, data.piece_rows(), engine.seed)
     drawn: list[Chunk] = engine.compute_all(
-        [call(_sample_unit, engine.parts[u.index], u.start, u.stop, *shared) for u in plan.units]
+        [call(_sample_unit, engine.parts[u.index], u.start, u.stop, shared, missing) for u in plan.units]
     )
     return _in_memory(f"a sample of {data.rows.name}", join(drawn))
 
@@ -112,11 +114,12 @@ class Stream:
     In each epoch the pieces come in another order, `batch.window` at a time; the rows of a window are permuted within
     groups of pieces, and each mini-batch takes the next share of every group. Where a mini-batch is large enough for
     several tasks there are as many groups, so that several workers take part. All that matters depends on the seed and
-    the mini-batch's number alone; what is kept here is only a cache.
+    the mini-batch's number alone; what is kept here is only a cache. With `missing` rows may hold NaN.
     """
 
     engine: Engine
     batch: Batch
+    missing: bool
 
     def __post_init__(self) -> None:
         self._windows: dict[int, Future[list[Any]]] = {}
@@ -196,7 +199,7 @@ class Stream:
         for group in self._groups(window):
             given = [shared if part is data else part for part in map(data.bind, group)]
             first = len(nodes) * data.n_rows
-            nodes.append(call(_shuffle, given, node(group), self._sample, first, epoch))
+            nodes.append(call(_shuffle, given, node(group), self._sample, first, epoch, self.missing))
         return self.engine.executor.load(nodes, self.engine.plan.slots)
 
     def _groups(self, window: int) -> list[list[Unit]]:
@@ -232,12 +235,12 @@ def _held_out(unit: Unit, n_rows: int, held_out: int, reach: int, seed: int) -> 
     return sampled_rows(unit.start, unit.stop, n_rows, held_out, reach, seed)
 
 
-def _sample_unit(data: Dataset, start: int, stop: int, n_rows: int, rows: int, reach: int, seed: int) -> Chunk:
-    return take_rows(data, start, stop, sampled_rows(start, stop, n_rows, rows, reach, seed) - start)
+def _sample_unit(data: Dataset, start: int, stop: int, sample: tuple[int, int, int, int], missing: bool) -> Chunk:
+    return take_rows(data, start, stop, sampled_rows(start, stop, *sample) - start, missing)
 
 
 def _shuffle(
-    parts: list[Dataset], units: list[Unit], sample: tuple[int, int, int, int], first: int, epoch: int
+    parts: list[Dataset], units: list[Unit], sample: tuple[int, int, int, int], first: int, epoch: int, missing: bool
 ) -> Dataset:
     """Return the rows of some pieces, but for those held out, in an order of their own in each epoch.
 
@@ -247,7 +250,7 @@ def _shuffle(
     for data, unit in zip(parts, units, strict=True):
         kept = np.ones(len(unit), bool)
         kept[_held_out(unit, *sample) - unit.start] = False
-        drawn.append(take_rows(data, unit.start, unit.stop, np.flatnonzero(kept)))
+        drawn.append(take_rows(data, unit.start, unit.stop, np.flatnonzero(kept), missing))
     chunk = join(drawn)
     bits = np.random.Philox(key=sample[-1], counter=[0, units[0].start, epoch, SHUFFLE_WORD])
     order = np.random.Generator(bits).permutation(len(chunk))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Expectation, HasSupport, Model, Params, Scratch
+from daskem.core import Array, Chunk, Expectation, HasSupport, Model, Params, Scratch, handles_missing
 from daskem.data.dataset import Dataset, blocks
 from daskem.engine.blas import one_blas_thread
 from daskem.errors import DataError, NonFiniteError
@@ -39,6 +39,10 @@ Why = Callable[[Array], tuple[int, str] | None]
 
 # Bytes of rows that are looked at in one go while a sample is drawn.
 DRAW_BYTES = 1 << 20
+HOLES_REMEDY = (
+    " Where NaN stands for a missing value, use a model that handles these: one with handles_missing, such as a "
+    "mixture of Gaussian(missing=True), in the estimators missing='nan', on the command line --missing nan."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,7 @@ def each_block(
     `function` sees other rows, or none, in place of those of weight zero. With `in_place` these keep their place and
     their values, and what is said of one that holds NaN or infinity is -1 (whole numbers) or NaN. Where it has a method
     `why`, that is asked about rows for which there is no answer: see `HasSupport.unsupported`, less the parameters.
+    NaN is a value like others for a function that handles missing values (see `daskem.core.HandlesMissing`).
 
     Raises
     ------
@@ -125,12 +130,12 @@ def each_block(
         If rows of positive weight hold NaN or infinity: no function of rows is asked to make sense of them. Or if
         `function` says NaN, infinity, or a label below zero of such a row: no component explains it.
     """
-    scratch = Scratch()
+    scratch, missing = Scratch(), handles_missing(function)
     try:
         with one_blas_thread():
             for chunk in blocks(data, start, stop, block_rows):
-                _check_rows(data, chunk)
-                given, spoiled = _whole(chunk) if in_place else (_present(chunk), None)
+                _check_rows(data, chunk, missing)
+                given, spoiled = _whole(chunk, missing) if in_place else (_present(chunk), None)
                 result = function(replace(given, scratch=scratch))
                 _check_results(data, given, result, getattr(function, "why", None))
                 yield _blanked(result, spoiled)
@@ -163,20 +168,23 @@ def load_unit(data: Dataset, start: int, stop: int) -> Dataset:
     return data.load(start, stop)
 
 
-def draw_rows(data: Dataset, start: int, stop: int, share: int | None, seed: int) -> Chunk:
-    """Return `share` rows (None for all) of ``start:stop``, drawn at random among those of positive weight."""
+def draw_rows(data: Dataset, start: int, stop: int, share: int | None, seed: int, missing: bool) -> Chunk:
+    """Return `share` rows (None for all) of ``start:stop``, drawn at random among those of positive weight.
+
+    With `missing` they may hold NaN.
+    """
     weight = None if data.weight is None else data.weight.read(start, stop)[:, 0]
     chosen = np.arange(stop - start) if weight is None else np.flatnonzero(weight > 0)
     if share is not None and share < len(chosen):
         rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 3, start]))
         chosen = np.sort(rng.choice(chosen, share, replace=False))
-    return take_rows(data, start, stop, chosen)
+    return take_rows(data, start, stop, chosen, missing)
 
 
-def take_rows(data: Dataset, start: int, stop: int, chosen: Array) -> Chunk:
+def take_rows(data: Dataset, start: int, stop: int, chosen: Array, missing: bool) -> Chunk:
     """Return the rows of ``start:stop`` at the ascending offsets `chosen`, with their weights and labels.
 
-    Pieces of which no row is chosen are not read.
+    Pieces of which no row is chosen are not read. With `missing` rows may hold NaN.
     """
     drawn = [Chunk(np.empty((0, data.n_features), data.dtype))] if not len(chosen) else []
     for low, high in data.cuts(start, stop):
@@ -184,7 +192,7 @@ def take_rows(data: Dataset, start: int, stop: int, chosen: Array) -> Chunk:
             continue
         # Step by step: rows that live in this process would be copied as a whole for the few that are chosen.
         for chunk in blocks(data, low, high, max(1, DRAW_BYTES // data.row_bytes)):
-            _check_rows(data, _present(chunk))
+            _check_rows(data, _present(chunk), missing)
             offset = chunk.start - start
             drawn.append(_select(chunk, _between(chosen, offset, offset + len(chunk)) - offset))
     return join(drawn)
@@ -228,14 +236,19 @@ def _present(chunk: Chunk) -> Chunk:
     return replace(chunk, rows=rows)
 
 
-def _whole(chunk: Chunk) -> tuple[Chunk, Array | None]:
-    """Return `chunk` with other rows in place of those that hold NaN or infinity, and which these are, (n,)."""
-    if chunk.weight is None or np.isfinite(chunk.rows).all():
+def _whole(chunk: Chunk, missing: bool) -> tuple[Chunk, Array | None]:
+    """Return `chunk` with other rows in place of those that hold what they must not, and which these are, (n,)."""
+    if chunk.weight is None or not (spoiled := _spoiled(chunk.rows, missing)).any():
         return chunk, None
-    spoiled = np.asarray(~np.isfinite(chunk.rows).all(axis=1))
     rows = chunk.rows.copy()
     rows[spoiled] = 0.0 if spoiled.all() else rows[np.argmin(spoiled)]
     return replace(chunk, rows=rows), spoiled
+
+
+def _spoiled(rows: Array, missing: bool) -> Array:
+    """Return which rows hold infinity or, unless it stands for a missing value, NaN, (n,)."""
+    bad = np.isinf(rows) if missing else ~np.isfinite(rows)
+    return np.asarray(bad.any(axis=1))
 
 
 def _blanked(result: Any, spoiled: Array | None) -> Any:
@@ -259,8 +272,8 @@ def _check_results(data: Dataset, chunk: Chunk, result: Any, why: Why | None) ->
             raise NonFiniteError(
                 f"{data.rows.name}, {data.rows.locate(start, stop)}: no component explains {bad.size} row(s) among "
                 f"rows {start}:{stop}, though all their values are finite. The first has values up to "
-                f"{np.abs(chunk.rows[bad[0]]).max():g}, which may be too large to be squared. Look for outliers and "
-                "fill values, leave these rows out, or convert the data to double precision."
+                f"{np.nanmax(np.abs(chunk.rows[bad[0]])):g}, which may be too large to be squared. Look for outliers "
+                "and fill values, leave these rows out, or convert the data to double precision."
             )
 
 
@@ -287,7 +300,7 @@ def _expect_block(data: Dataset, model: Model, params: Params, chunk: Chunk) -> 
     # A row with NaN or infinity makes the objective so: one look at one number is all that finding it costs.
     expectation = model.e_step(params, chunk)
     if not math.isfinite(expectation.objective):
-        _check_rows(data, chunk)
+        _check_rows(data, chunk, handles_missing(model))
         if isinstance(model, HasSupport):
             _check_support(data, chunk, functools.partial(model.unsupported, params))
         start, stop = chunk.start, chunk.start + len(chunk)
@@ -309,21 +322,22 @@ def _check_stats(data: Dataset, model: Model, expectation: Expectation, start: i
             )
 
 
-def _check_rows(data: Dataset, chunk: Chunk) -> None:
+def _check_rows(data: Dataset, chunk: Chunk, missing: bool) -> None:
     if np.isfinite(chunk.rows).all():
         return
-    spoiled = ~np.isfinite(chunk.rows).all(axis=1)
+    spoiled = _spoiled(chunk.rows, missing)
     bad = np.flatnonzero(spoiled if chunk.weight is None else spoiled & (chunk.weight > 0))
     if not bad.size:
         return
     start, stop = chunk.start + int(bad[0]), chunk.start + int(bad[-1]) + 1
     first = chunk.rows[bad[0]]
-    feature = int(np.flatnonzero(~np.isfinite(first))[0])
+    feature = int(np.flatnonzero(np.isinf(first) if missing else ~np.isfinite(first))[0])
+    kind = "NaN" if not missing and np.isnan(chunk.rows[bad]).any() else "infinity"
     raise NonFiniteError(
-        f"Input X contains {'NaN' if np.isnan(chunk.rows[bad]).any() else 'infinity'}: {data.rows.name}, "
-        f"{data.rows.locate(start, stop)}, rows {start}:{stop} hold {bad.size} row(s) with NaN or infinity; the "
-        f"first has {first[feature]} in feature {feature}. Clean the data, leave these rows out, or give them "
-        "sample_weight 0."
+        f"Input X contains {kind}: {data.rows.name}, {data.rows.locate(start, stop)}, rows {start}:{stop} hold "
+        f"{bad.size} row(s) with {'infinity' if missing else 'NaN or infinity'}; the first has {first[feature]} in "
+        f"feature {feature}. Clean the data, leave these rows out, or give them sample_weight 0."
+        f"{HOLES_REMEDY if kind == 'NaN' else ''}"
     )
 
 

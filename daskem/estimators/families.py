@@ -40,6 +40,7 @@ class _NaturalMixture(BaseMixture):
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = self.kind is not models.VonMisesFisher
         tags.input_tags.categorical = self.kind is models.Categorical
+        tags.input_tags.allow_nan = self.kind.handles_missing
         return tags
 
     def _check_options(self) -> None:

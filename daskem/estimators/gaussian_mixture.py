@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy.typing as npt
+from sklearn.utils import Tags
 
 from daskem.core import Family, Params
 from daskem.data import Dataset
@@ -67,6 +68,10 @@ precisions_init, random_state, warm_start, verbose, verbose_interval
     prior : None, or ``"conjugate"`` for the MAP estimate of Fraley & Raftery (2007), which keeps covariances from
         collapsing; `lower_bound_` then includes the log prior.
     on_collapse : ``"keep"``, ``"reseed"`` or ``"raise"``: what happens to an empty or collapsing component.
+    missing : ``"raise"``, or ``"nan"`` where NaN stands for a missing value, missing at random: rows then count with
+        the values that they have, exactly, and `impute` gives the others.
+    missing : ``"raise"``, or ``"nan"`` where NaN stands for a missing value, missing at random: rows then count with
+        the values that they have, exactly, and `impute` gives the others.
     init_sample : rows to draw for the start, ``"auto"``, or ``"k-means||"`` (see `daskem.fit`).
     max_seconds : wall-clock budget, or None.
     cache, memory_limit : see `daskem.fit`.
@@ -86,8 +91,27 @@ lower_bounds_, n_features_in_
     [0.5, 10.5]
     """
 
+    missing: str = "raise"
+
+    def impute(self, X: Any) -> Any:
+        """Return X (n, d) with the conditional means of missing values given those present in the place of NaN.
+
+        Needs a mixture fitted with ``missing="nan"``.
+        """
+        return self._rows(X, "imputed", self.n_components)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "nan"
+        return tags
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        check_choice("missing", self.missing, ("raise", "nan"))
+
     def _family(self, data: Dataset) -> Family:
-        return Gaussian(self.covariance_type, self.reg_covar, self.prior, self.on_collapse)  # type: ignore[arg-type]
+        options: Any = (self.covariance_type, self.reg_covar, self.prior, self.on_collapse, self.missing == "nan")
+        return Gaussian(*options)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

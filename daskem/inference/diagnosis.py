@@ -19,6 +19,7 @@ from daskem.core import (
     HasParameterNames,
     HasVector,
     Params,
+    handles_missing,
     require,
 )
 from daskem.data import open_dataset
@@ -217,7 +218,7 @@ def diagnose(
     work = ScoreWork(model, len(vector), components_of(model) or 1)
     engine = start_engine(dataset, work, seed=seed, sample_rows=SAMPLE_ROWS, cache="none", memory_limit=memory_limit)
     rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, 0]))
-    drawn = engine.sample(SAMPLE_ROWS, rng)
+    drawn = engine.sample(SAMPLE_ROWS, rng, missing=handles_missing(model))
     sample = Chunk(np.ascontiguousarray(drawn.rows, np.float64), labels=drawn.labels)
     steps = None
     if not has_scores(model, params, sample):

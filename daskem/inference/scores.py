@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Float, Footprint, HasFootprint, HasPosterior, Params
+from daskem.core import Array, Chunk, Float, Footprint, HasFootprint, HasPosterior, Params, handles_missing
 from daskem.errors import MissingCapabilityError, NonFiniteError
+from daskem.models.initialization import unique_rows
 
 __all__ = ["Evidence", "ScorePass", "ScoreWork", "Sums", "count_components", "difference_steps", "has_scores", "merge"]
 
@@ -87,6 +88,11 @@ class ScorePass:
     n_components: int | None
     share: float
     seed: int
+
+    @property
+    def handles_missing(self) -> bool:
+        """Whether NaN stands for a missing value: the model's answer."""
+        return handles_missing(self.model)
 
     def __call__(self, chunk: Chunk) -> Evidence:
         weight = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
@@ -249,9 +255,9 @@ def _beside(model: Any, params: Params, vector: Float, j: int, step: float, chun
 def _distinct(rows: Array, most: int) -> Array | None:
     """Return the distinct rows, or None where there are more than `most`."""
     # Continuous data show at the first glance that sorting all rows is not worth while.
-    head = np.unique(rows[: 2 * most + 2], axis=0)
+    head = unique_rows(rows[: 2 * most + 2])[0]
     if len(head) <= most and len(rows) > 2 * most + 2:
-        head = np.unique(rows, axis=0)
+        head = unique_rows(rows)[0]
     return head if len(head) <= most else None
 
 

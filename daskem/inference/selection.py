@@ -21,6 +21,7 @@ from daskem.core import (
     HasPosterior,
     Model,
     Params,
+    handles_missing,
     require,
 )
 from daskem.data import open_dataset
@@ -166,6 +167,10 @@ class _Figures:
     """Per-block work: log p(x) and the entropy of the posterior of each model, summed over rows, and their weight."""
 
     fitted: tuple[tuple[Any, Params], ...]
+
+    @property
+    def handles_missing(self) -> bool:
+        return all(handles_missing(model) for model, _ in self.fitted)
 
     def __call__(self, chunk: Chunk) -> _Sums:
         chunk = present(chunk)

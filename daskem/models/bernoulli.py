@@ -42,6 +42,7 @@ class Bernoulli(NaturalFamily):
     start: ClassVar[str] = "short_em"
     takes: ClassVar[str] = "0, 1 or NaN (missing)"
     keeps_float32: ClassVar[bool] = True
+    discrete: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def draw(self, params: BernoulliParams, components: Array, rng: np.random.Generator) -> Float:

@@ -71,6 +71,7 @@ class Categorical(NaturalFamily):
     takes: ClassVar[str] = "codes from 0 to its number of levels less one, or -1 or NaN (missing)"
     per_column: ClassVar[bool] = False
     keeps_float32: ClassVar[bool] = True
+    discrete: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def __post_init__(self) -> None:

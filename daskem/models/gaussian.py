@@ -18,9 +18,10 @@ import numpy as np
 
 from daskem import tree
 from daskem.core import Array, Chunk, Float
-from daskem.errors import OptionError
+from daskem.errors import MissingCapabilityError, OptionError
 from daskem.models.gaussian_algebra import SHAPES, Covariance, Shape, checked, power_of_two
 from daskem.models.gaussian_kernels import COMMON_RATIO, Kernel, n_statistics, pack, uses_features
+from daskem.models.gaussian_missing import HolesKernel, has_holes, holes_bytes, over_holes, without_holes
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
 from daskem.models.gaussian_scores import at_floor, names, scores
 from daskem.models.repair import (
@@ -61,6 +62,8 @@ class Gaussian:
     on_collapse : what to do with a component that is empty or whose covariance is not positive definite: "keep" its
         previous parameters (with a prior an empty one goes to the prior's mode), "reseed" it by splitting the heaviest
         component along its principal axis, or "raise".
+    missing : whether NaN stands for a missing value, missing at random: rows then count with what they have, exactly
+        (see `daskem.models.gaussian_missing`); else NaN is an error.
 
     Notes
     -----
@@ -81,6 +84,7 @@ class Gaussian:
     reg_covar: float = 1e-6
     prior: Literal["conjugate"] | None = None
     on_collapse: Policy = "keep"
+    missing: bool = False
 
     def __post_init__(self) -> None:
         if self.covariance not in SHAPES:
@@ -90,6 +94,10 @@ class Gaussian:
         if self.prior not in (None, "conjugate"):
             raise OptionError(f"prior is {self.prior!r}; it must be None or 'conjugate'.")
         check_policy(self.on_collapse)
+
+    @property
+    def handles_missing(self) -> bool:
+        return self.missing
 
     @property
     def shape(self) -> Shape:
@@ -113,12 +121,17 @@ class Gaussian:
 
     def squared_distances(self, params: GaussianParams, chunk: Chunk) -> Array:
         """Return Mahalanobis' distances squared, (n, k): like `log_prob`, a view of scratch memory."""
-        return self._kernel(params, chunk).squared_distances(chunk).T
+        return self._plain_kernel(params, chunk).squared_distances(chunk).T
 
     def stats(self, params: GaussianParams, chunk: Chunk, resp: Array) -> GaussianStats:
         """Return the moments of the rows under `resp` (n, k), float64 whatever the type of the rows."""
         n, x, xx = self._kernel(params, chunk).moments(chunk, resp.T)
         return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
+
+    def impute(self, params: GaussianParams, chunk: Chunk, resp: Array) -> Float:
+        """Return the rows (n, d) with sum_k resp_k E[missing | present, k] in the place of NaN, resp being (n, k)."""
+        kernel = self._kernel(params, chunk)
+        return kernel.impute(chunk, resp.T) if isinstance(kernel, HolesKernel) else np.array(chunk.rows, np.float64)
 
     def m_step(self, stats: GaussianStats, params: GaussianParams, n: Float | None = None) -> GaussianParams:
         """Return the maximiser of the expected complete-data log-likelihood, plus the log prior where there is one.
@@ -203,6 +216,8 @@ class Gaussian:
 
     def scores(self, params: GaussianParams, chunk: Chunk, resp: Float) -> Float:
         """Return the gradients of sum_k resp_k log p(x | k) in the coordinates of `to_vector`, (n, p)."""
+        if self.missing:
+            raise MissingCapabilityError("Gaussian(missing=True) has no scores; those of log_prob are to be used.")
         return scores(self.covariance, params, chunk.rows, resp)
 
     def at_bound(self, params: GaussianParams) -> tuple[tuple[int, str], ...]:
@@ -241,6 +256,10 @@ class Gaussian:
         kernel = self.shape.kernel
         return 5 * d + (n_statistics(kernel, d) if uses_features(kernel, d, k) else d + 1)
 
+    def missing_bytes(self, rows: int, k: int, d: int) -> int:
+        """Return the bytes of scratch that a block with missing values takes beside those of one without."""
+        return holes_bytes(rows, k, d)
+
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""
         size = self.shape.size(k, d)
@@ -249,16 +268,15 @@ class Gaussian:
         prior = d + self.shape.one_size(d) if self.prior else 0
         return 8 * (k + k * d + second), 8 * (2 * k * d + 2 * size + 2 * d + prior) + k
 
-    def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel:
+    def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel | HolesKernel:
+        kernel = self._plain_kernel(params, chunk)
+        return over_holes(kernel, params, chunk) if self.missing and has_holes(chunk) else kernel
+
+    def _plain_kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel:
+        """Return the arithmetic over rows without holes, made once for all blocks of a task."""
         dtype = chunk.rows.dtype
-        return cast(
-            Kernel,
-            chunk.scratch.keep(
-                ("kernel", dtype.char),
-                params,
-                lambda: self.kernel(params, dtype),
-            ),
-        )
+        made = chunk.scratch.keep(("kernel", dtype.char), params, lambda: self.kernel(params, dtype))
+        return cast(Kernel, made)
 
     def kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:
         """Return the arithmetic for rows of a type (see `daskem.models.gaussian_kernels`)."""
@@ -278,12 +296,12 @@ class Gaussian:
         """Return k copies of the sample as a whole, with the references, scale and prior that a run starts from."""
         weight = np.ones(len(sample)) if sample.weight is None else sample.weight
         share = weight / weight.sum()
-        mean = share @ np.asarray(sample.rows, np.float64)
+        rows, mean = without_holes(sample.rows, share)
         if sample.rows.dtype == np.float32:
             # Single precision rows less a single precision reference lose nothing.
             mean = mean.astype(np.float32).astype(np.float64)
         d = len(mean)
-        scale = power_of_two(sample.rows, mean, self.shape.isotropic)
+        scale = power_of_two(rows, mean, self.shape.isotropic)
         zero = np.zeros(0)
         blank = GaussianParams(
             means=np.tile(mean, (k, 1)),
@@ -296,7 +314,7 @@ class Gaussian:
             prior_mean=zero,
             prior_scale=zero,
         )
-        covariance = self.shape.pooled_covariance(sample.rows, mean, scale, share)
+        covariance = self.shape.pooled_covariance(rows, mean, scale, share)
         covariance = covariance + self.shape.ridge(self.reg_covar, scale)
         if self.prior is not None:
             prior_scale = self.shape.unscaled(covariance / k ** (2 / d), scale)

@@ -15,10 +15,13 @@ __all__ = [
     "best_of_runs",
     "few_each",
     "few_rows",
+    "fill_holes",
     "kmeans_plus_plus",
     "lloyd",
+    "means_present",
     "pieces",
     "squared_distances",
+    "unique_rows",
     "unit_scaled",
 ]
 
@@ -48,6 +51,28 @@ def squared_distances(rows: Array, centers: Array) -> Float:
     out += np.einsum("nd,nd->n", rows, rows)[:, None]
     out += np.einsum("kd,kd->k", centers, centers)
     return np.asarray(np.maximum(out, 0.0, out=out))
+
+
+def means_present(rows: Array, weight: Float) -> Float:
+    """Return the mean of the values that each feature has, (d,); NaN stands for one that is missing."""
+    holes = np.isnan(rows)
+    return np.asarray(weight @ np.where(holes, 0.0, rows) / (weight @ ~holes))
+
+
+def fill_holes(rows: Array, values: Float) -> Array:
+    """Return `rows` with `values`, (d,) or (n, d), in the place of NaN; the rows themselves where there is none."""
+    holes = np.isnan(rows)
+    return np.where(holes, values, rows) if holes.any() else rows
+
+
+def unique_rows(rows: Array) -> tuple[Array, Int]:
+    """Return the distinct rows in order, NaN being a value, the largest, and which of them each row is."""
+    # NaN differs from itself. Infinity, which no sample holds, does not.
+    holes = np.isnan(rows)
+    found, which = np.unique(np.where(holes, np.inf, rows) if holes.any() else rows, axis=0, return_inverse=True)
+    if holes.any():
+        found[np.isinf(found)] = np.nan
+    return found, which.ravel()
 
 
 def assign(rows: Array, centers: Array) -> tuple[Int, Float]:

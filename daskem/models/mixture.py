@@ -17,8 +17,10 @@ from daskem.models.initialization import (
     best_of_runs,
     few_each,
     few_rows,
+    fill_holes,
     kmeans_plus_plus,
     lloyd,
+    means_present,
     pieces,
 )
 from daskem.models.repair import RESEEDED, split_largest
@@ -39,7 +41,7 @@ MIN_BLOCK, MAX_BLOCK = 1024, 4096
 # With very many components or features even MIN_BLOCK rows would take too much memory.
 MAX_BLOCK_BYTES = 128 << 20
 # Methods of a mixture that its family must have too.
-FAMILY_METHODS = frozenset({"from_vector", "n_parameters", "sample", "surrogate", "to_vector"})
+FAMILY_METHODS = frozenset({"from_vector", "impute", "n_parameters", "sample", "surrogate", "to_vector"})
 # Assumed of the statistics, and of the parameters, of a family that does not tell their size.
 RECORD_BYTES = 1 << 20
 
@@ -66,7 +68,9 @@ class Mixture:
 
     A row whose label is known counts for that component alone and adds log w_y + log p(x | y) to the objective; label
     probabilities (see `daskem.core.Chunk`) multiply the terms of the row's sum over components. A row of weight zero
-    counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN.
+    counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN, unless the family handles
+    missing values. Then a row without any value or label adds 0, nothing to the statistics, and its weight: expecting
+    it would change no maximum, only slow the way there.
 
     Parameters
     ----------
@@ -100,6 +104,11 @@ class Mixture:
 
     soft_labels: ClassVar[bool] = True
 
+    @property
+    def discrete(self) -> bool:
+        """Whether rows are of discrete columns, so that they may repeat each other."""
+        return bool(getattr(self.family, "discrete", False))
+
     def __post_init__(self) -> None:
         if not isinstance(self.n_components, (int, np.integer)) or self.n_components < 1:
             raise OptionError(f"n_components is {self.n_components!r}; it must be a whole number, at least 1.")
@@ -113,6 +122,10 @@ class Mixture:
                 f"weight_prior is {self.weight_prior!r}; it must be a finite number, at least 1: a smaller Dirichlet "
                 "concentration has no highest density within the simplex."
             )
+
+    @property
+    def handles_missing(self) -> bool:
+        return bool(getattr(self.family, "handles_missing", False))
 
     def init(self, sample: Chunk, rng: np.random.Generator) -> MixtureParams:
         """Return starting parameters from a sample; rows of the sample with known labels steer them.
@@ -140,7 +153,8 @@ class Mixture:
 
         Responsibilities are w_k p(x | k) / p(x), in log space relative to the largest term of the row.
         """
-        chunk = present(chunk)
+        total_weight = chunk.total_weight
+        chunk = _telling(present(chunk)) if self.handles_missing else present(chunk)
         with np.errstate(all="ignore"):
             joint = self._joint(params, chunk)
             row_log_prob = _normalise(joint, chunk.weight)
@@ -148,7 +162,7 @@ class Mixture:
             components = self.family.stats(params.components, chunk, joint.T)
             n = getattr(components, "n", None)
             n = joint.sum(axis=1, dtype=np.float64) if n is None else np.array(n)
-            return Expectation(MixtureStats(n, components), float(weighted.sum()), chunk.total_weight)
+            return Expectation(MixtureStats(n, components), float(weighted.sum()), total_weight)
 
     def m_step(self, stats: MixtureStats, params: MixtureParams) -> MixtureParams:
         """Return weights and the family's parameters; a reseeded component shares the weight of its donor.
@@ -177,6 +191,11 @@ class Mixture:
             joint = self._joint(params, chunk)
             joint[:, ~np.isfinite(_normalise(joint, None))] = np.nan
         return np.ascontiguousarray(joint.T)
+
+    def impute(self, params: MixtureParams, chunk: Chunk) -> Float:
+        """Return the rows with sum_k p(k | x) E[missing | present, k] in the place of missing values, (n, d)."""
+        own = self._of_family("impute", "imputing missing values")
+        return cast(Float, own(params.components, chunk, self.posterior(params, chunk)))
 
     def surrogate(self, stats: MixtureStats, params: MixtureParams) -> float:
         """Return Q = sum_k n_k log w_k + the family's expected log density, nats."""
@@ -260,8 +279,9 @@ class Mixture:
     def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
         """Return block length and bytes, by arithmetic alone (see `block_rows`).
 
-        A family may tell ``row_numbers(k, d)``, the numbers that a block's scratch holds for each row, and
-        ``record_bytes(k, d)``, the bytes of its statistics and of its parameters; else modest sizes are assumed.
+        A family may tell ``row_numbers(k, d)``, the numbers that a block's scratch holds for each row,
+        ``record_bytes(k, d)``, the bytes of its statistics and of its parameters, and, where it handles missing values,
+        ``missing_bytes(rows, k, d)``, what a block with some takes beside; else modest sizes are assumed.
         """
         k, d = self.n_components, n_features
         row_numbers = getattr(self.family, "row_numbers", None)
@@ -271,6 +291,8 @@ class Mixture:
         rows = block_rows(8 * (numbers + k), dtype.itemsize / 8)
         # Single precision rows may need double precision arithmetic; log densities have three small row vectors beside.
         workspace = 8 * rows * (numbers + 2 * k + 8) + 3 * params
+        if self.handles_missing and hasattr(self.family, "missing_bytes"):
+            workspace += self.family.missing_bytes(rows, k, d)
         return Footprint(rows, workspace, stats + 8 * k, params + 8 * k, 16 * (d + k))
 
     @property
@@ -341,9 +363,12 @@ class Mixture:
     def _first_labels(self, sample: Chunk, rng: np.random.Generator) -> Array:
         """Return a component for each row of the sample; components with labelled rows start at those rows' mean."""
         k = self.n_components
+        weight = np.ones(len(sample)) if sample.weight is None else sample.weight
         embedding = getattr(self.family, "embedding", None)
-        rows = sample.rows if embedding is None else embedding(sample.rows)
-        weight = np.ones(len(rows)) if sample.weight is None else sample.weight
+        if embedding is None:
+            rows = fill_holes(sample.rows, means_present(sample.rows, weight))
+        else:
+            rows = embedding(sample.rows)
         known = np.zeros(0, np.int64)
         means = None
         labels = None if sample.labels is None else _certain(sample.labels)
@@ -377,9 +402,24 @@ def present(chunk: Chunk) -> Chunk:
     """Return the chunk without its rows of weight zero: they may hold anything, NaN included."""
     if chunk.weight is None or chunk.weight.all():
         return chunk
-    present = chunk.weight > 0
-    labels = None if chunk.labels is None else chunk.labels[present]
-    return replace(chunk, rows=chunk.rows[present], weight=chunk.weight[present], labels=labels)
+    return _select(chunk, chunk.weight > 0)
+
+
+def _telling(chunk: Chunk) -> Chunk:
+    """Return the chunk without rows that have neither a value nor a label."""
+    suspects = np.isnan(chunk.rows[:, 0])
+    if not suspects.any():
+        return chunk
+    telling = ~(suspects & np.isnan(chunk.rows).all(axis=1))
+    if chunk.labels is not None:
+        telling |= chunk.labels >= 0 if chunk.labels.ndim == 1 else (chunk.labels != 1).any(axis=1)
+    return chunk if telling.all() else _select(chunk, telling)
+
+
+def _select(chunk: Chunk, chosen: Array) -> Chunk:
+    weight = None if chunk.weight is None else chunk.weight[chosen]
+    labels = None if chunk.labels is None else chunk.labels[chosen]
+    return replace(chunk, rows=chunk.rows[chosen], weight=weight, labels=labels)
 
 
 def _normalise(joint: Array, weight: Float | None) -> Float:

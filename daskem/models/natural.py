@@ -119,6 +119,8 @@ class NaturalFamily(ABC):
     per_column: ClassVar[bool] = True
     # Whether float32 rows are computed in float32: only where features and slopes are of unit size.
     keeps_float32: ClassVar[bool] = False
+    # Whether columns hold counts or codes, so that rows may repeat each other.
+    discrete: ClassVar[bool] = False
     # Fields of the parameters with an entry for each component.
     fields: ClassVar[tuple[str, ...]]
 

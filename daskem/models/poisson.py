@@ -50,6 +50,7 @@ class Poisson(NaturalFamily):
     """
 
     takes: ClassVar[str] = f"whole numbers from 0 to {MAX_COUNT:g}, or NaN (missing)"
+    discrete: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...]] = ("rates",)
 
     def embedding(self, rows: Array) -> Float:

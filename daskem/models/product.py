@@ -97,6 +97,11 @@ class Product:
         return all(getattr(family, "handles_missing", False) for family in self.families.values())
 
     @property
+    def discrete(self) -> bool:
+        """Whether all columns are discrete, so that rows may repeat each other."""
+        return all(getattr(family, "discrete", False) for family in self.families.values())
+
+    @property
     def start(self) -> str:
         """How a mixture starts by default: by short runs of EM if one family asks for that, discrete ones do."""
         starts = [getattr(family, "start", "kmeans") for family in self.families.values()]

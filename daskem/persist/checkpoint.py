@@ -27,13 +27,15 @@ from daskem.persist.records import DescriptionError, pack, unpack
 from daskem.persist.sealed import FileKind, NewerFileError, read_document, read_tensors, write_sealed
 from daskem.persist.trace import TraceTable
 
-__all__ = ["RESUME", "Checkpoints", "SavedFit", "SavedRun", "latest_progress", "read_checkpoint"]
+__all__ = ["RESUME", "UNFINISHED", "Checkpoints", "SavedFit", "SavedRun", "latest_progress", "read_checkpoint"]
 
 logger = logging.getLogger("daskem")
 
 RESUME = ("auto", "never", "must")
 CHECKPOINT = FileKind("daskem_checkpoint", "checkpoint", 1)
 NAME = re.compile(r"checkpoint-(\d{6,12})\.safetensors")
+# Temporary names: ours, and those of safetensors, which it renames to ours.
+UNFINISHED = re.compile(r"\.checkpoint-.*\.tmp|\.tmp\w+")
 KEPT = 2
 
 
@@ -199,7 +201,7 @@ class Checkpoints:
             for number in set(self._numbers()) - set(self._good):
                 self._path(number).unlink(missing_ok=True)
             for name in os.listdir(self.directory):
-                if name.startswith(".checkpoint-") and name.endswith(".tmp"):
+                if UNFINISHED.fullmatch(name):
                     (self.directory / name).unlink(missing_ok=True)
         except OSError as error:
             # What is there too long does no harm to what was committed.

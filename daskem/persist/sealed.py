@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from daskem.core import Array
@@ -51,6 +52,8 @@ def write_sealed(target: Path, kind: FileKind, document: Mapping[str, Any], tens
     ------
     OptionError
         If the document is longer than a header may be.
+    OSError
+        If the file cannot be written.
     """
     full = {
         "seal": BLANK,
@@ -67,7 +70,11 @@ def write_sealed(target: Path, kind: FileKind, document: Mapping[str, Any], tens
             f"the metadata take {len(text)} bytes, {MAX_HEADER // 4} are allowed. Keep a summary of the trace."
         )
     with _replacing(target) as temporary:
-        save_file(tensors, temporary, metadata={kind.key: text})
+        try:
+            save_file(tensors, temporary, metadata={kind.key: text})
+        except SafetensorError as error:
+            # A full disk, say; safetensors has an exception of its own for that.
+            raise OSError(f"{target} cannot be written: {error}") from error
 
 
 def read_document(where: Path, kind: FileKind) -> tuple[Header, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Progress of passes: a bar a pass on a terminal, a line a pass elsewhere, nothing when asked to be quiet."""
+"""Progress of passes: a line a pass and a bar on a terminal, the line elsewhere, nothing when asked to be quiet."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PassProgress:
     ----------
     n_rows, n_bytes, n_units : what a pass goes through.
     rule, tol : what ends the fit: a "gain" of the objective, or a "change" of the parameters, below `tol`.
-    max_steps : the most steps there will be.
+    max_passes : the most passes there will be.
     objective_name : what the objective is, with its unit.
     quiet : show nothing.
     console : where to; standard error by default.
@@ -69,16 +69,18 @@ class PassProgress:
         *,
         rule: Literal["gain", "change"] = "gain",
         tol: float = 0.0,
-        max_steps: int = 1,
+        max_passes: float = 1,
         objective_name: str = "objective",
         quiet: bool = False,
         console: Console | None = None,
     ) -> None:
         self._rows, self._bytes, self._units = n_rows, n_bytes, n_units
-        self._rule, self._tol, self._max_steps = rule, tol, max_steps
+        self._rule, self._tol, self._max_passes = rule, tol, max_passes
         self._objective_name, self._quiet = objective_name, quiet
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._trace: list[StepInfo] = []
+        # Steps of the trace that a line has told of.
+        self._told = 0
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._clock = time.perf_counter()
@@ -95,17 +97,36 @@ class PassProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._told < len(self._trace):
+            self._tell()
         if self._bar is not None:
             self._bar.stop()
 
     def __call__(self, info: StepInfo, params: Params) -> None:
-        """Show a finished step."""
+        """Show a finished step where it ends a pass, or begins a stage on other rows."""
         self._trace.append(info)
-        if not self._quiet:
-            self._console.print(self.line(info))
+        if self._due(info):
+            self._tell()
         if self._bar is not None:
-            self._bar.reset(self._task, description=f"step {info.step + 1}", rate="")
+            stage = f", {info.stage}" if info.stage else ""
+            # Tasks of a step on a part of the rows are no share of a pass.
+            total = self._units if info.exact else None
+            self._bar.reset(self._task, description=f"pass {info.passes:.1f}{stage}", rate="", total=total)
         self._clock = time.perf_counter()
+
+    def _due(self, info: StepInfo) -> bool:
+        """Return whether the steps since the last line are worth one: another pass is over, or another stage began."""
+        if not self._told:
+            return True
+        last = self._trace[self._told - 1]
+        # Shares of a pass add up to a whole one up to rounding. Stages on all rows change from step to step.
+        another = not info.exact and info.stage != last.stage
+        return math.floor(info.passes + 1e-6) > math.floor(last.passes + 1e-6) or another
+
+    def _tell(self) -> None:
+        if not self._quiet:
+            self._console.print(self.line(self._trace[-1]))
+        self._told = len(self._trace)
 
     def expect_units(self, n_units: int) -> None:
         """Note how many units a pass has, where that turns out to be another number."""
@@ -115,7 +136,7 @@ class PassProgress:
 
     def unit_done(self) -> None:
         """Note that a pass has one unit less to go."""
-        if self._bar is None:
+        if self._bar is None or self._bar.tasks[0].total is None:
             return
         done = self._bar.tasks[0].completed + 1
         # A pass ends before its M-step does; what begins after that is another pass, such as one of the start.
@@ -128,30 +149,54 @@ class PassProgress:
         self._bar.update(self._task, advance=1, rate=f"{self._rate(seconds / share)}, {left}")
 
     def line(self, info: StepInfo) -> str:
-        """Return the log line of a step."""
-        parts = [f"step {info.step}", f"{self._objective_name} {info.objective:.8g}"]
+        """Return the log line of the last step, its time and rate being those of all steps since the last line."""
+        since = self._trace[self._told :] or self._trace[-1:]
+        seconds = sum(each.seconds for each in since)
+        first = len(self._trace) - len(since)
+        before = self._trace[first - 1].passes if first else 0.0
+        parts = [f"step {info.step}", f"pass {info.passes:.1f}", *([info.stage] if info.stage else [])]
+        parts.append(f"{self._objective_name} {info.objective:.8g}")
         if self._rule == "change":
             parts.append(f"change {info.change:.3g}")
-        elif len(self._trace) > 1:
-            parts.append(f"gain {self._gains()[-1]:.3g}")
-        parts.append(f"{duration(info.seconds)}, {self._rate(info.seconds)}")
+        elif gains := self._gains():
+            parts.append(f"gain {gains[-1]:.3g}")
+        parts.append(duration(seconds))
+        if info.passes > before:
+            parts[-1] += f", {self._rate(seconds / (info.passes - before))}"
         return "  ".join([*parts, self.time_left()]).rstrip()
 
     def time_left(self) -> str:
-        """Return how long the fit may still take: extrapolated where steps converge, else the most it can be."""
-        most = self._max_steps - len(self._trace)
-        values = [info.change for info in self._trace] if self._rule == "change" else self._gains()
+        """Return how long the fit may still take: extrapolated where steps converge, else the most it can be.
+
+        Nothing while steps see a part of the rows: what they cost says nothing of those to come.
+        """
+        steps = self._exact()
+        if not steps:
+            return ""
+        recent = steps[-WINDOW:]
+        first = len(self._trace) - len(recent)
+        before = self._trace[first - 1].passes if first else 0.0
+        seconds = sum(info.seconds for info in recent)
+        values = [info.change for info in steps] if self._rule == "change" else self._gains()
         expected = steps_left(values, self._tol)
-        per_step = sum(info.seconds for info in self._trace[-WINDOW:]) / max(1, len(self._trace[-WINDOW:]))
-        if expected is None or expected > most:
-            return f"at most {duration(most * per_step)} left" if most > 0 else ""
-        return f"about {duration(expected * per_step)} left" if expected else ""
+        most = (self._max_passes - recent[-1].passes) * seconds / max(recent[-1].passes - before, 1e-9)
+        left = None if expected is None else expected * seconds / len(recent)
+        if left is None or left > most:
+            return f"at most {duration(most)} left" if most > 0 else ""
+        return f"about {duration(left)} left" if left else ""
+
+    def _exact(self) -> list[StepInfo]:
+        """Return the steps on all rows since the last step on a part of them."""
+        return list(itertools.takewhile(lambda info: info.exact, reversed(self._trace)))[::-1]
 
     def _gains(self) -> list[float]:
-        objectives = [info.objective for info in self._trace]
-        return [after - before for before, after in itertools.pairwise(objectives)]
+        """Return the gains of the last steps that saw the same rows; objectives of other rows do not compare."""
+        last = self._trace[-1]
+        alike = self._exact() if last.exact else [i for i in self._trace[-WINDOW:] if i.stage == last.stage]
+        return [after.objective - before.objective for before, after in itertools.pairwise(alike)]
 
     def _rate(self, seconds: float) -> str:
+        """Return rows and bytes a second, at so many seconds a pass."""
         seconds = max(seconds, 1e-9)
         rows = self._rows / seconds
         scaled = f"{rows / 1e6:.3g}M" if rows >= 1e6 else f"{rows:,.0f}"

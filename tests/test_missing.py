@@ -1,0 +1,282 @@
+"""Rows with missing values: brute force on small data, published maximum-likelihood values, the way through daskem."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+
+import daskem
+from daskem.cli import main
+from daskem.cli.own import load
+from daskem.core import Chunk
+from daskem.errors import DataError, MissingCapabilityError, NonFiniteError, OptionError
+from daskem.models import Bernoulli, Gaussian, Mixture, gaussian_missing
+from daskem.models.gaussian_kernels import unpack
+
+COVARIANCES = ["full", "tied", "diag", "spherical", "tied_diag", "tied_spherical"]
+N = np.nan
+
+
+def holed(n, d, share, seed=0, offset=100.0):
+    rng = np.random.default_rng(seed)
+    rows = offset + rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + 3.0 * rng.integers(2, size=(n, 1))
+    rows[rng.random((n, d)) < share] = np.nan
+    return rows
+
+
+def fitted(covariance, rows, k=2, steps=3, **options):
+    model = Mixture(Gaussian(covariance, **{"reg_covar": 1e-3, "missing": True, **options}), k)
+    params = model.init(Chunk(rows), np.random.default_rng(0))
+    for _ in range(steps):
+        params = model.m_step(model.e_step(params, Chunk(rows)).stats, params)
+    return model, params
+
+
+def matrices(covariance, gaussians):
+    k, d = gaussians.means.shape
+    shaped = gaussians.covariances
+    if covariance in ("full", "tied"):
+        return np.broadcast_to(shaped, (k, d, d))
+    diagonals = np.broadcast_to(shaped[:, None] if covariance == "spherical" else shaped, (k, d))
+    return np.stack([np.diag(one) for one in diagonals])
+
+
+def conditional(x, mean, matrix):
+    """Return log p(present), E[row | present] and the conditional covariance, straight from the definitions."""
+    o, m = ~np.isnan(x), np.isnan(x)
+    expected, spread = x.copy(), np.zeros(matrix.shape)
+    if not o.any():
+        return 0.0, mean, matrix
+    slope = np.linalg.solve(matrix[np.ix_(o, o)], matrix[np.ix_(o, m)]).T
+    expected[m] = mean[m] + slope @ (x[o] - mean[o])
+    spread[np.ix_(m, m)] = matrix[np.ix_(m, m)] - slope @ matrix[np.ix_(o, m)]
+    return multivariate_normal(mean[o], matrix[np.ix_(o, o)]).logpdf(x[o]), expected, spread
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize(("d", "share", "kept"), [(4, 0.4, 1 << 20), (12, 0.2, 0), (14, 0.7, 1 << 20)])
+def test_an_e_step_is_that_of_the_definitions(covariance, d, share, kept, monkeypatch):
+    monkeypatch.setattr(gaussian_missing, "KEPT_NUMBERS", kept)
+    rows = holed(80, d, share)
+    rows[3] = np.nan
+    model, params = fitted(covariance, rows)
+    gaussians = params.components
+    each = [[conditional(x, *one) for one in zip(gaussians.means, matrices(covariance, gaussians))] for x in rows]  # noqa: B905
+    log_prob, expected, spread = (np.array([[one[i] for one in row] for row in each]) for i in range(3))
+    joint = log_prob + np.log(params.weights)
+    total = logsumexp(joint, axis=1)
+    resp = np.exp(joint - total[:, None])
+    np.testing.assert_allclose(model.family.log_prob(gaussians, Chunk(rows)), log_prob, rtol=1e-10, atol=1e-10)
+    found = model.e_step(params, Chunk(rows))
+    assert found.objective == pytest.approx(total.sum(), rel=1e-12)
+    assert found.weight == len(rows)
+    np.testing.assert_allclose(model.posterior(params, Chunk(rows))[3], params.weights)
+    imputed = model.impute(params, Chunk(rows))
+    np.testing.assert_allclose(imputed, np.einsum("nk,nkd->nd", resp, expected), rtol=1e-10)
+    np.testing.assert_array_equal(imputed[~np.isnan(rows)], rows[~np.isnan(rows)])
+    u = (expected - gaussians.reference) * gaussians.scale
+    xx = np.einsum("nk,nkd,nke->kde", resp, u, u) + np.einsum("nk,nkde->kde", resp, spread)
+    shaped = {
+        "full": xx,
+        "tied": xx.sum(axis=0),
+        "diag": np.diagonal(xx, axis1=1, axis2=2),
+        "spherical": np.trace(xx, axis1=1, axis2=2),
+        "tied_diag": np.diagonal(xx, axis1=1, axis2=2).sum(axis=0),
+        "tied_spherical": np.trace(xx, axis1=1, axis2=2).sum(),
+    }[covariance]
+    stats = model.family.stats(gaussians, Chunk(rows), resp)
+    np.testing.assert_allclose(stats.x, np.einsum("nk,nkd->kd", resp, u), atol=1e-9)
+    np.testing.assert_allclose(unpack(stats.xx, d) if covariance == "full" else stats.xx, shaped, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_blocks_without_holes_have_the_bits_of_a_model_that_knows_none(covariance):
+    rows = holed(200, 5, 0.0)
+    model, params = fitted(covariance, rows)
+    plain, plain_params = fitted(covariance, rows, missing=False)
+    for ours, theirs in ((params.components, plain_params.components),):
+        np.testing.assert_array_equal(ours.means, theirs.means)
+        np.testing.assert_array_equal(ours.covariances, theirs.covariances)
+    assert model.e_step(params, Chunk(rows)).objective == plain.e_step(params, Chunk(rows)).objective
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_tight_far_apart_components_with_holes(covariance):
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(2, 4)), 300, axis=0) + 1e-5 * rng.normal(size=(600, 4))
+    rows[rng.random(rows.shape) < 0.2] = np.nan
+    model, params = fitted(covariance, rows, reg_covar=0.0, steps=40)
+    gaussians = params.components
+    assert (gaussians.reference != gaussians.shift).any()
+    sd = np.sqrt(np.diagonal(matrices(covariance, gaussians), axis1=1, axis2=2))
+    np.testing.assert_allclose(sd, 1e-5, rtol=0.25)
+    assert np.isfinite(model.e_step(params, Chunk(rows)).objective)
+
+
+def test_rows_without_any_value_change_nothing_but_the_weight():
+    rows = holed(100, 3, 0.2)
+    rows = rows[~np.isnan(rows).all(axis=1)]
+    model, params = fitted("full", rows)
+    more = np.vstack([rows, np.full((50, 3), np.nan)])
+    alone, padded = model.e_step(params, Chunk(rows)), model.e_step(params, Chunk(more))
+    assert padded.objective == pytest.approx(alone.objective, rel=1e-14)
+    assert padded.weight == len(more)
+    np.testing.assert_allclose(padded.stats.n, alone.stats.n, rtol=1e-14)
+
+
+# 13 mixtures of cement, Little & Rubin's example 7.7 (2nd edition): the data set `missvals` of the R package mvnmle.
+CEMENT = np.array(
+    [
+        [7, 26, 6, 60, 78.5], [1, 29, 15, 52, 74.3], [11, 56, 8, 20, 104.3], [11, 31, 8, 47, 87.6],
+        [7, 52, 6, 33, 95.9], [11, 55, 9, 22, 109.2], [3, 71, 17, N, 102.7],
+        [1, 31, 22, N, 72.5], [2, 54, 18, N, 93.1], [N, N, 4, N, 115.9],
+        [N, N, 23, N, 83.8], [N, N, 9, N, 113.3], [N, N, 8, N, 109.4],
+    ]
+)  # fmt: skip
+# Size of the crop and share of wormy fruits of 18 apple trees (Snedecor & Cochran; Little & Rubin, table 7.1): `apple`.
+APPLE = np.array(
+    [
+        [8, 59], [6, 58], [11, 56], [22, 53], [14, 50], [17, 45], [18, 43], [24, 42], [19, 39], [23, 38], [26, 30],
+        [40, 27], [4, N], [4, N], [5, N], [6, N], [8, N], [10, N],
+    ]
+)  # fmt: skip
+
+
+def test_published_estimates_of_one_normal():
+    """The figures that the documentation of mvnmle prints for its two examples; one component is the plain normal."""
+    apple = fitted("full", APPLE, k=1, steps=100, reg_covar=0.0)[1].components
+    np.testing.assert_allclose(apple.means[0], [14.72227, 49.33325], atol=2e-4)
+    np.testing.assert_allclose(apple.covariances[0], [[89.53415, -90.69653], [-90.69653, 114.69470]], rtol=2e-4)
+    cement = fitted("full", CEMENT, k=1, steps=300, reg_covar=0.0)[1].components
+    np.testing.assert_allclose(cement.means[0], [6.655177, 49.965258, 11.769231, 27.047090, 95.423077], rtol=2e-4)
+
+
+def test_a_monotone_pattern_has_its_closed_form():
+    """Anderson's factored likelihood (Little & Rubin 2020, section 7.2): all sizes, a regression."""
+    x, (seen_x, seen_y) = APPLE[:, 0], APPLE[~np.isnan(APPLE[:, 1])].T
+    slope = np.cov(seen_x, seen_y, bias=True)[0, 1] / seen_x.var()
+    rest = np.mean((seen_y - seen_y.mean() - slope * (seen_x - seen_x.mean())) ** 2)
+    found = fitted("full", APPLE, k=1, steps=100, reg_covar=0.0)[1].components
+    np.testing.assert_allclose(found.means[0], [x.mean(), seen_y.mean() + slope * (x.mean() - seen_x.mean())])
+    covariance = [[x.var(), slope * x.var()], [slope * x.var(), rest + slope**2 * x.var()]]
+    np.testing.assert_allclose(found.covariances[0], covariance)
+
+
+def test_stores_with_holes_are_fitted_and_imputed_as_arrays_are(tmp_path):
+    rows = holed(600, 3, 0.2)
+    z = zarr.create_array(tmp_path / "x.zarr", shape=rows.shape, dtype=rows.dtype, chunks=(100, 3))
+    z[...] = rows
+    options = {"random_state": 0, "missing": "nan", "tol": 1e-4}
+    stored = daskem.GaussianMixture(2, **options).fit(str(tmp_path / "x.zarr"))
+    loaded = daskem.GaussianMixture(2, **options).fit(rows)
+    np.testing.assert_allclose(stored.means_, loaded.means_, rtol=1e-9)
+    imputed = stored.impute(str(tmp_path / "x.zarr")).compute()
+    np.testing.assert_allclose(imputed, loaded.impute(rows), rtol=1e-9)
+    assert np.isfinite(imputed).all()
+    assert np.isfinite(loaded.score(rows))
+    far = daskem.GaussianMixture(2, init_params="k-means||", **options).fit(str(tmp_path / "x.zarr"))
+    assert np.isfinite(far.lower_bound_)
+
+
+@pytest.mark.filterwarnings("ignore:.*stopped before it converged")
+@pytest.mark.parametrize("algorithm", ["auto", "progressive", "squarem", "stepwise"])
+@pytest.mark.parametrize("family", [Gaussian(missing=True), Bernoulli(0.5)], ids=["gaussian", "bernoulli"])
+def test_every_algorithm_takes_holes(algorithm, family, tmp_path):
+    rows = holed(4000, 3, 0.2, offset=0.0)
+    if not isinstance(family, Gaussian):
+        rows = np.where(np.isnan(rows), np.nan, rows > 1.0)
+    z = zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(500, 3))
+    options = {"family": family, "random_state": 0, "tol": 1e-6, "max_iter": 40, "init_params": "kmeans"}
+    by_batch, by_other = (daskem.MixtureModel(2, algorithm=a, **options).fit(z) for a in ("batch", algorithm))
+    assert by_other.score(z) == pytest.approx(by_batch.score(z), abs=5e-3)
+
+
+def test_a_stream_may_have_holes():
+    rows = holed(2000, 3, 0.2)
+    mixture = daskem.GaussianMixture(2, random_state=0, missing="nan")
+    for part in np.split(rows, 10):
+        mixture.partial_fit(part)
+    whole = daskem.GaussianMixture(2, random_state=0, missing="nan").fit(rows)
+    assert mixture.score(rows) == pytest.approx(whole.score(rows), abs=0.1)
+
+
+def test_a_warm_start_means_the_same_by_nan():
+    rows = holed(100, 3, 0.0)
+    mixture = daskem.GaussianMixture(2, random_state=0, warm_start=True, missing="nan").fit(rows)
+    with pytest.raises(OptionError, match="warm_start"):
+        mixture.set_params(missing="raise").fit(rows)
+
+
+def test_a_diagnosis_and_a_choice_take_holes():
+    rows = holed(400, 2, 0.2)
+    mixture = daskem.GaussianMixture(1, missing="nan", reg_covar=0.0).fit(rows)
+    found = mixture.diagnose(rows)
+    assert found.identifiable
+    # Fewer values than rows tell less than all would: the standard error of a mean is sd / sqrt(n) at best.
+    sd = np.sqrt(np.diag(mixture.covariances_[0]))
+    seen = (~np.isnan(rows)).sum(axis=0)
+    assert (found.standard_errors[:2] > 0.9 * sd / np.sqrt(len(rows))).all()
+    assert (found.standard_errors[:2] < 1.1 * sd / np.sqrt(seen)).all()
+    mixtures = [Mixture(Gaussian(missing=True), k) for k in (1, 2)]
+    assert [np.isfinite(one.icl) for one in daskem.select(mixtures, rows, seed=0).candidates] == [True, True]
+
+
+def test_only_models_that_can_impute_do():
+    flags = np.where(np.isnan(holed(100, 2, 0.2)), np.nan, 1.0)
+    model = Mixture(Bernoulli(0.5), 2)
+    params = model.init(Chunk(flags), np.random.default_rng(0))
+    with pytest.raises(MissingCapabilityError, match="impute"):
+        model.impute(params, Chunk(flags))
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="daskem")
+
+
+def test_the_command_line_fits_and_imputes(tmp_path):
+    rows = holed(400, 3, 0.2)
+    zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(100, 3))
+    data, model, out = tmp_path / "x.zarr", tmp_path / "m.safetensors", tmp_path / "out.zarr"
+    refused = run("fit", "gaussian-mixture", data, "-k", 2, "-o", model)
+    assert refused.exit_code == 1
+    assert "--missing nan" in refused.stderr
+    fitted = run("fit", "gaussian-mixture", data, "-k", 2, "--missing", "nan", "-o", model)
+    assert fitted.exit_code == 0, fitted.output
+    done = run("predict", model, data, "-o", out, "--impute", "--proba")
+    assert done.exit_code == 0, done.output
+    imputed = zarr.open_array(out / "imputed", mode="r")[...]
+    seen = ~np.isnan(rows)
+    np.testing.assert_array_equal(imputed[seen], rows[seen])
+    saved = load(str(model))
+    np.testing.assert_allclose(imputed, saved.model.impute(saved.params, Chunk(rows)), rtol=1e-12)
+    scored = run("score", model, data, "--json")
+    assert json.loads(scored.stdout)["log_prob_per_row"] == pytest.approx(
+        saved.model.e_step(saved.params, Chunk(rows)).objective / len(rows)
+    )
+    plain = tmp_path / "plain.safetensors"
+    np.save(tmp_path / "whole.npy", imputed)
+    assert run("fit", "gaussian-mixture", tmp_path / "whole.npy", "-k", 2, "-o", plain).exit_code == 0
+    denied = run("predict", plain, tmp_path / "whole.npy", "-o", tmp_path / "no.zarr", "--impute")
+    assert denied.exit_code == 1
+    assert "--impute needs a model fitted with --missing nan" in denied.stderr
+
+
+def test_what_is_still_refused():
+    rows = holed(60, 3, 0.2)
+    with pytest.raises(NonFiniteError, match="missing='nan'"):
+        daskem.GaussianMixture(2).fit(rows)
+    infinite = rows.copy()
+    infinite[7, 1] = np.inf
+    with pytest.raises(NonFiniteError, match=r"contains infinity.*rows 7:8 .*feature 1"):
+        daskem.GaussianMixture(2, missing="nan").fit(infinite)
+    rows[:, 2] = np.nan
+    with pytest.raises(DataError, match=r"feature\(s\) 2 are missing"):
+        daskem.GaussianMixture(2, missing="nan").fit(rows)
+    with pytest.raises(DataError, match="sample_weight"):
+        daskem.GaussianMixture(2, missing="nan").fit(holed(60, 3, 0.2), sample_weight=np.full(60, np.nan))
