@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -111,7 +112,9 @@ def _closed(schema):
 
 def test_the_image_is_linted_and_not_root():
     dockerfile = DEPLOY / "docker" / "Dockerfile"
-    linted = subprocess.run(["hadolint", dockerfile], capture_output=True, text=True, check=False)
+    linted = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), dockerfile], capture_output=True, text=True, check=False
+    )
     assert (linted.returncode, linted.stdout) == (0, "")
     assert "\nARG BASE_IMAGE=" in dockerfile.read_text()
     users = [line for line in dockerfile.read_text().splitlines() if line.startswith("USER ")]
