@@ -214,13 +214,7 @@ def test_an_epoch_sees_every_row_once(rows, chunk):
 
 def _share(problem: DataProblem, batch: Batch, index: int) -> float:
     """Return the rows of a mini-batch over all rows."""
-    stream = problem._stream(batch)
-    per_window = stream.n_batches // stream.n_windows
-    window, place = divmod(index, per_window)
-    runs = [
-        stream._share(i, stream._rows_of(group), place, per_window) for i, group in enumerate(stream._groups(window))
-    ]
-    return sum(stop - start for start, stop in runs) / N
+    return sum(stop - start for start, stop in problem._stream(batch).shares(index)) / N
 
 
 def test_each_chunk_is_decoded_once_an_epoch(rows):

@@ -71,7 +71,8 @@ def _drawn(start: int, stop: int, strata: _Strata, seed: int) -> Int:
     # Philox makes four numbers a count.
     bits.advance(first // 4)
     uniform = np.random.Generator(bits).random(last - first + first % 4)[first % 4 :]
-    bounds = low + np.array([i * length // count for i in range(first, last + 1)], np.int64)
+    # Exact up to 10^12 rows and a sample of 10^6.
+    bounds = low + np.arange(first, last + 1, dtype=np.int64) * length // count
     rows = bounds[:-1] + (uniform * np.diff(bounds)).astype(np.int64)
     return np.asarray(rows[(rows >= start) & (rows < stop)])
 
@@ -123,6 +124,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         self._windows: dict[int, Future[list[Any]]] = {}
+        self._group_rows: dict[int, list[int]] = {}
         self._lock = threading.Lock()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="daskem-window")
         if self.batch.rows > self.engine.data.n_rows:
@@ -154,18 +156,29 @@ class Stream:
 
     def expect(self, model: Model, members: Sequence[Params], index: int, step: int) -> list[Expectation]:
         """Return what the `index`-th mini-batch says, scaled to all rows."""
-        per_window = self.n_batches // self.n_windows
-        window, place = divmod(index, per_window)
-        groups = self._groups(window)
-        shares = [self._share(i, self._rows_of(group), place, per_window) for i, group in enumerate(groups)]
-        task = ExpectTask(
-            model, tuple(members), self.engine.plan.block_rows, self.engine.plan.segment_rows, self.engine.seed, step
-        )
-        partial = self._run(self._loaded(window), shares, task)
+        shares, plan = self.shares(index), self.engine.plan
+        task = ExpectTask(model, tuple(members), plan.block_rows, plan.segment_rows, self.engine.seed, step)
+        partial = self._run(self._loaded(index // self._per_window), shares, task)
         rows = sum(stop - start for start, stop in shares)
         if partial.rows != rows:
             raise ContractError(f"mini-batch {index} counted {partial.rows} rows where there are {rows}.")
         return [tree.scale(expectation, self.engine.data.n_rows / rows) for expectation in partial.expectations]
+
+    def shares(self, index: int) -> list[tuple[int, int]]:
+        """Return the rows that a mini-batch takes of each group of its window; groups are numbered apart."""
+        window, place = divmod(index, self._per_window)
+        if window not in self._group_rows:
+            # What was counted for the windows before is of no use any more.
+            self._group_rows = {window: [self._rows_of(group) for group in self._groups(window)]}
+        firsts = (group * self.engine.data.n_rows for group in range(len(self._group_rows[window])))
+        return [
+            (first + place * rows // self._per_window, first + (place + 1) * rows // self._per_window)
+            for first, rows in zip(firsts, self._group_rows[window], strict=True)
+        ]
+
+    @property
+    def _per_window(self) -> int:
+        return self.n_batches // self.n_windows
 
     def _run(self, loaded: list[Any], shares: list[tuple[int, int]], task: ExpectTask) -> Partial:
         runs = [(i, data, *share) for i, (data, share) in enumerate(zip(loaded, shares, strict=True))]
@@ -209,11 +222,6 @@ class Stream:
         chosen = [self.pieces[i] for i in np.sort(order[place :: self.n_windows])]
         n_groups = max(1, min(len(chosen), self.batch.rows // GROUP_ROWS))
         return [chosen[i::n_groups] for i in range(n_groups)]
-
-    def _share(self, group: int, rows: int, place: int, of: int) -> tuple[int, int]:
-        """Return the rows of a group that the mini-batch at `place` takes; groups are numbered apart (see `_load`)."""
-        first = group * self.engine.data.n_rows
-        return first + place * rows // of, first + (place + 1) * rows // of
 
     def _rows_of(self, group: Sequence[Unit]) -> int:
         held = sum(len(self._held_out(unit)) for unit in group)
