@@ -344,7 +344,9 @@ def test_a_stage_says_its_rows(rows):
 def test_what_is_left_of_a_series_of_gains():
     assert may_gain(0.5, 1.0) == pytest.approx(0.5)
     assert may_gain(0.1, 1.0) == pytest.approx(0.1 / 9)
-    assert may_gain(1.0, 0.5) == may_gain(1.0, math.inf) == may_gain(-1.0, 1.0) == math.inf
+    assert may_gain(1.0, math.inf) == math.inf
+    # It grows: a plateau that is left, or rounding.
+    assert may_gain(1.0, 0.5) == may_gain(1.0, 0.0) == may_gain(-1.0, 0.5) == pytest.approx(99.0)
     assert may_gain(0.0, 0.0) == 0.0
 
 

@@ -82,7 +82,7 @@ def table(tmp_path):
 
 
 def test_every_family_has_a_command():
-    assert {f"{name}-mixture" for name in FAMILIES} | {"mixed-mixture", "kmeans"} == set(KINDS)
+    assert {f"{name}-mixture" for name in FAMILIES} | {"mixed-mixture", "variational-mixture", "kmeans"} == set(KINDS)
     assert set(FITS) == set(FAMILIES)
     for group in ("fit", "plan"):
         text = succeed(group, "--help").stdout

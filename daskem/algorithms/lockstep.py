@@ -92,7 +92,9 @@ def _alike(asked: Sequence[_Asked]) -> list[list[_Asked]]:
     """Group what one pass can answer: E-steps of one problem over the same part of its data."""
     groups: dict[Any, list[_Asked]] = {}
     for one in asked:
-        groups.setdefault((id(one.problem), one.part, one.step), []).append(one)
+        # Which step it is matters to an E-step that draws, and to no other.
+        step = one.step if getattr(one.problem.model, "draws", False) else None
+        groups.setdefault((id(one.problem), one.part, step), []).append(one)
     return list(groups.values())
 
 

@@ -72,11 +72,14 @@ def _error(problem: Problem, point: Point) -> float:
 def may_gain(gain: float, before: float) -> float:
     """Return what a series of gains that began with `before`, `gain` is still to bring: its geometric rest.
 
-    Infinite where there are not two gains yet, or the last one is larger.
+    A ratio of the two beyond `MOST_RATIO` is taken to be that, as a plateau's first steps up are: what is left is then
+    a hundred times the gain. Losses, which rounding or a sample's noise make, count by their size. Infinite where there
+    are not two gains yet.
     """
-    if not (gain >= 0 and before > 0 and gain < before and math.isfinite(before)):
-        return 0.0 if gain == before == 0.0 else math.inf
-    ratio = min(max(gain / before, LEAST_RATIO), MOST_RATIO)
+    gain, before = abs(gain), abs(before)
+    if not (math.isfinite(gain) and math.isfinite(before)):
+        return math.inf
+    ratio = min(max(gain / before, LEAST_RATIO), MOST_RATIO) if before > 0 else MOST_RATIO
     return gain * ratio / (1.0 - ratio)
 
 

@@ -36,7 +36,7 @@ __all__ = ["compare", "demo_command", "match"]
 
 # A few seconds a pass on two cores, and several times more data than memory.
 ROWS, FEATURES, COMPONENTS = 8_000_000, 24, 5
-MEMORY = "400MB"
+MEMORY = "500MB"
 # Chunks of 2 MB: readers hold a few of them, beside the 230 MB that Python and its packages take.
 CHUNK_ROWS = 16_384
 SEPARATION = 6.0

@@ -20,6 +20,7 @@ from daskem.core import (
     HasVector,
     Params,
     handles_missing,
+    offers,
     require,
 )
 from daskem.data import open_dataset
@@ -280,7 +281,7 @@ def _model_and_params(fitted: Any, params: Params) -> tuple[Any, Params]:
 
 
 def _names(model: Any, params: Params, p: int) -> tuple[str, ...]:
-    if isinstance(model, HasParameterNames):
+    if offers(model, HasParameterNames):
         return tuple(model.parameter_names(params))
     return tuple(f"parameter {i}" for i in range(p))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import ndtri
@@ -223,6 +223,9 @@ class MonteCarlo:
     model: Sampler
     n_draws: int = 16
     schedule: GrowingDraws | None = GrowingDraws()
+
+    # Its E-steps depend on the step (see `daskem.algorithms.lockstep`).
+    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.n_draws, bool) or not isinstance(self.n_draws, (int, np.integer)) or self.n_draws < 1:

@@ -95,6 +95,10 @@ class VariationalMixture(Mixture):
         components = own(vector[size:], params.components)
         return VariationalMixtureParams(self._weights.mean(concentration), components, concentration)
 
+    def offers(self, method: str) -> bool:
+        """Return whether a method of the mixture means something here: a distribution has no scores at a point."""
+        return method not in ("parameter_names", "scores") and super().offers(method)
+
     def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
         """Return block length and bytes, by arithmetic alone (see `Mixture.footprint`)."""
         told = super().footprint(n_features, dtype)

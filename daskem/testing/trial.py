@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Expectation, Float, HasLogPrior, Model, Params, Scratch
+from daskem.core import Array, Chunk, Expectation, Float, HasLogPrior, Model, Params, Scratch, offers
 from daskem.errors import ContractError, DaskEMError, MissingCapabilityError, OptionError
 
 __all__ = [
@@ -41,7 +41,7 @@ class Property:
 
     def applies(self, model: object) -> bool:
         """Return whether `model` offers what the property is about."""
-        return all(isinstance(model, capability) for capability in self.needs)
+        return all(offers(model, capability) for capability in self.needs)
 
 
 @dataclass(frozen=True, eq=False)
