@@ -10,6 +10,9 @@ from daskem.models.kmeans import KMeansStats as KMeansStats
 from daskem.models.mixture import Mixture as Mixture
 from daskem.models.mixture import MixtureParams as MixtureParams
 from daskem.models.mixture import MixtureStats as MixtureStats
+from daskem.models.student_t import StudentT as StudentT
+from daskem.models.student_t import StudentTParams as StudentTParams
+from daskem.models.student_t import StudentTStats as StudentTStats
 
 __all__ = [
     "SHAPES",
@@ -22,4 +25,7 @@ __all__ = [
     "Mixture",
     "MixtureParams",
     "MixtureStats",
+    "StudentT",
+    "StudentTParams",
+    "StudentTStats",
 ]
