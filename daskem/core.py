@@ -9,140 +9,87 @@ Array shapes use the axis letters n (rows), d (features) and k (components).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
-from daskem.errors import MissingCapabilityError
+from daskem.capabilities import (
+    Footprint,
+    HasBounds,
+    HasDistance,
+    HasEvents,
+    HasFootprint,
+    HasLogPrior,
+    HasLogProb,
+    HasNParameters,
+    HasObjectiveError,
+    HasObjectiveKind,
+    HasParameterNames,
+    HasParts,
+    HasPosterior,
+    HasRebase,
+    HasSample,
+    HasScores,
+    HasSupport,
+    HasSurrogate,
+    HasVector,
+    Params,
+    Stats,
+    objective_kind,
+    offers,
+    require,
+)
+from daskem.chunk import Array, Chunk, Float, Int, Scratch
 
 __all__ = [
     "Algorithm",
     "Array",
+    "Batch",
     "Chunk",
     "Event",
     "Expectation",
     "Family",
     "Float",
     "Footprint",
+    "HasBounds",
     "HasDistance",
     "HasEvents",
     "HasFootprint",
     "HasLogPrior",
     "HasLogProb",
+    "HasMemory",
     "HasNParameters",
+    "HasObjectiveError",
+    "HasObjectiveKind",
+    "HasParameterNames",
+    "HasParts",
     "HasPosterior",
+    "HasRebase",
     "HasSample",
+    "HasScores",
+    "HasSupport",
     "HasSurrogate",
     "HasVector",
     "Int",
     "Model",
     "Params",
+    "Part",
     "Problem",
     "Scratch",
+    "Sizes",
     "State",
     "Stats",
     "StepInfo",
     "StopRule",
+    "objective_kind",
+    "offers",
     "require",
 ]
 
-Array = npt.NDArray[Any]
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-# Each model has records of its own for these; daskem only adds, scales and stores them (see daskem.tree).
-Params = Any
-Stats = Any
+# Each algorithm has records of its own for this, as each model has for `Params` and `Stats`.
 State = Any
-
-C = TypeVar("C")
-
-
-class Scratch:
-    """Work arrays that are reused from block to block, and values computed once a task or once a block.
-
-    Allocating tens of megabytes for every block costs as much as the arithmetic. The engine gives all blocks of a task
-    one `Scratch`; a chunk made by hand has its own. What a model leaves in it is never seen by anybody else.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[Hashable, Array] = {}
-        self._kept: dict[Hashable, tuple[object, Any]] = {}
-
-    def empty(self, name: Hashable, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64) -> Array:
-        """Return an uninitialised C-contiguous array; the same memory each time for one name, if it is large enough."""
-        size, dtype = int(np.prod(shape)), np.dtype(dtype)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            buffer = self._buffers[name] = np.empty(size, dtype)
-        return buffer[:size].reshape(shape)
-
-    def keep(self, name: Hashable, owner: object, make: Callable[[], Any]) -> Any:
-        """Return ``make()``, made anew only when `owner` (params, or a chunk) is another object than last time."""
-        kept = self._kept.get(name)
-        if kept is None or kept[0] is not owner:
-            kept = self._kept[name] = (owner, make())
-        return kept[1]
-
-    def clear(self) -> None:
-        """Forget everything.
-
-        A chunk that owns what is kept here refers back to this scratch. Left to the collector of cycles, its rows, and
-        the whole read that they are a view of, would stay in memory long after the task.
-        """
-        self._buffers.clear()
-        self._kept.clear()
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """A block of rows, with all that a model may know about them.
-
-    Attributes
-    ----------
-    rows : (n, d) array, C-contiguous, never written to; float32 or float64.
-    weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
-    labels : (n,) int64, the known component of a row or -1, or None when nothing is known.
-    start : absolute index of the first row in the data set.
-    seed, step : seed and step of the run, for E-steps that draw: ``chunk.rng(chunk.step)``.
-    scratch : reusable work arrays.
-    """
-
-    rows: Array
-    weight: Float | None = None
-    labels: Int | None = None
-    start: int = 0
-    seed: int = 0
-    step: int = 0
-    scratch: Scratch = field(default_factory=Scratch, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def total_weight(self) -> float:
-        """Sum of the weights; the number of rows where there are none."""
-        return float(len(self)) if self.weight is None else float(self.weight.sum())
-
-    def rng(self, step: int) -> np.random.Generator:
-        """Return a generator that depends on (seed, step, start) alone, whichever worker asks.
-
-        Counter-based (Philox; Salmon, Moraes, Dror & Shaw 2011, SC11), so streams of different blocks never overlap.
-        """
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, step, self.start]))
-
-    def uniform(self, step: int, size: int) -> Float:
-        """Return (n, size) uniform numbers in [0, 1); each row's depend on (seed, step, absolute row) alone.
-
-        Unlike `rng`, the numbers do not depend on where blocks begin, hence not on how the data are chunked.
-        """
-        # Philox makes four 64-bit words a count; a whole number of counts per row lets any row start at its own count.
-        counts = -(-size // 4)
-        bits = np.random.Philox(key=self.seed, counter=[0, 0, step, 1 << 63])
-        bits.advance(self.start * counts)
-        return np.random.Generator(bits).random((len(self), 4 * counts))[:, :size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +110,16 @@ class Expectation:
 
 @runtime_checkable
 class Model(Protocol):
-    """A latent-variable model: all that a user writes."""
+    """A latent-variable model: all that a user writes; `daskem.testing.zero_inflated_poisson` is one to copy.
+
+    Further methods, if there, switch something on: `log_prob` scores, ``daskem score`` and fits on samples first;
+    `posterior` labels and probabilities of rows; `n_parameters` AIC, BIC and the tolerance "statistical"; `to_vector`
+    and `from_vector` the algorithms that extrapolate (squarem, anderson); `surrogate` incremental EM and Fisher's
+    identity as a check; `log_prior` maximum a posteriori estimates; `sample` simulated rows; `distance` a stop rule in
+    the model's own measure; `events` reports of repaired components; `unsupported` errors that name the row a model
+    cannot have; `rebase` statistics about moving points; `footprint` exact plans of memory; and the attribute
+    `soft_labels` = True label probabilities. The protocols below say what each returns.
+    """
 
     def init(self, sample: Chunk, rng: np.random.Generator) -> Params:
         """Return starting parameters from a sample of rows drawn across the whole data set."""
@@ -177,7 +133,14 @@ class Model(Protocol):
 
 @runtime_checkable
 class Family(Protocol):
-    """A density given a component. One family serves mixtures, HMM emissions and partly labelled data alike."""
+    """A density given a component. One family serves mixtures, HMM emissions and partly labelled data alike.
+
+    What a family may have beside, for a mixture to have it too: `surrogate`, `log_prior`, `to_vector`, `from_vector`,
+    `n_parameters`, `events`, `rebase` and `unsupported`, as those of a model; ``draw(params, components, rng)``, a row
+    (n, d) from each of the components (n,), for samples; ``embedding(rows)``, (n, q) and finite, between whose rows
+    a start measures distances; ``start``, the `init_method` that it prefers; ``handles_missing``, whether NaN is a hole
+    that it leaves out; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the planner.
+    """
 
     def init(self, sample: Chunk, resp: Float) -> Params:
         """Return parameters from a sample and its responsibilities (n, k)."""
@@ -192,26 +155,77 @@ class Family(Protocol):
         """Return the parameters that `stats` imply."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Names a mini-batch: rows drawn at random from a window of pieces of the data, themselves in random order.
+
+    Attributes
+    ----------
+    index : place among all mini-batches, counted from 0 and on from epoch to epoch.
+    rows : rows of a mini-batch, about.
+    window : pieces (runs of stored chunks of about 16 MiB) whose rows are mixed; None for 16, or all if fewer.
+    held_out : rows of the sample (see `Problem.subsample`) that no mini-batch holds.
+    """
+
+    index: int
+    rows: int
+    window: int | None = None
+    held_out: int = 0
+
+
+# Which rows an E-step sees: work units by their numbers, a mini-batch, or all (None).
+Part = Sequence[int] | Batch | None
+
+
 class Problem(Protocol):
-    """All that an algorithm may ask. Statistics reach `maximize` scaled to the weight of the full data."""
+    """All that an algorithm may ask. Statistics reach `maximize` scaled to the weight of the full data.
+
+    What `expect` says of a mini-batch, or of a subsample, is already scaled so: an estimate of what it would say of all
+    rows. What it says of some work units is their share, to be added to the others'.
+    """
+
+    @property
+    def model(self) -> Model:
+        """The model, for its optional capabilities (see `require`)."""
 
     @property
     def n_units(self) -> int:
         """Number of work units, the smallest pieces `expect` can be asked for."""
 
-    def expect(self, params: Params, blocks: Sequence[int] | None = None, step: int = 0) -> Expectation:
-        """Run the E-step over the given work units (all of them by default) and add what they say."""
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
 
-    def expect_each(
-        self, members: Sequence[Params], blocks: Sequence[int] | None = None, step: int = 0
-    ) -> list[Expectation]:
+    def expect(self, params: Params, part: Part = None, step: int = 0) -> Expectation:
+        """Run the E-step over a part of the data, all of them by default, and add what the rows say."""
+
+    def expect_each(self, members: Sequence[Params], part: Part = None, step: int = 0) -> list[Expectation]:
         """Run the E-step for several parameter sets in one pass."""
+
+    def n_batches(self, batch: Batch) -> int:
+        """Return how many mini-batches such as `batch` make an epoch, in which each row is seen once."""
+
+    def subsample(self, rows: int) -> Problem:
+        """Return the problem of a uniform sample of rows, read once and kept in memory.
+
+        The same call gives the same rows. A sample of a sample is part of it.
+        """
+
+    def sample_passes(self, rows: int) -> float:
+        """Return the passes over the data that drawing a sample takes: at most 1, and 0 where rows are in memory."""
+
+    @property
+    def sample_room(self) -> int:
+        """Most rows that `subsample` may be asked for, by the memory there is."""
 
     def maximize(self, stats: Stats, params: Params) -> Params:
         """Run the M-step."""
 
     def objective(self, expectation: Expectation, params: Params) -> float:
         """Return the mean objective per unit weight, nats, the model's log prior included where it has one."""
+
+    def precision(self, params: Params) -> float:
+        """Return p / (2 n), nats per row: by how much chance alone lifts the maximum over n rows with p parameters."""
 
     def change(self, old: Params, new: Params) -> float:
         """Return how far parameters moved: the model's own `distance`, else the largest relative change of a leaf."""
@@ -242,6 +256,11 @@ class StepInfo:
     seconds : wall-clock time of the step.
     change : how far the parameters moved (see `Problem.change`).
     events : what the step had to repair.
+    exact : whether the objective is of all rows, so that it must not fall from step to step.
+    remaining : estimate of what further steps would still gain, nats per row; None where the algorithm makes none.
+    stage : what the algorithm is about, where it has stages.
+    error : by how much chance may have lowered the objective, a standard error in nats per row, inf if not known; 0
+        but for models that draw (see `HasObjectiveError`).
     """
 
     step: int
@@ -251,16 +270,32 @@ class StepInfo:
     seconds: float
     change: float
     events: tuple[Event, ...] = ()
+    exact: bool = True
+    remaining: float | None = None
+    stage: str = ""
+    error: float = 0.0
 
 
 class Algorithm(Protocol):
-    """How parameters move: a frozen value. STATE is the least that the next step needs; it has a field `params`."""
+    """How parameters move: a frozen value. STATE is the least that the next step needs; it has a field `params`.
+
+    An algorithm may have an attribute ``needs``, the capabilities without which a model cannot be fitted by it, and a
+    method ``memory`` (see `HasMemory`).
+    """
 
     def init(self, problem: Problem, params: Params) -> State:
         """Return the state before the first step."""
 
     def step(self, problem: Problem, state: State) -> tuple[State, StepInfo]:
         """Return the next state and what to log of the step. Pure."""
+
+
+@runtime_checkable
+class HasMemory(Protocol):
+    """An algorithm that keeps something beside the E-step."""
+
+    def memory(self, sizes: Sizes) -> int:
+        """Return the bytes that the algorithm keeps in this process."""
 
 
 class StopRule(Protocol):
@@ -274,103 +309,35 @@ class StopRule(Protocol):
         """Whether stopping for this rule means convergence; False for a budget such as a number of steps."""
 
 
-class Footprint(NamedTuple):
-    """What the planner must know of a model before any row is read.
+# Copies of a subsample that are in memory at a time: as it is drawn, as it is joined, and smaller samples of it.
+SAMPLE_COPIES = 2.5
+
+
+class Sizes(NamedTuple):
+    """What an algorithm must know of a problem to tell how much memory it will need.
 
     Attributes
     ----------
-    block_rows : rows per block, a power of two.
-    workspace : bytes of scratch that an E-step over one block needs.
-    stats : bytes of one record of statistics.
-    params : bytes of the parameters.
-    start : bytes that ``init`` takes for each row of its sample, beside the sample.
+    n_rows, n_units : rows and work units of the data.
+    row : bytes of a row in memory, its weight and label included.
+    piece : bytes of a piece of the data (see `Batch`).
+    stats, params : bytes of one record of statistics, and of the parameters.
+    room : bytes that are left for it.
     """
 
-    block_rows: int
-    workspace: int
+    n_rows: int
+    n_units: int
+    row: int
+    piece: int
     stats: int
     params: int
-    start: int = 0
+    room: int
 
+    @property
+    def sample_room(self) -> int:
+        """Most rows of a subsample (see `Problem.subsample`)."""
+        return int(self.room / (SAMPLE_COPIES * self.row))
 
-# Optional capabilities of a model: one-method protocols, asked for by name where they are needed.
-
-
-@runtime_checkable
-class HasFootprint(Protocol):
-    def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
-        """Return what the planner must know. Without it the engine assumes modest blocks and small statistics."""
-
-
-@runtime_checkable
-class HasSurrogate(Protocol):
-    def surrogate(self, stats: Stats, params: Params) -> float:
-        """Return Q(params | stats), the expected complete-data log-likelihood, nats, up to a constant of the stats."""
-
-
-@runtime_checkable
-class HasLogPrior(Protocol):
-    def log_prior(self, params: Params) -> float:
-        """Return the log prior density of the parameters, nats; the M-step maximises Q + log_prior."""
-
-
-@runtime_checkable
-class HasVector(Protocol):
-    def to_vector(self, params: Params) -> Float:
-        """Return the parameters as an unconstrained vector (p,)."""
-
-    def from_vector(self, vector: Float, params: Params) -> Params:
-        """Return the parameters of an unconstrained vector; `params` supplies what is fixed."""
-
-
-@runtime_checkable
-class HasPosterior(Protocol):
-    def posterior(self, params: Params, chunk: Chunk) -> Array:
-        """Return the posterior of the latent variable, (n, k)."""
-
-
-@runtime_checkable
-class HasLogProb(Protocol):
-    def log_prob(self, params: Params, chunk: Chunk) -> Array:
-        """Return log p(x | params) of each row, (n,), nats."""
-
-
-@runtime_checkable
-class HasNParameters(Protocol):
-    def n_parameters(self, params: Params) -> int:
-        """Return the number of free parameters."""
-
-
-@runtime_checkable
-class HasSample(Protocol):
-    def sample(self, params: Params, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Return (n, d) rows drawn from the model and the latent component (n,) of each."""
-
-
-@runtime_checkable
-class HasDistance(Protocol):
-    def distance(self, old: Params, new: Params) -> float:
-        """Return how far the parameters moved, in the measure that the model's stop rule is stated in."""
-
-
-@runtime_checkable
-class HasEvents(Protocol):
-    def events(self, params: Params) -> tuple[tuple[int, str], ...]:
-        """Return (component, what happened) of each component that the M-step which made `params` had to repair."""
-
-
-def require(model: object, capability: type[C], purpose: str) -> C:
-    """Return `model` as one that has `capability`.
-
-    Raises
-    ------
-    MissingCapabilityError
-        Naming the methods to implement.
-    """
-    if isinstance(model, capability):
-        return model
-    methods = ", ".join(sorted(name for name in vars(capability) if not name.startswith("_")))
-    raise MissingCapabilityError(
-        f"{type(model).__name__} cannot be used for {purpose}: it has no method {methods}. "
-        f"Implement it as daskem.core.{capability.__name__} documents."
-    )
+    def sample_bytes(self, rows: int) -> int:
+        """Return the bytes that a subsample of `rows` takes while it is drawn."""
+        return int(SAMPLE_COPIES * rows * self.row)

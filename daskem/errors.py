@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "ContractError",
     "DaskEMError",
     "DaskEMWarning",
@@ -55,6 +56,10 @@ class DegenerateComponentError(DaskEMError, ArithmeticError):
 
 class FileFormatError(DaskEMError, ValueError):
     """A file is not what it says it is, is damaged, or comes from a newer version."""
+
+
+class CheckpointError(DaskEMError, OSError):
+    """Checkpoints cannot be written, belong to another fit or to a run that lives, or are not there."""
 
 
 class DaskEMWarning(UserWarning):

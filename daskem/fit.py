@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from daskem.algorithms import AnyOf, BatchEM, Gain, MaxSteps, decrease, rounding_of, step_together
-from daskem.core import Algorithm, Event, Model, Params, State, StepInfo, StopRule
-from daskem.data import open_dataset
+from daskem.algorithms import AnyOf, Auto, Gain, MaxPasses
+from daskem.core import Algorithm, Event, HasMemory, Model, Params, StepInfo, StopRule, objective_kind, require
+from daskem.data import check_unchanged, open_dataset, stamps
 from daskem.engine import DataProblem, Engine, Plan, one_blas_thread, start_engine
-from daskem.errors import DaskEMWarning, OptionError
+from daskem.errors import OptionError
+from daskem.persist import SavedRun
+from daskem.runs import begin, last_objective, open_checkpoints, run_all
 from daskem.starts import check_init_sample, check_rows, check_side_columns, components_of, draw_start
 
 __all__ = ["FitResult", "fit"]
@@ -80,6 +83,8 @@ class FitResult:
         """Return the figures of the fit as plain values, for JSON and model files."""
         return {
             "objective": self.objective,
+            "objective_kind": objective_kind(self.model),
+            "objective_error": self.trace[-1].error,
             "objectives": [info.objective for info in self.trace],
             "starts": list(self.objectives),
             "steps": self.n_steps,
@@ -108,6 +113,9 @@ def fit(
     seed: int = 0,
     cache: str = "auto",
     memory_limit: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_interval: float = 60.0,
+    resume: str = "auto",
     **source: Any,
 ) -> FitResult:
     """Fit `model` to `data`, wherever the data are and wherever Dask runs.
@@ -116,17 +124,21 @@ def fit(
     ----------
     model : any object with ``init``, ``e_step`` and ``m_step`` (see `daskem.core.Model`).
     data : anything `daskem.data.open_source` takes: Zarr path, URL or array, Dask array, numpy array, ...
-    algorithm : how parameters move; `BatchEM` by default.
-    stop : one or more rules, by default a gain per step below 1e-3 nats per row, or 100 steps.
+    algorithm : how parameters move; `Auto`, which chooses, by default.
+    stop : one or more rules, by default less than 1e-3 nats per row to gain, or 100 passes.
     callbacks : each called with (StepInfo, params) after every round of steps: those of the best start so far.
     params : where to start; a list of several for several starts. By default ``model.init`` on a sample of rows.
     n_init : number of starts. They run side by side and share each pass; the best final objective wins.
     init_sample : rows to draw for the start, ``"auto"`` for as many as cost little, or ``"k-means||"`` for
         a weighted sample that six passes over all data gather where rows are far from those chosen before.
-    sample_weight, y : weight and label (-1 = unknown) of each row, from any source aligned with the rows.
+    sample_weight, y : weight and label (-1 = unknown, or (n, k) label probabilities) of each row, from any source.
     seed : seed of everything random.
     cache : ``"auto"``, ``"none"`` or ``"memory"``: whether decoded rows are kept from pass to pass.
     memory_limit : bytes, or text such as ``"2GB"``, that a process may reach; by default 0.6 of what there is.
+    checkpoint : directory to commit the fit to as it goes; the same call goes on from there, to the same bits.
+    checkpoint_interval : seconds between commits, 0 for one after every step. There is one more at the beginning, at
+        the end, and when the fit is interrupted.
+    resume : ``"auto"`` to go on from a checkpoint if there is one, ``"must"`` to insist, ``"never"`` to replace it.
     **source : ``columns``, ``rows``, ``array``, ``allow_missing``: see `daskem.data.open_source`.
 
     Returns
@@ -137,100 +149,61 @@ def fit(
     ------
     DataError, OptionError, PlanError
         Before work starts, if the data, an option or the memory needed cannot be right.
+    CheckpointError
+        If a checkpoint is of another fit, is missing or in use, or cannot be written twice in a row.
     NonFiniteError
         If rows hold NaN or infinity; names the store, the chunk and the rows.
     """
     clock = time.perf_counter()
-    rules = _stop_rules(stop)
+    algorithm, rules = algorithm or Auto(), _stop_rules(stop)
+    for capability in getattr(algorithm, "needs", ()):
+        require(model, capability, type(algorithm).__name__)
     starts = _given_starts(params)
     check_init_sample(init_sample)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
     check_rows(dataset, components_of(model))
-    check_side_columns(dataset, memory_limit, components_of(model))
-    engine = start_engine(
-        dataset,
-        model,
-        seed=seed,
-        members=n_starts,
-        sample_rows=None if isinstance(init_sample, str) else init_sample,
-        cache=cache,
-        memory_limit=memory_limit,
-    )
+    check_side_columns(dataset, model, memory_limit)
+    before = stamps(dataset)
+    random = {"n_init": n_starts, "init_sample": init_sample, "seed": seed}
+    kept = open_checkpoints(checkpoint, checkpoint_interval, resume, dataset, model, algorithm, rules, starts, random)
     # Also for this process's own arithmetic: M-steps are many small products, which BLAS threads only slow down.
-    with one_blas_thread():
-        starts = _starts(model, engine, n_starts, init_sample) if starts is None else starts
+    with kept, one_blas_thread():
+        saved = kept.load()
+        engine = start_engine(
+            dataset,
+            model,
+            seed=seed,
+            members=n_starts,
+            sample_rows=None if isinstance(init_sample, str) else init_sample,
+            cache="none" if saved is not None and saved.finished else cache,
+            memory_limit=memory_limit,
+            memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
+        )
         problem = DataProblem(model, engine)
-        runs = _run(algorithm or BatchEM(), problem, starts, rules, tuple(callbacks))
-    best = max(runs, key=_last_objective)
+        if saved is None:
+            starts = starts or _starts(model, engine, n_starts, init_sample)
+            saved = begin(algorithm, problem, starts)
+        runs = run_all(
+            algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
+        )
+    return _result(model, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
+
+
+def _result(model: Model, plan: Plan, runs: Sequence[SavedRun], seconds: float) -> FitResult:
+    best = max(runs, key=last_objective)
     logger.info("%s after %d steps: %s", "converged" if best.converged else "stopped", len(best.trace), best.reason)
     return FitResult(
         model,
         best.state.params,
-        best.trace,
+        tuple(best.trace),
         best.converged,
         best.reason or "",
-        engine.plan,
-        time.perf_counter() - clock,
+        plan,
+        seconds,
         max(run.trace[-1].passes for run in runs),
         tuple(run.trace[-1].objective for run in runs),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """One start on its way: its state, what it has logged, and why it ended."""
-
-    state: State
-    trace: tuple[StepInfo, ...] = ()
-    reason: str | None = None
-    converged: bool = False
-
-
-def _run(
-    algorithm: Algorithm,
-    problem: DataProblem,
-    starts: Sequence[Params],
-    rules: AnyOf,
-    callbacks: tuple[Callback, ...],
-) -> list[_Run]:
-    runs = [_Run(algorithm.init(problem, params)) for params in starts]
-    rounding = rounding_of(problem.engine.data.dtype)
-    while active := [i for i, run in enumerate(runs) if run.reason is None]:
-        stepped = step_together(algorithm, problem, [runs[i].state for i in active])
-        for i, (state, info) in zip(active, stepped, strict=True):
-            runs[i] = _advance(runs[i], state, info, rules, rounding)
-        best = max(runs, key=_last_objective)
-        # A start that has ended may still be the best one, while this step was the others'.
-        latest = runs[active[0]].trace[-1]
-        info = replace(best.trace[-1], step=latest.step, passes=latest.passes, seconds=latest.seconds)
-        for callback in callbacks:
-            callback(info, best.state.params)
-    return runs
-
-
-def _last_objective(run: _Run) -> float:
-    return run.trace[-1].objective
-
-
-def _advance(run: _Run, state: State, info: StepInfo, rules: AnyOf, rounding: float) -> _Run:
-    trace = (*run.trace, info)
-    known = {(event.component, event.what) for before in run.trace for event in before.events}
-    for event in info.events:
-        if (event.component, event.what) not in known:
-            logger.warning("step %d, component %d: %s", event.step, event.component, event.what)
-    amount = decrease(trace, rounding)
-    if amount and not trace[-2].events:
-        warnings.warn(
-            f"the objective fell by {amount:.3g} nats per row at step {info.step - 1}, beyond rounding. EM cannot do "
-            "that: the M-step does not maximise what the E-step states, or a penalty is left out of the objective.",
-            DaskEMWarning,
-            stacklevel=4,
-        )
-    ended = rules.which(trace)
-    if ended is None:
-        return replace(run, state=state, trace=trace)
-    return _Run(state, trace, ended[1], ended[0].converged)
 
 
 def _starts(model: Model, engine: Engine, n: int, init_sample: str | int) -> list[Params]:
@@ -243,10 +216,10 @@ def _starts(model: Model, engine: Engine, n: int, init_sample: str | int) -> lis
 
 def _stop_rules(stop: StopRule | Sequence[StopRule] | None) -> AnyOf:
     if stop is None:
-        return AnyOf((Gain(), MaxSteps(100)))
+        return AnyOf((Gain(), MaxPasses(100)))
     rules = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
     if not rules:
-        raise OptionError("stop=() never stops. Give at least one rule, such as daskem.MaxSteps(100).")
+        raise OptionError("stop=() never stops. Give at least one rule, such as daskem.MaxPasses(100).")
     return AnyOf(rules)
 
 

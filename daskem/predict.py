@@ -9,13 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Expectation, HasLogProb, HasPosterior, Model, Params, require
+from daskem.core import Array, Chunk, Expectation, HasLogProb, HasPosterior, HasSupport, Model, Params, require
 from daskem.data import Dataset, create_output
 from daskem.data.writers import check_apart
 from daskem.engine import Engine, eager_rows, lazy_rows, start_engine, write_rows
 from daskem.engine.rows import write_runs
 from daskem.errors import OptionError
-from daskem.starts import check_side_columns, components_of
+from daskem.starts import check_side_columns
 
 __all__ = ["RESULTS", "RowFunction", "evaluate", "predict_rows", "predict_to_store", "score"]
 
@@ -61,6 +61,10 @@ class RowFunction:
             return np.where(explained, posterior.argmax(axis=1), -1).astype(np.int64)
         return np.array(np.where(explained[:, None], posterior, np.nan), dtype=np.float64, order="C")
 
+    def why(self, rows: Array) -> tuple[int, str] | None:
+        """Return the first row that the model cannot have, and why in words."""
+        return self.model.unsupported(self.params, rows) if isinstance(self.model, HasSupport) else None
+
 
 @dataclass(frozen=True, eq=False)
 class _Several:
@@ -68,6 +72,9 @@ class _Several:
 
     def __call__(self, chunk: Chunk) -> dict[str, Array]:
         return {function.what: function(chunk) for function in self.functions}
+
+    def why(self, rows: Array) -> tuple[int, str] | None:
+        return self.functions[0].why(rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +86,9 @@ class _SumLogProb:
         if chunk.weight is not None:
             log_prob = np.where(chunk.weight > 0, chunk.weight * log_prob, 0.0)
         return float(log_prob.sum()), chunk.total_weight
+
+    def why(self, rows: Array) -> tuple[int, str] | None:
+        return self.function.why(rows)
 
 
 def predict_rows(
@@ -102,13 +112,13 @@ def predict_rows(
 
 def evaluate(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> Expectation:
     """Return what one pass of the E-step at `params` says: the sum of the objective, the weight, the statistics."""
-    check_side_columns(data, memory_limit, components_of(model))
+    check_side_columns(data, model, memory_limit)
     return start_engine(data, model, cache="none", memory_limit=memory_limit).expect(model, [params])[0]
 
 
 def score(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> tuple[float, float]:
     """Return the sum of log p(x) over all rows (nats, weighted) and the weight; one pass."""
-    check_side_columns(data, memory_limit, components_of(model))
+    check_side_columns(data, model, memory_limit)
     engine = start_engine(data, model, cache="none", memory_limit=memory_limit)
     total, weight = engine.fold(_SumLogProb(RowFunction(model, params, "log_prob")), tree.add)
     return total, weight

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Float, Int
+from daskem.core import Array, Chunk, Float, HasSupport, Int
 from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
@@ -38,6 +38,9 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
         sample = _oversample(engine, k, rng)
     else:
         sample = distinct(engine.sample(engine.plan.sample_rows, rng))
+    if isinstance(model, HasSupport) and model.unsupported(None, sample.rows):
+        # Where such a row lies is known to a pass alone, which fails there.
+        engine.fold(_Supported(model), tree.add)
     _check_distinct(engine.data, sample, k)
     family = getattr(model, "family", None)
     if isinstance(family, Gaussian) and not family.shape.isotropic:
@@ -103,12 +106,24 @@ def distinct(sample: Chunk) -> Chunk:
     keys = sample.rows if sample.labels is None else np.column_stack([sample.rows, sample.labels])
     rows, which = np.unique(keys, axis=0, return_inverse=True)
     weight = np.bincount(which.ravel(), sample.weight, len(rows)).astype(np.float64)
-    return Chunk(
-        np.ascontiguousarray(rows[:, :n_features], sample.rows.dtype),
-        weight,
-        None if sample.labels is None else rows[:, n_features].astype(np.int64),
-        seed=sample.seed,
-    )
+    labels = None
+    if sample.labels is not None:
+        known = rows[:, n_features] if sample.labels.ndim == 1 else rows[:, n_features:]
+        labels = np.ascontiguousarray(known, sample.labels.dtype)
+    return Chunk(np.ascontiguousarray(rows[:, :n_features], sample.rows.dtype), weight, labels, seed=sample.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Supported:
+    """Per-block work that has no answer where a model cannot have a row."""
+
+    model: HasSupport
+
+    def __call__(self, chunk: Chunk) -> float:
+        return math.nan if self.why(chunk.rows) else 0.0
+
+    def why(self, rows: Array) -> tuple[int, str] | None:
+        return self.model.unsupported(None, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,13 +203,14 @@ def check_rows(data: Dataset, n_components: int | None) -> None:
         )
 
 
-def check_side_columns(data: Dataset, memory_limit: Any, n_components: int | None) -> None:
+def check_side_columns(data: Dataset, model: object, memory_limit: Any) -> None:
     """Check weights and labels before any work.
 
     Raises
     ------
     DataError
-        If weights are negative, not finite or all zero, or labels are neither -1 nor the index of a component.
+        If weights are negative, not finite or all zero; if labels are neither -1 nor the index of a component; if label
+        probabilities are not one a component, from 0 to 1, forbid all components of a row, or the model takes none.
     """
     if data.weight is not None:
         weight = _summary(data.weight, memory_limit)
@@ -202,16 +218,47 @@ def check_side_columns(data: Dataset, memory_limit: Any, n_components: int | Non
             raise DataError(f"sample_weight ({data.weight.name}) holds negative, NaN or infinite values.")
         if weight.total == 0:
             raise DataError(f"sample_weight ({data.weight.name}) is zero for all rows: there is nothing to fit.")
-    if data.labels is not None:
-        labels = _summary(data.labels, memory_limit)
-        upper = math.inf if n_components is None else n_components
-        if not (labels.whole and labels.low >= -1 and labels.high < upper):
-            most = "the number of components" if n_components is None else str(n_components)
-            raise DataError(
-                f"labels ({data.labels.name}) range from {labels.low:g} to {labels.high:g}"
-                f"{'' if labels.whole else ' and are not all whole numbers'}. A label is the index of a component, "
-                f"0 to {most} - 1, or -1 where it is not known."
-            )
+    if data.labels is not None and data.labels.shape[1] == 1:
+        _check_labels(data.labels, memory_limit, components_of(model))
+    elif data.labels is not None:
+        _check_label_probabilities(data.labels, memory_limit, model)
+
+
+def _check_labels(source: Source, memory_limit: Any, n_components: int | None) -> None:
+    labels = _summary(source, memory_limit)
+    upper = math.inf if n_components is None else n_components
+    if not (labels.whole and labels.low >= -1 and labels.high < upper):
+        most = "the number of components" if n_components is None else str(n_components)
+        raise DataError(
+            f"labels ({source.name}) range from {labels.low:g} to {labels.high:g}"
+            f"{'' if labels.whole else ' and are not all whole numbers'}. A label is the index of a component, "
+            f"0 to {most} - 1, or -1 where it is not known."
+        )
+
+
+def _check_label_probabilities(source: Source, memory_limit: Any, model: object) -> None:
+    width, k = source.shape[1], components_of(model)
+    if not getattr(model, "soft_labels", False):
+        raise DataError(
+            f"labels ({source.name}) have {width} columns, and {type(model).__name__} takes no label probabilities. "
+            "Give one label a row, -1 where it is not known."
+        )
+    if k is not None and width != k:
+        raise DataError(
+            f"labels ({source.name}) have {width} columns, but the model has {k} components. Give one label a row, or "
+            "the probability of each component."
+        )
+    found = _summary(source, memory_limit)
+    if not (found.low >= 0 and found.high <= 1):
+        raise DataError(
+            f"labels ({source.name}) range from {found.low:g} to {found.high:g}. Label probabilities lie between 0 "
+            "(forbidden) and 1; a row of ones says that nothing is known."
+        )
+    if found.zero_rows:
+        raise DataError(
+            f"labels ({source.name}) forbid all components of {found.zero_rows} row(s), which are zero throughout. "
+            "Where nothing is known, a row holds ones."
+        )
 
 
 @dataclass(frozen=True)
@@ -220,6 +267,7 @@ class _Summary:
     high: float
     total: float
     whole: bool
+    zero_rows: int
 
 
 def _summary(source: Source, memory_limit: Any) -> _Summary:
@@ -227,14 +275,17 @@ def _summary(source: Source, memory_limit: Any) -> _Summary:
     try:
         summary: _Summary = engine.fold(_summarise, _join_summaries)
     except NonFiniteError:
-        return _Summary(math.nan, math.nan, math.nan, False)
+        return _Summary(math.nan, math.nan, math.nan, False, 0)
     return summary
 
 
 def _join_summaries(a: _Summary, b: _Summary) -> _Summary:
-    return _Summary(min(a.low, b.low), max(a.high, b.high), a.total + b.total, a.whole and b.whole)
+    return _Summary(
+        min(a.low, b.low), max(a.high, b.high), a.total + b.total, a.whole and b.whole, a.zero_rows + b.zero_rows
+    )
 
 
 def _summarise(chunk: Chunk) -> _Summary:
     x = chunk.rows
-    return _Summary(float(x.min()), float(x.max()), float(x.sum(dtype=np.float64)), bool((x == np.floor(x)).all()))
+    whole, zero_rows = bool((x == np.floor(x)).all()), int((x == 0).all(axis=1).sum())
+    return _Summary(float(x.min()), float(x.max()), float(x.sum(dtype=np.float64)), whole, zero_rows)

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln, log_softmax
 
+from daskem import models
 from daskem.core import Chunk, Expectation, Footprint
 from daskem.models.gaussian import Gaussian
 from daskem.models.gaussian_algebra import SHAPES
 from daskem.models.kmeans import KMeans
 from daskem.models.mixture import Mixture
+from daskem.models.normal_wishart import NormalWishart
+from daskem.models.variational import VariationalMixture
 from daskem.testing import TwoCoins, family_model
 
 
@@ -28,6 +31,8 @@ class Case:
     draw : gives (n, d) rows of which the model makes sense.
     weighted : whether to try it with weights between 0.5 and 1.5.
     n_labels : if positive, every third row gets a known component below it.
+    soft_labels : whether `n_labels` are probabilities instead: one component of every third row is forbidden, of every
+        other third all are as likely as they are.
     skip : properties that the model does not keep by design or cannot be asked for, see `check_model`.
     """
 
@@ -36,6 +41,7 @@ class Case:
     draw: Callable[[np.random.Generator, int], np.ndarray]
     weighted: bool = False
     n_labels: int = 0
+    soft_labels: bool = False
     skip: frozenset[str] = frozenset()
 
     def chunk(self, n: int = 120) -> Chunk:
@@ -43,6 +49,9 @@ class Case:
         rows = np.ascontiguousarray(self.draw(rng, n), dtype=np.float64)
         weight = rng.uniform(0.5, 1.5, n) if self.weighted else None
         labels = np.where(np.arange(n) % 3, -1, rng.integers(self.n_labels, size=n)) if self.n_labels else None
+        if self.soft_labels:
+            labels = rng.dirichlet(np.ones(self.n_labels), n) * (np.arange(self.n_labels) != labels[:, None])
+            labels[1::3] = 1.0
         return Chunk(rows, weight, labels, start=1000)
 
 
@@ -102,6 +111,14 @@ class PoissonMixture:
     def from_vector(self, vector: np.ndarray, params: PoissonMixtureParams) -> PoissonMixtureParams:
         k = self.n_components
         return PoissonMixtureParams(np.exp(log_softmax(np.append(vector[: k - 1], 0.0))), np.exp(vector[k - 1 :]))
+
+    def parameter_names(self, params: PoissonMixtureParams) -> list[str]:
+        ratios = [f"log weight ratio of component {k}" for k in range(self.n_components - 1)]
+        return ratios + [f"component {k}: log rate" for k in range(self.n_components)]
+
+    def scores(self, params: PoissonMixtureParams, chunk: Chunk) -> np.ndarray:
+        resp = self.posterior(params, chunk)
+        return np.hstack([(resp - params.weights)[:, :-1], resp * (chunk.rows[:, :1] - params.rates)])
 
     def posterior(self, params: PoissonMixtureParams, chunk: Chunk) -> np.ndarray:
         return np.exp(log_softmax(self.joint(params, chunk.rows), axis=1))
@@ -166,16 +183,87 @@ def heads(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.binomial(10, rng.choice([0.3, 0.8], size=(n, 1)))
 
 
+def binary(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Four columns of zeros and ones from two kinds of row."""
+    odds = np.array([[0.8, 0.3, 0.6, 0.9], [0.2, 0.7, 0.3, 0.4]])[rng.integers(2, size=n)]
+    return (rng.random((n, 4)) < odds).astype(float)
+
+
+def codes(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Three columns of codes with 3, 2 and 4 levels from two kinds of row."""
+    which = rng.integers(2, size=(n, 1))
+    first, second = (rng.random((n, 3)) ** power * [3, 2, 4] for power in (2.0, 0.7))
+    return np.floor(np.where(which, first, second))
+
+
+def waits(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Three columns of positive numbers from two kinds of row."""
+    return rng.gamma(1.5, np.array([[1.0, 5.0, 9.0], [7.0, 5.0, 2.0]])[rng.integers(2, size=n)])
+
+
+def words(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Counts of four words in texts of one to twenty words of two kinds."""
+    shares = np.array([[0.5, 0.3, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]])[rng.integers(2, size=n)]
+    return rng.multinomial(rng.integers(1, 20, size=n), shares)
+
+
+def directions(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Unit vectors about two axes of four dimensions."""
+    rows = rng.standard_normal((n, 4)) + 3.0 * np.eye(2, 4)[rng.integers(2, size=n)]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def with_holes(
+    draw: Callable[[np.random.Generator, int], np.ndarray], hole: float = np.nan
+) -> Callable[[np.random.Generator, int], np.ndarray]:
+    """Return rows of `draw` of which an entry in six is missing."""
+
+    def rows(rng: np.random.Generator, n: int) -> np.ndarray:
+        values = draw(rng, n).astype(float)
+        values[rng.random(values.shape) < 1 / 6] = hole
+        return values
+
+    return rows
+
+
+def beside(
+    *draws: Callable[[np.random.Generator, int], np.ndarray],
+) -> Callable[[np.random.Generator, int], np.ndarray]:
+    """Return the columns of several tables side by side."""
+    return lambda rng, n: np.concatenate([draw(rng, n).astype(float) for draw in draws], axis=1)
+
+
 # What a mixture cannot do for a family that has nothing but the four methods of the contract.
 BARE_FAMILY = frozenset(
     {
+        "every_coordinate_has_a_name",
         "fisher_identity",
         "m_step_ascends",
         "m_step_maximises",
         "sample_is_like_the_rows",
+        "scores_are_gradients",
         "vector_round_trip",
     }
 )
+
+
+def family_cases(
+    name: str, plain: Any, penalised: Any, draw: Callable[[np.random.Generator, int], np.ndarray]
+) -> list[Case]:
+    """Return the rows of a family: by itself, in mixtures with weights, labels and priors, and with holes."""
+    cases = [
+        Case(f"{name} family", family_model(plain), draw),
+        Case(f"{name} family with a prior, weighted", family_model(penalised), draw, weighted=True),
+        # Short runs of EM, where a family starts so, take longer than all that is checked here.
+        Case(f"{name} mixture", Mixture(plain, 2, "random"), draw),
+        Case(f"{name} mixture, partly labelled", Mixture(plain, 2, "random"), draw, weighted=True, n_labels=2),
+        Case(f"{name} mixture with priors", Mixture(penalised, 3, "random", weight_prior=2.0), draw),
+    ]
+    if plain.handles_missing:
+        mixture = Mixture(plain, 2, "random")
+        cases.append(Case(f"{name} mixture with holes, weighted", mixture, with_holes(draw), weighted=True))
+    return cases
+
 
 CASES = [
     Case("two coins", TwoCoins(), heads),
@@ -203,4 +291,47 @@ CASES = [
     Case("Poisson mixture of a family", Mixture(Poisson(), 2), count_table, skip=BARE_FAMILY),
     Case("k-means", KMeans(3), blobs),
     Case("k-means, weighted, partly labelled", KMeans(2), blobs, weighted=True, n_labels=2),
+    Case("Gaussian mixture, soft labels", Mixture(Gaussian(), 3), blobs, weighted=True, n_labels=3, soft_labels=True),
+    *family_cases("Bernoulli", models.Bernoulli(), models.Bernoulli(0.5), binary),
+    *family_cases("categorical", models.Categorical(), models.Categorical(0.5, levels=(3, 2, 4)), codes),
+    Case(
+        "categorical family, many levels",
+        family_model(models.Categorical(0.5, levels=60)),
+        with_holes(lambda rng, n: rng.integers(60, size=(n, 2))),
+        weighted=True,
+    ),
+    Case("categorical mixture, -1 for holes, defaults", Mixture(models.Categorical(), 2), with_holes(codes, -1.0)),
+    *family_cases("multinomial", models.Multinomial(), models.Multinomial(0.5), words),
+    *family_cases("Poisson of daskem", models.Poisson(), models.Poisson(1.0), count_table),
+    *family_cases("exponential", models.Exponential(), models.Exponential(1.0), waits),
+    *family_cases("gamma", models.Gamma(), models.Gamma(1.0), waits),
+    *family_cases("von Mises-Fisher", models.VonMisesFisher(), models.VonMisesFisher(1.0), directions),
+    *family_cases(
+        "product",
+        models.Product(
+            {"waits": models.Gamma(), "flags": models.Bernoulli(), "answers": models.Categorical(levels=(3, 2, 4))},
+            {"waits": [0, 1, 2], "flags": [3, 4, 5, 6], "answers": [9, 7, 8]},
+        ),
+        models.Product(
+            {"waits": Gaussian("full", 0.0, "conjugate"), "answers": models.Categorical(0.5)},
+            {"waits": [0, 1, 2], "answers": [7, 8]},
+        ),
+        beside(waits, binary, lambda rng, n: codes(rng, n)[:, [1, 2, 0]]),
+    ),
+    *(
+        Case(
+            f"variational mixture, {covariance}",
+            VariationalMixture(NormalWishart(covariance, 0.0), 2),
+            blobs,
+            weighted=True,
+            n_labels=labels,
+        )
+        for covariance, labels in (("full", 0), ("tied", 2), ("diag", 0), ("spherical", 0))
+    ),
+    Case(
+        "variational mixture, Dirichlet distribution",
+        VariationalMixture(NormalWishart("full", 0.0), 3, weight_distribution="dirichlet_distribution"),
+        blobs,
+    ),
+    Case("variational weights of Gaussians", VariationalMixture(Gaussian("full", 0.0, "conjugate"), 2), blobs),
 ]

@@ -30,7 +30,7 @@ class RowsProblem:
         self.fail_pass: BaseException | None = None
         self.fail_m_step: dict[int, BaseException] = {}
 
-    n_units = 2
+    model, n_units = None, 2
 
     def expect(self, params: Any, blocks: Sequence[int] | None = None, step: int = 0) -> Expectation:
         return self.expect_each([params], blocks, step)[0]

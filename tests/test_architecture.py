@@ -19,14 +19,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "daskem"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"core", "errors", "tree"}
+BASE = {"capabilities", "chunk", "core", "errors", "tree"}
 BELOW_FIT = BASE | {"algorithms", "data", "engine", "models", "persist"}
-BELOW_CLI = BELOW_FIT | {"generate", "estimators", "fit", "inference", "predict", "report", "starts"}
+BELOW_CLI = BELOW_FIT | {"generate", "estimators", "fit", "inference", "online", "predict", "report", "starts"}
 # Which rooms a room may import from, itself aside. A new room needs a row here, and a reason.
 MAY_IMPORT = {
     "errors": set(),
     "tree": {"errors"},
-    "core": {"errors", "tree"},
+    "chunk": set(),
+    "capabilities": {"chunk", "errors"},
+    "core": {"capabilities", "chunk", "errors", "tree"},
     "models": BASE,
     "algorithms": BASE,
     "data": BASE,
@@ -35,13 +37,17 @@ MAY_IMPORT = {
     "testing": BASE,
     # How a fit begins: checks of what comes with the rows, and the sample that parameters start from.
     "starts": BELOW_FIT,
-    "fit": BELOW_FIT | {"starts"},
+    # The loop of a fit, over starts that are on their way.
+    "runs": BELOW_FIT,
+    "fit": BELOW_FIT | {"runs", "starts"},
     # What is done with a fitted model, row by row; the estimators and the command line share it.
     "predict": BELOW_FIT | {"starts"},
     # Data with a known truth: written by the engine, the truth saved as a model.
     "generate": BELOW_FIT,
-    "estimators": BELOW_FIT | {"fit", "predict", "report", "starts"},
-    "inference": BELOW_FIT | {"fit"},
+    # The same for rows that come by once, which no loop over the data can go back to.
+    "online": BELOW_FIT | {"fit", "starts"},
+    "estimators": BELOW_FIT | {"fit", "inference", "online", "predict", "report", "starts"},
+    "inference": BELOW_FIT | {"fit", "starts"},
     "report": BELOW_FIT | {"fit"},
     "cli": BELOW_CLI,
     "__main__": {"cli"},
@@ -51,10 +57,12 @@ MAY_IMPORT = {
 MAY_KNOW = {
     "errors": set(),
     "tree": {"numpy"},
+    "capabilities": {"numpy"},
+    "chunk": {"numpy"},
     "core": {"numpy"},
     "models": {"numpy", "scipy"},
     "algorithms": {"numpy", "scipy"},
-    "testing": {"numpy"},
+    "testing": {"numpy", "scipy"},
 }
 # Packages that only these rooms may know.
 KNOWN_BY = {
@@ -230,7 +238,7 @@ def contract_methods() -> set[str]:
     """Return what protocols document once for all who implement them."""
     return {
         function.name
-        for path in (PACKAGE / "core.py", PACKAGE / "data" / "source.py")
+        for path in (PACKAGE / "capabilities.py", PACKAGE / "core.py", PACKAGE / "data" / "source.py")
         for node in parse(path).body
         if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases)
         for function in functions(node)

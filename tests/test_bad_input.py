@@ -16,7 +16,7 @@ import daskem
 from daskem.core import Array
 from daskem.data.selection import Rows, Selection
 from daskem.errors import DaskEMError, DaskEMWarning, DataError, NonFiniteError, OptionError, PlanError
-from daskem.models import Gaussian, Mixture
+from daskem.models import Gaussian, KMeans, Mixture
 
 N, D = 60, 3
 X = np.random.default_rng(0).normal(size=(N, D)) + np.repeat([[0.0], [6.0]], N // 2, axis=0)
@@ -60,7 +60,7 @@ IN_MEMORY = {
     "complex": (X.astype(complex), "[Cc]omplex data"),
     "text": (np.full((20, 2), "a"), "could not convert|numbers"),
     "objects": (np.full((20, 2), None), "NoneType|numbers|NaN"),
-    "one row": (X[:1], "minimum of 2|n_samples=1"),
+    "one row": (X[:1], "minimum of 2|has 1 rows"),
 }
 
 
@@ -100,7 +100,7 @@ def test_stores_that_are_no_table_of_numbers(estimator, x, words, tmp_path):
 
 @each_estimator
 def test_more_components_than_rows(estimator):
-    with pytest.raises(DataError, match=r"1 sample|n_samples=1"):
+    with pytest.raises(DataError, match=r"1 sample|has 1 rows"):
         estimator().fit(unread(1))
     wide = daskem.GaussianMixture(61) if "Mixture" in repr(estimator()) else daskem.KMeans(61)
     with pytest.raises(DataError, match="61"):
@@ -262,11 +262,23 @@ def test_weights_in_a_store_are_checked_too(estimator, tmp_path):
         (np.r_[0.5, np.full(N - 1, -1.0)], "not all whole numbers"),
         (np.r_[np.nan, np.full(N - 1, -1.0)], "not all whole numbers"),
         (np.full(N - 1, -1), f"{N - 1} values.*{N} rows"),
+        (np.full((N, 3), 0.5), "3 columns, but the model has 2 components"),
+        (np.full((N - 1, 2), 0.5), f"{N - 1} values.*{N} rows"),
+        (np.full((N, 2, 1), 0.5), "one number a row, or one a component"),
+        (np.tile([1.5, 0.5], (N, 1)), r"range from 0\.5 to 1\.5.*between 0 \(forbidden\) and 1"),
+        (np.tile([-0.5, 0.5], (N, 1)), "range from -0.5 to 0.5"),
+        (np.tile([np.nan, 0.5], (N, 1)), "range from nan"),
+        (np.repeat([[1.0, 0.0], [0.0, 0.0]], [N - 3, 3], axis=0), r"forbid all components of 3 row\(s\)"),
     ],
 )
 def test_labels_that_cannot_be(labels, words):
     with pytest.raises(DataError, match=words):
         daskem.GaussianMixture(2).fit(unread(), labels)
+
+
+def test_label_probabilities_for_a_model_that_takes_none():
+    with pytest.raises(DataError, match="2 columns, and KMeans takes no label probabilities"):
+        daskem.fit(KMeans(2), unread(), y=np.full((N, 2), 0.5))
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -365,13 +377,13 @@ def test_samples_of_no_rows(n):
 @pytest.mark.parametrize("change", [{"n_components": 3}, {"covariance_type": "diag"}])
 def test_a_warm_start_from_another_model(change):
     mixture = daskem.GaussianMixture(2, warm_start=True, random_state=0).fit(X)
-    with pytest.raises(OptionError, match="warm_start=True goes on from a fit of 2 full components of 3 features"):
+    with pytest.raises(OptionError, match="warm_start=True goes on from a fit of 2 components of 3 features"):
         mixture.set_params(**change).fit(X)
 
 
 def test_a_warm_start_on_other_features():
     mixture = daskem.GaussianMixture(2, warm_start=True, random_state=0).fit(X)
-    with pytest.raises(OptionError, match="2 full components of 2 features are wanted"):
+    with pytest.raises(OptionError, match="but 2 components of 2 features, Gaussian"):
         mixture.fit(X[:, :2])
 
 

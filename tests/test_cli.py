@@ -21,7 +21,8 @@ from sklearn.mixture import GaussianMixture
 from daskem.cli import main
 from daskem.cli.demo import match
 from daskem.cli.fitting import describe_fit
-from daskem.cli.models import KNOWN, FitSpec, KMeansSpec
+from daskem.cli.models import KINDS, FitSpec
+from daskem.cli.own import KNOWN
 from daskem.core import Event, StepInfo
 from daskem.data import open_dataset
 from daskem.errors import DaskEMError
@@ -125,7 +126,7 @@ def test_options_of_the_fit_reach_the_model(place, tmp_path):
     result = succeed(
         "fit", "gaussian-mixture", place / "data.zarr", "-k", K, "-o", output, *options, "--columns", "c,0"
     )
-    assert "not converged: 2 steps were made" in result.stderr
+    assert "not converged: 2 passes were made" in result.stderr
     described = json.loads(succeed("inspect", output, "--json").stdout)
     family = described["model"]["fields"]["family"]["fields"]
     assert (family["covariance"], family["reg_covar"], family["on_collapse"]) == ("diag", 0.5, "raise")
@@ -239,15 +240,10 @@ def test_columns_are_names_first_and_numbers_where_no_name_fits(tmp_path):
 def test_components_that_were_repaired_are_counted_once():
     events = [Event(step, component, "kept") for step in (1, 2, 3) for component in (0, 4)]
     data = open_dataset(np.arange(20.0).reshape(10, 2))
-    spec = KMeansSpec(2, 0.1, 3, None, "kmeans", "reseed", None, 0, "lloyd")
-    result = fit(spec.model(), data, stop=spec.stop(data))
+    spec = FitSpec(KINDS["kmeans"], {"on_collapse": "reseed"}, 2, 0.1, 3, init="kmeans", algorithm="lloyd")
+    result = fit(spec.model(data), data, stop=spec.stop(data))
     result = replace(result, trace=(replace(result.trace[-1], events=tuple(events)),))
     assert "\n2 components had to be repaired, the last: kept\n" in describe_fit(spec, result, data)
-
-
-def test_an_option_of_all_models_needs_a_model():
-    with pytest.raises(TypeError, match="abstract"):
-        FitSpec(2, 0.1, 3, None, "kmeans", "keep", None, 0, "batch")
 
 
 def test_inspect_shows_what_cannot_be_used(place, tmp_path):
@@ -336,6 +332,7 @@ BAD_FITS = {
         ["gaussian-mixture", "{tmp}/good.npy", "-k", 2, "--labels", "{tmp}/labels.npy"],
         "labels",
     ),
+    "a tolerance of another kind": (["kmeans", "{data}", "-k", 2, "--tol", "statistical"], "about likelihoods"),
     "missing chunk": (["kmeans", "{tmp}/hole.zarr", "-k", 2], "1 of 2 chunks are not in the store: (1, 0)"),
     "an empty address": (["kmeans", "{data}", "-k", 2, "--scheduler", ""], "address of the scheduler is empty"),
     "both an empty address and workers": (

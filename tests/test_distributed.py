@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 
@@ -16,14 +17,17 @@ from distributed import Client, LocalCluster, get_task_stream
 from fakes import Balls, Centers, Deadly, FakeSource, Stranger, bits, clouds
 from zarr.storage import LocalStore
 
-from daskem import Chunk, MaxSteps, fit
+import daskem
+from daskem import BatchEM, Chunk, MaxSteps
 from daskem.data import Dataset, dataset, open_dataset, units
 from daskem.engine import start_engine
 from daskem.engine.executor import Executor
 from daskem.errors import NonFiniteError, PlanError
 from daskem.models import Gaussian, Mixture
 from daskem.predict import predict_rows, predict_to_store
+from daskem.testing.trial import bits as bits_of
 
+fit = functools.partial(daskem.fit, algorithm=BatchEM())
 ROWS = clouds(4_000)
 START = Centers(np.full(3, 1 / 3), ROWS[:3])
 MODEL = Balls()
@@ -275,3 +279,38 @@ def test_a_cluster_without_workers_is_refused(store):
         pytest.raises(PlanError, match=r"has no workers\. Start some"),
     ):
         two_steps(store)
+
+
+# Algorithms that see parts of the rows
+
+ALGORITHMS = {
+    "anderson": daskem.Anderson(),
+    "incremental": daskem.IncrementalEM(),
+    "progressive": daskem.Progressive(first=200),
+    "squarem": daskem.Squarem(),
+    # One task a mini-batch, and several: a second group of pieces begins at 4,096 rows each.
+    "stepwise": daskem.StepwiseEM(batch_rows=300, held_out=200),
+}
+
+
+def algorithm_bits(store: str) -> dict[str, object]:
+    model = Mixture(Gaussian(), 3)
+    start = model.init(Chunk(ROWS[:400]), np.random.default_rng(0))
+    run = functools.partial(daskem.fit, model, store, params=start, stop=daskem.MaxPasses(4), cache="none")
+    return {name: bits_of(run(algorithm=algorithm).params) for name, algorithm in ALGORITHMS.items()}
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_every_algorithm_gives_the_same_bits_on_any_number_of_workers(store, monkeypatch, n_workers):
+    monkeypatch.setattr(dataset, "PIECE_BYTES", 1 << 12)
+    expected = algorithm_bits(store)
+    with (
+        LocalCluster(n_workers=n_workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        client.run(_small_pieces)
+        assert algorithm_bits(store) == expected
+
+
+def _small_pieces() -> None:
+    dataset.PIECE_BYTES = 1 << 12

@@ -7,13 +7,18 @@ import importlib
 import pkgutil
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner
 
 import daskem
 from daskem.cli import main
+from daskem.testing import zero_inflated_poisson
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,7 +34,7 @@ def test_the_readme_is_short():
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     assert len(code.splitlines()) == 12
     names: dict = {}
     exec(code, names)
@@ -40,7 +45,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_command_line_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (lines,) = blocks("console")
+    lines, _ = blocks("console")
     commands = [shlex.split(line) for line in lines.splitlines()]
     assert len(commands) == 4
     outputs = []
@@ -52,6 +57,24 @@ def test_the_command_line_example_runs(tmp_path, monkeypatch):
     assert (tmp_path / "model.safetensors").is_file()
     assert (tmp_path / "labels.zarr" / "proba").is_dir()
     assert "log prob per row" in outputs[-1]
+
+
+def test_the_example_of_a_model_of_ones_own_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copy(zero_inflated_poisson.__file__, tmp_path / "mymodule.py")
+    _, code = blocks("python")
+    names = {"np": np, "zarr": zarr, "daskem": daskem, "rng": np.random.default_rng(0)}
+    try:
+        exec(code, names)
+        assert "'fisher_identity'" in capsys.readouterr().out
+        _, lines = blocks("console")
+        for line in lines.splitlines():
+            result = CliRunner().invoke(main, shlex.split(line)[1:])
+            assert result.exit_code == 0, result.output
+    finally:
+        sys.modules.pop("mymodule", None)
+    assert (zarr.open_group("zip.zarr", mode="r")["labels"][:] >= 0).all()
 
 
 def test_ci_runs_the_readmes_test_command():

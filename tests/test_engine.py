@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import re
@@ -23,7 +24,8 @@ from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController, threadpool_limits
 from zarr.storage import LocalStore, MemoryStore
 
-from daskem import BatchEM, MaxSteps, fit, tree
+import daskem
+from daskem import BatchEM, MaxSteps, tree
 from daskem.core import Chunk, Expectation
 from daskem.data import Dataset, dataset, open_dataset, units
 from daskem.engine import DataProblem, passes, start_engine
@@ -33,6 +35,7 @@ from daskem.errors import ContractError, NonFiniteError
 from daskem.models import Gaussian, Mixture
 from daskem.starts import draw_start
 
+fit = functools.partial(daskem.fit, algorithm=BatchEM())
 N, D = 3_000, 4
 MODEL = Balls()
 

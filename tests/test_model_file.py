@@ -186,10 +186,11 @@ def test_fortran_order_is_not_transposed(tmp_path: Path) -> None:
 
 def classes_of(record: Any) -> set[type]:
     """Return the dataclasses that a record is made of."""
+    if isinstance(record, (dict, tuple)):
+        return set().union(*map(classes_of, record.values() if isinstance(record, dict) else record))
     if not dataclasses.is_dataclass(record):
         return set()
-    children = [getattr(record, field.name) for field in dataclasses.fields(record)]
-    return {type(record)}.union(*(classes_of(child) for child in children))
+    return {type(record)}.union(*(classes_of(getattr(record, field.name)) for field in dataclasses.fields(record)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -200,7 +200,7 @@ def test_tasks_are_counted(leaves, arity):
 
 def test_a_plan_says_what_it_will_cost():
     text = str(cached(wide(10**6, 64), "auto"))
-    assert "data    1,000,000 rows x 64 features, 256 MB" in text
+    assert "data      1,000,000 rows x 64 features, 256 MB" in text
     assert "units," in text
     assert "threads of this process, 4 tasks at once" in text
     assert "peak" in text

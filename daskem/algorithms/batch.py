@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from daskem.core import Event, Params, Problem, StepInfo
+from daskem.algorithms.points import evaluate, log_step
+from daskem.core import Params, Problem, StepInfo
 
 __all__ = ["BatchEM", "BatchState"]
 
@@ -26,17 +27,8 @@ class BatchEM:
         return BatchState(params)
 
     def step(self, problem: Problem, state: BatchState) -> tuple[BatchState, StepInfo]:
-        clock = time.perf_counter()
-        number = state.step + 1
-        expectation = problem.expect(state.params, step=number)
-        params = problem.maximize(expectation.stats, state.params)
-        info = StepInfo(
-            step=number,
-            objective=problem.objective(expectation, state.params),
-            weight=expectation.weight,
-            passes=float(number),
-            seconds=time.perf_counter() - clock,
-            change=problem.change(state.params, params),
-            events=tuple(Event(number, component, what) for component, what in problem.events(params)),
-        )
+        clock, number = time.perf_counter(), state.step + 1
+        start = evaluate(problem, state.params, step=number)
+        params = problem.maximize(start.expectation.stats, state.params)
+        info = log_step(problem, number, start, params, passes=float(number), clock=clock)
         return BatchState(params, number), info

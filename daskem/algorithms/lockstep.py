@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from daskem.core import Algorithm, Expectation, Params, Problem, State, Stats, StepInfo
+from daskem.core import Algorithm, Batch, Expectation, Model, Params, Part, Problem, State, Stats, StepInfo
 
 __all__ = ["step_together"]
 
@@ -22,86 +22,129 @@ def step_together(algorithm: Algorithm, problem: Problem, states: Sequence[State
     """
     if len(states) == 1:
         return [algorithm.step(problem, states[0])]
-    meeting = _Meeting(problem, len(states))
+    meeting = _Meeting(len(states))
     with ThreadPoolExecutor(len(states), thread_name_prefix="daskem-run") as pool:
-        runs = [pool.submit(meeting.attend, algorithm, state) for state in states]
+        runs = [pool.submit(meeting.attend, algorithm, problem, state) for state in states]
         meeting.serve()
         return [run.result() for run in runs]
 
 
 @dataclass(eq=False)
 class _Meeting:
-    problem: Problem
     active: int
-    waiting: list[tuple[tuple[Any, ...], Params, Future[Expectation]]] = field(default_factory=list)
+    waiting: list[_Asked] = field(default_factory=list)
     broken: BaseException | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def attend(self, algorithm: Algorithm, state: State) -> tuple[State, StepInfo]:
+    def attend(self, algorithm: Algorithm, problem: Problem, state: State) -> tuple[State, StepInfo]:
         try:
-            return algorithm.step(_Seat(self), state)
+            return algorithm.step(_Seat(self, problem), state)
         finally:
             with self.changed:
                 self.active -= 1
                 self.changed.notify()
 
-    def ask(self, params: Params, blocks: Sequence[int] | None, step: int) -> Expectation:
-        answer: Future[Expectation] = Future()
+    def ask(self, problem: Problem, params: Params, part: Part, step: int) -> Expectation:
+        part = part if part is None or isinstance(part, Batch) else tuple(part)
+        asked = _Asked(problem, part, step, params)
         with self.changed:
             if self.broken is not None:
                 raise self.broken
-            self.waiting.append(((None if blocks is None else tuple(blocks), step), params, answer))
+            self.waiting.append(asked)
             self.changed.notify()
-        return answer.result()
+        return asked.answer.result()
 
     def serve(self) -> None:
-        asked: list[tuple[tuple[Any, ...], Params, Future[Expectation]]] = []
+        asked: list[_Asked] = []
         try:
             while self.active:
                 with self.changed:
                     self.changed.wait_for(lambda: len(self.waiting) == self.active)
                     asked, self.waiting = self.waiting, []
-                for units, step in dict.fromkeys(what for what, _, _ in asked):
-                    same = [(params, answer) for what, params, answer in asked if what == (units, step)]
-                    expectations = self.problem.expect_each([params for params, _ in same], units, step)
-                    for (_, answer), expectation in zip(same, expectations, strict=True):
-                        answer.set_result(expectation)
+                for same in _alike(asked):
+                    first = same[0]
+                    members = [one.params for one in same]
+                    expectations = first.problem.expect_each(members, first.part, first.step)
+                    for one, expectation in zip(same, expectations, strict=True):
+                        one.answer.set_result(expectation)
         except BaseException as error:
             # Also an interrupt must reach the runs, or their threads would wait for ever.
             with self.changed:
                 self.broken = error
-                for _, _, answer in asked + self.waiting:
-                    if not answer.done():
-                        answer.set_exception(error)
+                for one in asked + self.waiting:
+                    if not one.answer.done():
+                        one.answer.set_exception(error)
             raise
 
 
 @dataclass(frozen=True, eq=False)
+class _Asked:
+    """An E-step that a run waits for."""
+
+    problem: Problem
+    part: Part
+    step: int
+    params: Params
+    answer: Future[Expectation] = field(default_factory=Future)
+
+
+def _alike(asked: Sequence[_Asked]) -> list[list[_Asked]]:
+    """Group what one pass can answer: E-steps of one problem over the same part of its data."""
+    groups: dict[Any, list[_Asked]] = {}
+    for one in asked:
+        groups.setdefault((id(one.problem), one.part, one.step), []).append(one)
+    return list(groups.values())
+
+
+@dataclass(frozen=True, eq=False)
 class _Seat:
-    """The problem as one run of a meeting sees it."""
+    """A problem as one run of a meeting sees it."""
 
     meeting: _Meeting
+    problem: Problem
+
+    @property
+    def model(self) -> Model:
+        return self.problem.model
 
     @property
     def n_units(self) -> int:
-        return self.meeting.problem.n_units
+        return self.problem.n_units
 
-    def expect(self, params: Params, blocks: Sequence[int] | None = None, step: int = 0) -> Expectation:
-        return self.meeting.ask(params, blocks, step)
+    @property
+    def n_rows(self) -> int:
+        return self.problem.n_rows
 
-    def expect_each(
-        self, members: Sequence[Params], blocks: Sequence[int] | None = None, step: int = 0
-    ) -> list[Expectation]:
-        return [self.meeting.ask(params, blocks, step) for params in members]
+    @property
+    def sample_room(self) -> int:
+        return self.problem.sample_room
+
+    def expect(self, params: Params, part: Part = None, step: int = 0) -> Expectation:
+        return self.meeting.ask(self.problem, params, part, step)
+
+    def expect_each(self, members: Sequence[Params], part: Part = None, step: int = 0) -> list[Expectation]:
+        return [self.meeting.ask(self.problem, params, part, step) for params in members]
+
+    def n_batches(self, batch: Batch) -> int:
+        return self.problem.n_batches(batch)
+
+    def subsample(self, rows: int) -> Problem:
+        return _Seat(self.meeting, self.problem.subsample(rows))
+
+    def sample_passes(self, rows: int) -> float:
+        return self.problem.sample_passes(rows)
 
     def maximize(self, stats: Stats, params: Params) -> Params:
-        return self.meeting.problem.maximize(stats, params)
+        return self.problem.maximize(stats, params)
 
     def objective(self, expectation: Expectation, params: Params) -> float:
-        return self.meeting.problem.objective(expectation, params)
+        return self.problem.objective(expectation, params)
+
+    def precision(self, params: Params) -> float:
+        return self.problem.precision(params)
 
     def change(self, old: Params, new: Params) -> float:
-        return self.meeting.problem.change(old, new)
+        return self.problem.change(old, new)
 
     def events(self, params: Params) -> tuple[tuple[int, str], ...]:
-        return self.meeting.problem.events(params)
+        return self.problem.events(params)

@@ -7,6 +7,7 @@ import click
 from daskem.cli.app import ErrorLines
 from daskem.cli.applying import predict_command, score_command
 from daskem.cli.demo import demo_command
+from daskem.cli.diagnosing import diagnose_command
 from daskem.cli.fitting import fit_group, plan_group
 from daskem.cli.making import generate_command
 from daskem.cli.showing import inspect_command
@@ -23,6 +24,7 @@ def main(debug: bool) -> None:
 
 for command in (
     demo_command,
+    diagnose_command,
     fit_group,
     generate_command,
     inspect_command,

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from daskem.cli.signals import TRY_AGAIN, StopSignal, leave
 from daskem.errors import DaskEMError, DaskEMWarning
 
 __all__ = ["ErrorLines", "announce", "columns_of", "to_json", "warnings_only"]
@@ -31,6 +32,9 @@ class ErrorLines(click.Group):
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except StopSignal as stopped:
+            click.echo(f"daskem: {stopped}. The fit is committed; run the same command to go on.", err=True)
+            leave(TRY_AGAIN)
         except KeyboardInterrupt:
             click.echo("daskem: interrupted. What was being written is not there, or marked incomplete.", err=True)
             ctx.exit(INTERRUPTED)

@@ -10,7 +10,6 @@ import numpy as np
 
 from daskem.cli.app import announce, to_json
 from daskem.cli.fitting import describe_data
-from daskem.cli.models import KNOWN, n_components, n_features
 from daskem.cli.options import (
     DataOptions,
     EngineOptions,
@@ -21,15 +20,18 @@ from daskem.cli.options import (
     report_options,
     weight_options,
 )
-from daskem.core import HasLogProb, HasNParameters, require
+from daskem.cli.own import load, model_option
+from daskem.cli.tables import n_components, n_features
+from daskem.core import HasLogProb, HasNParameters, HasPosterior, require
 from daskem.data import Dataset
 from daskem.engine.watch import watch_units
 from daskem.errors import DataError, OptionError
-from daskem.persist import LoadedModel, load_model
+from daskem.models import KMeans
+from daskem.persist import LoadedModel
 from daskem.predict import evaluate, predict_to_store, score
 from daskem.report.progress import PassProgress
 
-__all__ = ["predict_command", "score_command"]
+__all__ = ["open_for", "predict_command", "score_command"]
 
 
 @click.command("predict")
@@ -39,11 +41,13 @@ __all__ = ["predict_command", "score_command"]
 @click.option("--proba", is_flag=True, help="Also the probability of each component, (rows, k).")
 @click.option("--log-prob", is_flag=True, help="Also the log density of each row, nats.")
 @click.option("--transform", is_flag=True, help="Also the distance to each center (k-means), (rows, k).")
+@model_option
 @overwrite_option
 @engine_options
 @report_options
 def predict_command(
     model: str,
+    own: str | None,
     source: DataOptions,
     output: str,
     proba: bool,
@@ -54,12 +58,13 @@ def predict_command(
     report: ReportOptions,
 ) -> None:
     """Write the most probable component of each row of DATA, by MODEL, to a Zarr group: array ``labels``."""
-    loaded = load_model(model, KNOWN)
-    chosen = {"labels": True, "proba": proba, "log_prob": log_prob, "transform": transform}
+    loaded = load(model, own)
+    chosen = {"proba": proba, "log_prob": log_prob, "transform": transform}
+    chosen = {"labels": _labels_rows(loaded.model) or not any(chosen.values()), **chosen}
     what = [name for name, wanted in chosen.items() if wanted]
     _check_what(loaded.model, what)
     with where.connect():
-        data = _open_for(loaded, source, report)
+        data = open_for(loaded, source, report)
         with _one_pass(data, report) as progress, watch_units(progress.unit_done):
             predict_to_store(
                 loaded.model,
@@ -67,7 +72,7 @@ def predict_command(
                 data,
                 output,
                 what,
-                n_components(loaded.model),
+                n_components(loaded.model, loaded.params, data.n_features),
                 overwrite=overwrite,
                 attributes={"daskem:model": os.path.abspath(model), "daskem:data": data.rows.name},
                 memory_limit=where.memory_limit,
@@ -82,13 +87,16 @@ def predict_command(
 @click.command("score")
 @click.argument("model", type=click.Path())
 @weight_options
+@model_option
 @engine_options
 @report_options
-def score_command(model: str, source: DataOptions, where: EngineOptions, report: ReportOptions) -> None:
+def score_command(
+    model: str, own: str | None, source: DataOptions, where: EngineOptions, report: ReportOptions
+) -> None:
     """Say how well MODEL fits DATA: mean log density, AIC and BIC; for k-means the sum of squared distances."""
-    loaded = load_model(model, KNOWN)
+    loaded = load(model, own)
     with where.connect():
-        data = _open_for(loaded, source, report)
+        data = open_for(loaded, source, report)
         with _one_pass(data, report) as progress, watch_units(progress.unit_done):
             figures = _figures(loaded, data, where.memory_limit)
     if report.json:
@@ -101,7 +109,8 @@ def _figures(loaded: LoadedModel, data: Dataset, memory_limit: Any) -> dict[str,
     model, params = loaded.model, loaded.params
     if not hasattr(model, "log_prob"):
         said = evaluate(model, params, data, memory_limit=memory_limit)
-        return {"inertia": -said.objective, "inertia_per_row": -said.objective / said.weight, "rows": said.weight}
+        name, total = ("inertia", -said.objective) if isinstance(model, KMeans) else ("objective", said.objective)
+        return {name: total, f"{name}_per_row": total / said.weight, "rows": said.weight}
     total, weight = score(model, params, data, memory_limit=memory_limit)
     figures = {"log_prob_per_row": total / weight, "log_prob": total, "rows": weight}
     if isinstance(model, HasNParameters):
@@ -110,23 +119,32 @@ def _figures(loaded: LoadedModel, data: Dataset, memory_limit: Any) -> dict[str,
     return figures
 
 
+def _labels_rows(model: Any) -> bool:
+    return hasattr(model, "assign") or isinstance(model, HasPosterior)
+
+
 def _check_what(model: Any, what: list[str]) -> None:
     """Refuse results that the model does not have, before an output is made."""
+    if ("labels" in what and not _labels_rows(model)) or "proba" in what:
+        require(model, HasPosterior, "assigning rows to components")
     if "log_prob" in what:
         require(model, HasLogProb, "log densities (--log-prob)")
     if "transform" in what and not hasattr(model, "transform"):
         raise OptionError(f"--transform gives distances to centers, which a {type(model).__name__} does not have.")
 
 
-def _open_for(loaded: LoadedModel, source: DataOptions, report: ReportOptions) -> Dataset:
+def open_for(loaded: LoadedModel, source: DataOptions, report: ReportOptions) -> Dataset:
     """Open the data, which must have the features that the model was fitted to."""
     data = source.open()
     announce(f"daskem: {describe_data(data)}", report.quiet)
-    fitted = (loaded.metadata.get("data") or {}).get("columns")
+    fitted, d = (loaded.metadata.get("data") or {}).get("columns"), n_features(loaded.model, loaded.params)
+    if d is None:
+        # A model of the user's own: what it was fitted to is noted beside it.
+        d = int((loaded.metadata.get("data") or {}).get("shape", [0, data.n_features])[1])
     known = "" if not fitted else f" It was fitted to the columns {', '.join(fitted)}."
-    if data.n_features != n_features(loaded.params):
+    if data.n_features != d:
         raise DataError(
-            f"{data.rows.name} has {data.n_features} features, but the model has {n_features(loaded.params)}.{known} "
+            f"{data.rows.name} has {data.n_features} features, but the model has {d}.{known} "
             "Choose the same ones with --columns."
         )
     if fitted and data.rows.columns and list(data.rows.columns) != fitted:

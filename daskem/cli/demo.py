@@ -19,8 +19,9 @@ from scipy.spatial.distance import cdist
 
 from daskem.cli.app import announce, columns_of, to_json
 from daskem.cli.fitting import data_summary, run_fit
-from daskem.cli.models import KNOWN, MixtureSpec
+from daskem.cli.models import KINDS, FitSpec
 from daskem.cli.options import ReportOptions, overwrite_option, report_options
+from daskem.cli.own import load
 from daskem.core import Float, Params
 from daskem.data import open_dataset, open_source
 from daskem.data.generated import LABELS
@@ -28,7 +29,7 @@ from daskem.data.writers import check_new_output
 from daskem.engine.allocator import return_freed_memory
 from daskem.fit import FitResult
 from daskem.generate import Truth, generate_mixture
-from daskem.persist import check_new_file, load_model, save_model
+from daskem.persist import check_new_file, save_model
 from daskem.predict import predict_to_store, score
 from daskem.report.progress import duration, size
 
@@ -95,20 +96,9 @@ class _Run:
             )
 
     def fit(self) -> FitResult:
-        spec = MixtureSpec(
-            n_components=self.sizes.components,
-            tol=1e-3,
-            max_iter=100,
-            n_init=STARTS,
-            init="kmeans",
-            on_collapse="keep",
-            max_seconds=None,
-            seed=self.sizes.seed,
-            algorithm="batch",
-            covariance="full",
-            reg_covar=1e-6,
-            prior=None,
-        )
+        own = {"covariance": "full", "reg_covar": 1e-6, "prior": None, "on_collapse": "keep", "weight_prior": 1.0}
+        kind, sizes = KINDS["gaussian-mixture"], self.sizes
+        spec = FitSpec(kind, own, sizes.components, n_init=STARTS, init="kmeans", seed=sizes.seed)
         data = open_dataset(self.path("data.zarr"))
         with self.part("fit", f"2. Fitting a Gaussian mixture within {self.sizes.memory_limit}"):
             result = run_fit(spec, data, memory_limit=self.sizes.memory_limit, quiet=self.quiet)
@@ -118,7 +108,7 @@ class _Run:
         return result
 
     def predict(self) -> None:
-        model = load_model(self.path("model.safetensors"), KNOWN)
+        model = load(self.path("model.safetensors"))
         with self.part("predict", "3. Writing the label of each row"):
             predict_to_store(
                 model.model,
@@ -137,7 +127,7 @@ class _Run:
         means = []
         with self.part("score", "4. Scoring the truth and the estimate"):
             for name in ("truth", "model"):
-                saved = load_model(self.path(f"{name}.safetensors"), KNOWN)
+                saved = load(self.path(f"{name}.safetensors"))
                 total, weight = score(saved.model, saved.params, data, memory_limit=self.sizes.memory_limit)
                 means.append(total / weight)
         return means[0], means[1]

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from typing import Any
 
 import click
 
 from daskem.cli.app import announce, to_json
-from daskem.cli.models import FitSpec, component_table, components, kmeans_options, mixture_options
+from daskem.cli.models import KINDS, FitSpec, Kind, shared_options
 from daskem.cli.options import (
+    CheckpointOptions,
     DataOptions,
     EngineOptions,
     ReportOptions,
+    checkpoint_options,
     fit_engine_options,
     labelled_options,
     overwrite_option,
     report_options,
 )
+from daskem.cli.own import own_kind
+from daskem.cli.signals import stop_signals
+from daskem.cli.tables import component_table, shown
+from daskem.core import objective_kind
 from daskem.data import Dataset
 from daskem.engine.executor import find_executor
 from daskem.engine.planner import make_plan
@@ -32,95 +39,102 @@ __all__ = [
     "describe_data",
     "describe_fit",
     "fit_group",
-    "fit_kmeans",
-    "fit_mixture",
     "plan_group",
-    "plan_kmeans",
-    "plan_mixture",
     "run_fit",
 ]
 
-Command = Callable[..., None]
+# Gives a command, made of a kind of model and its name.
+MakeCommand = Callable[[str, Kind], click.Command]
 
 
-@click.group("fit")
-def fit_group() -> None:
-    """Fit a model to data, and save it."""
+class _KindGroup(click.Group):
+    """A group with one command for each kind of model, and one for each model of the user's own, ``module:Name``."""
+
+    make: MakeCommand
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the table."""
+        return list(KINDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return the command of a kind in the table, or of a model that the user wrote."""
+        if name in KINDS:
+            return self.make(name, KINDS[name])
+        return self.make(name, own_kind(name)) if ":" in name else None
 
 
-@click.group("plan")
-def plan_group() -> None:
-    """Say what a fit would cost, without reading a row."""
+def _fit_command(name: str, kind: Kind) -> click.Command:
+    def command(**options: Any) -> None:
+        spec, others = _told(kind, options)
+        _fit(spec, **others)
+
+    output = click.option("-o", "--output", required=True, type=click.Path(), help="Model file to write.")
+    decorated = labelled_options(
+        _own(kind, output(overwrite_option(fit_engine_options(checkpoint_options(report_options(command))))))
+    )
+    told = f"Fit {kind.title} to DATA: {_DATA}"
+    return click.command(name, help=told, short_help=kind.title)(decorated)
 
 
-def _fit_command(options: Any) -> Callable[[Command], Command]:
-    """Return the options of all ``fit`` commands on top of the model's own `options`."""
+def _plan_command(name: str, kind: Kind) -> click.Command:
+    def command(**options: Any) -> None:
+        spec, others = _told(kind, options)
+        _plan(spec, **others)
 
-    def decorate(function: Command) -> Command:
-        output = click.option("-o", "--output", required=True, type=click.Path(), help="Model file to write.")
-        decorated: Command = labelled_options(
-            options(output(overwrite_option(fit_engine_options(report_options(function)))))
-        )
-        return decorated
-
-    return decorate
+    as_json = click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+    decorated = labelled_options(_own(kind, fit_engine_options(as_json(command))))
+    return click.command(name, help=f"Plan the fit of {kind.title} to DATA.", short_help=kind.title)(decorated)
 
 
-def _plan_command(options: Any) -> Callable[[Command], Command]:
-    def decorate(function: Command) -> Command:
-        as_json = click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
-        decorated: Command = labelled_options(options(fit_engine_options(as_json(function))))
-        return decorated
-
-    return decorate
-
-
-@fit_group.command("gaussian-mixture")
-@_fit_command(mixture_options)
-def fit_mixture(**options: Any) -> None:
-    """Fit a Gaussian mixture to DATA: a Zarr path or URL, or a .npy, Parquet or HDF5 file."""
-    _fit(**options)
+_DATA = "a Zarr path or URL, or a .npy, Parquet or HDF5 file."
+_HELP = "{} MODULE:NAME stands for a model of your own, such as mymodule:ZeroInflatedPoisson."
+fit_group = _KindGroup("fit", help=_HELP.format("Fit a model to data, and save it."))
+fit_group.make = _fit_command
+plan_group = _KindGroup("plan", help=_HELP.format("Say what a fit would cost, without reading a row."))
+plan_group.make = _plan_command
 
 
-@fit_group.command("kmeans")
-@_fit_command(kmeans_options)
-def fit_kmeans(**options: Any) -> None:
-    """Fit k-means to DATA: a Zarr path or URL, or a .npy, Parquet or HDF5 file."""
-    _fit(**options)
+def _own(kind: Kind, function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with the options of a kind of model: its own, then those of all."""
+    for option in reversed((*kind.options, *shared_options(kind))):
+        function = option(function)
+    return function
 
 
-@plan_group.command("gaussian-mixture")
-@_plan_command(mixture_options)
-def plan_mixture(**options: Any) -> None:
-    """Plan the fit of a Gaussian mixture to DATA."""
-    _plan(**options)
-
-
-@plan_group.command("kmeans")
-@_plan_command(kmeans_options)
-def plan_kmeans(**options: Any) -> None:
-    """Plan the fit of k-means to DATA."""
-    _plan(**options)
+def _told(kind: Kind, options: dict[str, Any]) -> tuple[FitSpec, dict[str, Any]]:
+    """Return what the options of a command say of the fit, and those that are about something else."""
+    elsewhere = {"source", "where", "report", "kept", "output", "overwrite", "as_json"}
+    others = {name: value for name, value in options.items() if name in elsewhere}
+    of_fit = {name: value for name, value in options.items() if name not in elsewhere}
+    shared = {field.name: of_fit.pop(field.name) for field in fields(FitSpec) if field.name in of_fit}
+    return FitSpec(kind, of_fit, **shared), others
 
 
 def run_fit(
-    spec: FitSpec, data: Dataset, *, cache: str = "auto", memory_limit: Any = None, quiet: bool = False
+    spec: FitSpec,
+    data: Dataset,
+    *,
+    cache: str = "auto",
+    memory_limit: Any = None,
+    kept: CheckpointOptions | None = None,
+    quiet: bool = False,
 ) -> FitResult:
     """Fit what `spec` says to `data`, showing progress on standard error."""
     spec.check(data)
+    kind, model = spec.kind, spec.model(data)
     progress = PassProgress(
         data.n_rows,
         data.nbytes,
         len(data.units()),
-        rule=spec.rule,
-        tol=spec.tol,
+        rule=kind.rule,
+        tol=0.0 if spec.tol == "statistical" else spec.tol,
         max_steps=spec.max_iter,
-        objective_name=spec.objective_name,
+        objective_name=objective_kind(model, kind.objective_name),
         quiet=quiet,
     )
-    with progress, watch_units(progress.unit_done):
+    with progress, watch_units(progress.unit_done), stop_signals(kept is not None and kept.checkpoint is not None):
         return fit(
-            spec.model(),
+            model,
             data,
             algorithm=spec.make_algorithm(),
             stop=spec.stop(data),
@@ -130,6 +144,7 @@ def run_fit(
             seed=spec.seed,
             cache=cache,
             memory_limit=memory_limit,
+            **asdict(kept or CheckpointOptions()),
         )
 
 
@@ -144,6 +159,7 @@ def _fit(
     spec: FitSpec,
     source: DataOptions,
     where: EngineOptions,
+    kept: CheckpointOptions,
     report: ReportOptions,
     output: str,
     overwrite: bool,
@@ -152,14 +168,14 @@ def _fit(
     with where.connect():
         data = source.open()
         announce(f"daskem: {describe_data(data)}", report.quiet)
-        result = run_fit(spec, data, cache=where.cache, memory_limit=where.memory_limit, quiet=report.quiet)
+        result = run_fit(spec, data, cache=where.cache, memory_limit=where.memory_limit, kept=kept, quiet=report.quiet)
     if not result.converged:
         announce(f"daskem: warning: not converged: {result.reason}. Allow more steps, or try --n-init.", report.quiet)
     summary = {**result.summary(), "options": spec.as_dict(), "data": data_summary(data)}
     save_model(output, result.model, result.params, metadata=summary, overwrite=overwrite)
     if report.json:
-        found = components(result.model, result.params)
-        click.echo(to_json({**summary, "components": found, "output": os.path.abspath(output)}))
+        found = shown(result.model, result.params)
+        click.echo(to_json({**summary, **found, "output": os.path.abspath(output)}))
     elif not report.quiet:
         click.echo(describe_fit(spec, result, data))
         click.echo(f"\nsaved to {output}")
@@ -171,7 +187,7 @@ def _plan(spec: FitSpec, source: DataOptions, where: EngineOptions, as_json: boo
         spec.check(data)
         plan = make_plan(
             data,
-            spec.model(),
+            spec.model(data),
             find_executor(local=data.in_process),
             members=spec.starts,
             cache=where.cache,
@@ -180,7 +196,7 @@ def _plan(spec: FitSpec, source: DataOptions, where: EngineOptions, as_json: boo
     if as_json:
         click.echo(to_json({**plan.as_dict(), "max_passes": spec.max_iter}))
     else:
-        click.echo(f"{plan}\npasses  at most {spec.max_iter}, one a step, and what the start reads")
+        click.echo(f"{plan}\npasses  at most {spec.max_iter}, and what the start reads")
 
 
 def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
@@ -190,7 +206,7 @@ def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
     ended = "converged" if result.converged else "stopped"
     lines = [
         f"{ended} after {result.n_steps} steps: {result.reason}",
-        f"{spec.objective_name} {result.objective:.8g} {spec.unit}",
+        f"{objective_kind(result.model, spec.kind.objective_name)} {result.objective:.8g} {spec.kind.unit}",
         f"{duration(result.seconds)} in all, {duration(passes)} in passes ({rate:.3g}M rows/s)",
     ]
     if result.events:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,16 +18,20 @@ from daskem.data.selection import NameOrIndex
 from daskem.engine import CACHE_MODES, parse_bytes
 from daskem.engine.cluster import connect
 from daskem.errors import OptionError
+from daskem.persist import RESUME
 
 __all__ = [
+    "CheckpointOptions",
     "DataOptions",
     "EngineOptions",
     "ReportOptions",
     "as_one",
+    "checkpoint_options",
     "data_options",
     "engine_options",
     "fit_engine_options",
     "labelled_options",
+    "made_of",
     "overwrite_option",
     "report_options",
     "split_names",
@@ -51,6 +57,33 @@ def as_one(name: str, kind: type[Any], *options: Decorator) -> Decorator:
         return wrapped
 
     return decorate
+
+
+def made_of(what: str, make: Callable[..., Any], settings: Iterable[str], flag: str) -> Any:
+    """Return ``make(name=value, ...)`` of settings ``NAME=VALUE``, the values as in JSON or else text.
+
+    Raises
+    ------
+    OptionError
+        If a setting has another form, or `make` does not take it; names what it takes.
+    """
+    given = dict(_setting(text, flag) for text in settings)
+    try:
+        inspect.signature(make).bind(**given)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(make).parameters) or "none"
+        raise OptionError(f"{what} cannot be made: {error}. Its options ({flag}) are: {takes}.") from error
+    return make(**given)
+
+
+def _setting(text: str, flag: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not (separator and name.isidentifier()):
+        raise OptionError(f"{flag} {text!r} is not NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def split_names(text: str | None) -> list[str] | None:
@@ -124,6 +157,15 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
+class CheckpointOptions:
+    """Where a fit is committed to, how often, and whether it goes on from there."""
+
+    checkpoint: str | None = None
+    checkpoint_interval: float = 60.0
+    resume: str = "auto"
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """What to tell, and how."""
 
@@ -139,7 +181,7 @@ _DATA = (
     click.option("--allow-missing", is_flag=True, help="Read chunks that a Zarr store lacks as its fill value."),
 )
 _WEIGHTS = click.option("--weights", metavar="PATH", help="One weight for each row, not negative.")
-_LABELS = click.option("--labels", metavar="PATH", help="The known component of each row, -1 where unknown.")
+_LABELS = click.option("--labels", metavar="PATH", help="Component of each row, -1 if unknown; or probabilities.")
 
 data_options = as_one("source", DataOptions, *_DATA)
 weight_options = as_one("source", DataOptions, *_DATA, _WEIGHTS)
@@ -155,6 +197,29 @@ _CACHE = click.option("--cache", type=click.Choice(CACHE_MODES), default="auto",
 engine_options = as_one("where", EngineOptions, *_ENGINE)
 fit_engine_options = as_one("where", EngineOptions, _CACHE, *_ENGINE)
 
+checkpoint_options = as_one(
+    "kept",
+    CheckpointOptions,
+    click.option(
+        "--checkpoint",
+        metavar="DIR",
+        type=click.Path(file_okay=False),
+        help="Commit the fit to DIR as it goes. The same command goes on from there, also after SIGTERM or SIGUSR1.",
+    ),
+    click.option(
+        "--checkpoint-interval",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        default=60.0,
+        help="Seconds between commits; 0 for one after every step.",
+    ),
+    click.option(
+        "--resume",
+        type=click.Choice(RESUME),
+        default="auto",
+        help="Go on from a checkpoint if there is one, never (replace it), or insist that there is one.",
+    ),
+)
 report_options = as_one(
     "report",
     ReportOptions,

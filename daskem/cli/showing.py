@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from daskem.cli.app import to_json
-from daskem.cli.models import KNOWN, component_table, components
+from daskem.cli.own import load, model_option
+from daskem.cli.tables import component_table, shown
 from daskem.data import open_source
 from daskem.data.description import describe_store
-from daskem.errors import FileFormatError
-from daskem.persist import inspect_model, is_model_file, load_model
+from daskem.errors import OptionError
+from daskem.persist import inspect_model, is_model_file
 from daskem.report.progress import size
 
 __all__ = ["inspect_command"]
@@ -21,29 +22,30 @@ __all__ = ["inspect_command"]
 @click.command("inspect")
 @click.argument("what", metavar="X")
 @click.option("--array", metavar="NAME", help="Only this array of a Zarr group.")
+@model_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def inspect_command(what: str, array: str | None, as_json: bool) -> None:
+def inspect_command(what: str, array: str | None, own: str | None, as_json: bool) -> None:
     """Say what X is: a Zarr store, an output of daskem, a .npy, Parquet or HDF5 file, or a model file."""
     if os.path.isfile(what) and (is_model_file(what) or what.endswith(".safetensors")):
-        _show_model(what, as_json)
+        _show_model(what, own, as_json)
     elif os.path.isfile(what) and not what.endswith(".zip"):
         _show_table(what, array, as_json)
     else:
         _show_store(what, array, as_json)
 
 
-def _show_model(path: str, as_json: bool) -> None:
+def _show_model(path: str, own: str | None, as_json: bool) -> None:
     described = inspect_model(path)
     try:
-        loaded = load_model(path, KNOWN)
-    except FileFormatError as error:
+        loaded = load(path, own)
+    except OptionError:
         # A model of the user's own: what the file says of itself can be shown without its class.
-        if "known classes" not in str(error):
+        if own is not None:
             raise
         loaded = None
     if as_json:
-        found = None if loaded is None else components(loaded.model, loaded.params)
-        click.echo(to_json({"kind": "model", **described, "components": found}))
+        found = {"components": None} if loaded is None else shown(loaded.model, loaded.params)
+        click.echo(to_json({"kind": "model", **described, **found}))
         return
     lines = [f"model file {path}, {size(os.path.getsize(path))}, written by daskem {described['daskem_version']}"]
     lines.append(f"model       {loaded.model if loaded else described['model'].get('record')}")

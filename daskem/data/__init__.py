@@ -4,6 +4,9 @@ from daskem.data.dataset import Dataset as Dataset
 from daskem.data.dataset import Memory as Memory
 from daskem.data.dataset import is_array_like as is_array_like
 from daskem.data.dataset import open_dataset as open_dataset
+from daskem.data.fingerprint import check_unchanged as check_unchanged
+from daskem.data.fingerprint import fingerprint as fingerprint
+from daskem.data.fingerprint import stamps as stamps
 from daskem.data.integrity import missing_chunks as missing_chunks
 from daskem.data.source import Source as Source
 from daskem.data.sources import open_source as open_source
@@ -18,10 +21,13 @@ __all__ = [
     "Output",
     "Source",
     "Unit",
+    "check_unchanged",
     "create_output",
+    "fingerprint",
     "is_array_like",
     "missing_chunks",
     "open_dataset",
     "open_source",
     "plan_units",
+    "stamps",
 ]

@@ -125,7 +125,7 @@ def to_numeric(x: Any, what: str) -> Array:
 
 
 def open_array(
-    x: Any, names: tuple[str, ...] | None, rows: slice | None, columns: Any, what: str, ndim: int
+    x: Any, names: tuple[str, ...] | None, rows: slice | None, columns: Any, what: str, ndim: int | None
 ) -> ArraySource | FileSource:
     """Return a source of a numpy array, or of the file behind a memory map."""
     array = x if isinstance(x, np.memmap) else to_numeric(x, what)
@@ -141,7 +141,7 @@ def open_array(
     return ArraySource(f"{what} (numpy array)", dtype, selection, True, table)
 
 
-def open_npy(path: str, rows: slice | None, columns: Any, what: str, ndim: int) -> ArraySource | FileSource:
+def open_npy(path: str, rows: slice | None, columns: Any, what: str, ndim: int | None) -> ArraySource | FileSource:
     """Return a source of the ``.npy`` file at `path`; reads only its header."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")

@@ -136,7 +136,7 @@ class DaskBlocks(Rows):
 
 
 def open_dask(
-    x: Any, names: tuple[str, ...] | None, rows: slice | None, columns: Any, what: str, ndim: int
+    x: Any, names: tuple[str, ...] | None, rows: slice | None, columns: Any, what: str, ndim: int | None
 ) -> DaskSource:
     """Return a source of a dask array; computes nothing but unknown chunk sizes."""
     refuse_query_planning()

@@ -31,7 +31,8 @@ class Dataset:
     ----------
     rows : source of (n, d).
     weight : source of (n, 1) not negative numbers, or None.
-    labels : source of (n, 1) integers, -1 = unknown, or None.
+    labels : source of (n, 1) integers, -1 = unknown, or of (n, k) label probabilities (see `daskem.core.Chunk`), or
+        None.
     """
 
     rows: Source
@@ -80,6 +81,26 @@ class Dataset:
         most = self.n_rows if self._is_bound else MAX_UNITS
         return plan_units(self.n_rows, self.row_bytes, self.rows.unit_boundary, most)
 
+    def piece_units(self) -> list[Unit]:
+        """Return the runs of rows that one read fetches: as `units`, but as short as whole stored chunks allow."""
+        if self._is_bound:
+            return self.units()
+        return [Unit(i, start, stop) for i, (start, stop) in enumerate(self.cuts(0, self.n_rows))]
+
+    def cuts(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the reads that cover rows ``start:stop``: of whole stored chunks, about `PIECE_BYTES` each."""
+        cuts, rows = [], self._nominal_piece
+        while start < stop:
+            end = min(self.rows.piece_boundary(min(start + rows, stop)), stop)
+            cuts.append((start, end))
+            start = end
+        return cuts
+
+    @property
+    def memory_row_bytes(self) -> int:
+        """Bytes of a row in memory, in the type computed in, with its weight and label."""
+        return self.n_features * self.dtype.itemsize + 8 * sum(source.shape[1] for source in self.sources[1:])
+
     def piece_rows(self) -> int:
         """Return the rows of the longest read, chunks being as regular as the first one says."""
         return min(self.rows.piece_boundary(self._nominal_piece), self.n_rows)
@@ -92,7 +113,7 @@ class Dataset:
         whole unit at once. Weights and labels are read for the whole unit too.
         """
         longest = max(units, key=len)
-        side = sum(source.read_bytes(len(longest)) + 8 * len(longest) for source in self.sources[1:])
+        side = sum(source.read_bytes(len(longest)) + 8 * len(longest) * source.shape[1] for source in self.sources[1:])
         if self._is_bound:
             return side + self.rows.read_bytes(len(longest))
         rows = self.piece_rows()
@@ -180,7 +201,8 @@ def open_dataset(x: Any, *, sample_weight: Any = None, y: Any = None, **options:
     Parameters
     ----------
     x, **options : see `daskem.data.open_source`. A `Dataset` is taken as it is.
-    sample_weight, y : one value per row, from any source; a slice of ``rows`` applies to them too.
+    sample_weight : one value per row, from any source; a slice of ``rows`` applies to it too.
+    y : one label per row, -1 = unknown, or (n, k) label probabilities, likewise.
 
     Raises
     ------
@@ -197,7 +219,7 @@ def open_dataset(x: Any, *, sample_weight: Any = None, y: Any = None, **options:
     data = Dataset(
         open_source(x, **options),
         None if sample_weight is None else open_source(sample_weight, what="sample_weight", ndim=1, rows=rows),
-        None if y is None else open_source(y, what="labels (y)", ndim=1, rows=rows),
+        None if y is None else open_source(y, what="labels (y)", ndim=None, rows=rows),
     )
     for what, source in (("sample_weight", data.weight), ("labels (y)", data.labels)):
         if source is not None and source.shape[0] != data.n_rows:
@@ -218,7 +240,7 @@ def is_array_like(x: Any) -> bool:
 
 def pieces(data: Dataset, start: int, stop: int) -> Iterator[tuple[int, Array]]:
     """Yield ``(first row, rows)`` of the reads that cover ``start:stop``; the next read overlaps this one's use."""
-    cuts = _cuts(data, start, stop)
+    cuts = data.cuts(start, stop)
     if data.rows.in_process:
         yield from ((a, data.rows.read(a, b)) for a, b in cuts)
         return
@@ -232,22 +254,13 @@ def pieces(data: Dataset, start: int, stop: int) -> Iterator[tuple[int, Array]]:
             yield ahead[0], ahead[1].result()
 
 
-def _cuts(data: Dataset, start: int, stop: int) -> list[tuple[int, int]]:
-    cuts, rows = [], data._nominal_piece
-    while start < stop:
-        end = min(data.rows.piece_boundary(min(start + rows, stop)), stop)
-        cuts.append((start, end))
-        start = end
-    return cuts
-
-
 def blocks(data: Dataset, start: int, stop: int, block_rows: int, seed: int = 0, step: int = 0) -> Iterator[Chunk]:
     """Walk rows ``start:stop`` in blocks that end at multiples of `block_rows`, whatever pieces they are read in.
 
     Blocks at absolute offsets are what makes the bits of a pass independent of where chunks and reads happen to end.
     """
     weight = None if data.weight is None else data.weight.read(start, stop)[:, 0].astype(np.float64, copy=False)
-    labels = None if data.labels is None else data.labels.read(start, stop)[:, 0].astype(np.int64, copy=False)
+    labels = None if data.labels is None else _labels(data.labels.read(start, stop))
     for at, rows in _row_blocks(data, start, stop, block_rows):
         here = slice(at - start, at - start + len(rows))
         yield Chunk(
@@ -258,6 +271,11 @@ def blocks(data: Dataset, start: int, stop: int, block_rows: int, seed: int = 0,
             seed,
             step,
         )
+
+
+def _labels(values: Array) -> Array:
+    """Return labels (n,) int64 of a single column, label probabilities (n, k) float64 of several."""
+    return values[:, 0].astype(np.int64, copy=False) if values.shape[1] == 1 else values.astype(np.float64, copy=False)
 
 
 def _row_blocks(data: Dataset, start: int, stop: int, block_rows: int) -> Iterator[tuple[int, Array]]:

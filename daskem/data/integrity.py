@@ -21,7 +21,7 @@ from zarr.storage import FsspecStore, LocalStore
 from daskem.data.zarr_source import ZarrSource
 from daskem.errors import DataError
 
-__all__ = ["absent", "check_missing", "describe", "missing_chunks"]
+__all__ = ["absent", "check_missing", "describe", "listing", "missing_chunks"]
 
 logger = logging.getLogger("daskem")
 
@@ -109,13 +109,18 @@ def _local_keys(root: str, path: str) -> set[str]:
 
 
 def _fsspec_keys(store: FsspecStore, prefix: str) -> set[str]:
+    return set(listing(store, prefix))
+
+
+def listing(store: FsspecStore, prefix: str) -> dict[str, dict[str, Any]]:
+    """Return what a remote store says of each object under `prefix`, by key."""
     # An asynchronous filesystem belongs to the event loop that first used it, which is zarr's: list through a
     # synchronous twin instead.
     fs = store.fs
     twin = getattr(fs, "sync_fs", None) or type(fs)(*fs.storage_args, **{**fs.storage_options, "asynchronous": False})
     # What was listed before may have been written since.
     twin.invalidate_cache()
-    found = twin.find(f"{store.path.rstrip('/')}/{prefix}".rstrip("/"))
+    found = twin.find(f"{store.path.rstrip('/')}/{prefix}".rstrip("/"), detail=True)
     # Filesystems differ in whether their paths begin with a slash.
     root = store.path.strip("/")
-    return {name.lstrip("/").removeprefix(root).lstrip("/") for name in found}
+    return {name.lstrip("/").removeprefix(root).lstrip("/"): info for name, info in found.items()}

@@ -139,13 +139,15 @@ def select(
     return selection
 
 
-def check_shape(shape: tuple[int, ...], what: str, ndim: int = 2) -> None:
-    """Refuse arrays that are not tables of rows; ``ndim=1`` takes a vector too (weights, labels).
+def check_shape(shape: tuple[int, ...], what: str, ndim: int | None = 2) -> None:
+    """Refuse arrays that are not tables of rows. ``ndim=1``: a vector or one column (weights). None: either (labels).
 
     The wording of the first message is what users of scikit-learn know, and its conformance suite looks for.
     """
-    if len(shape) == 2 and (ndim == 2 or shape[1] == 1):
+    if (len(shape) == 2 and (ndim != 1 or shape[1] == 1)) or (len(shape) == 1 and ndim is None):
         return
+    if ndim is None:
+        raise DataError(f"{what} must be one number a row, or one a component, but its shape is {shape}.")
     if ndim == 1:
         if len(shape) == 1:
             return

@@ -15,7 +15,7 @@ __all__ = ["Source"]
 class Source(Protocol):
     """Rows somewhere, in a fixed order, read by runs. Small and picklable: workers get a copy and read by themselves.
 
-    A source of weights or labels is one with a single column.
+    A source of weights is one with a single column, one of labels has one or a column for each component.
 
     Attributes
     ----------

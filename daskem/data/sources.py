@@ -41,7 +41,7 @@ def open_source(
     array: str | None = None,
     allow_missing: bool = False,
     what: str = "data",
-    ndim: int = 2,
+    ndim: int | None = 2,
 ) -> Source:
     """Return a source of the rows of `x`. Nothing is read but metadata, and nothing is copied.
 
@@ -56,7 +56,7 @@ def open_source(
     array : name of the array in a Zarr group or of the dataset in an HDF5 file.
     allow_missing : read chunks that a Zarr store lacks as its fill value instead of refusing them.
     what : what errors call the data.
-    ndim : 1 for weights or labels: (n,) or (n, 1), served as one column.
+    ndim : 1 for weights, (n,) or (n, 1), served as one column; None for labels, (n,) or (n, k).
 
     Raises
     ------
@@ -89,7 +89,7 @@ def _whole(x: Source, columns: Any, rows: slice | None) -> Source:
     return x
 
 
-def _open_path(path: str, columns: Any, rows: slice | None, array: str | None, ndim: int) -> Any:
+def _open_path(path: str, columns: Any, rows: slice | None, array: str | None, ndim: int | None) -> Any:
     given, path = path, path if "://" in path else os.path.abspath(os.path.expanduser(path))
     kind = _kind(path)
     if kind == "hdf5":
@@ -129,7 +129,7 @@ def _holds_parquet(path: str) -> bool:
     return any(name.endswith((".parquet", ".pq")) for _, _, names in os.walk(path) for name in names)
 
 
-def _open_object(x: Any, columns: Any, rows: slice | None, what: str, ndim: int) -> Any:
+def _open_object(x: Any, columns: Any, rows: slice | None, what: str, ndim: int | None) -> Any:
     names: tuple[str, ...] | None = None
     if _package(x) == "dask":
         refuse_query_planning()

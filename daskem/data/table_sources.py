@@ -171,7 +171,7 @@ def extra(module: str, name: str) -> Any:
         raise OptionError(f"reading this needs {package}: pip install 'daskem[{name}]'.") from error
 
 
-def open_parquet(path: str, rows: slice | None, columns: Any, ndim: int) -> ParquetSource:
+def open_parquet(path: str, rows: slice | None, columns: Any, ndim: int | None) -> ParquetSource:
     """Return a source of a Parquet file or directory; reads footers only."""
     parquet, name = extra("pyarrow.parquet", "parquet"), f"Parquet data {path}"
     files = _parquet_files(path)
@@ -192,7 +192,7 @@ def open_parquet(path: str, rows: slice | None, columns: Any, ndim: int) -> Parq
     return ParquetSource(name, dtype, selection, False, path, fields, tuple(groups), bounds)
 
 
-def open_hdf5(x: Any, array: str | None, rows: slice | None, columns: Any, ndim: int) -> Hdf5Source:
+def open_hdf5(x: Any, array: str | None, rows: slice | None, columns: Any, ndim: int | None) -> Hdf5Source:
     """Return a source of an HDF5 dataset, given as ``h5py.Dataset`` or as path and name."""
     if isinstance(x, str):
         try:
@@ -210,7 +210,7 @@ def open_hdf5(x: Any, array: str | None, rows: slice | None, columns: Any, ndim:
     return _hdf5_source(x, rows, columns, ndim)
 
 
-def _hdf5_source(dataset: Any, rows: slice | None, columns: Any, ndim: int) -> Hdf5Source:
+def _hdf5_source(dataset: Any, rows: slice | None, columns: Any, ndim: int | None) -> Hdf5Source:
     path = os.path.abspath(dataset.file.filename)
     name = f"HDF5 dataset {path}[{dataset.name.lstrip('/')}]"
     check_dtype(dataset.dtype, name)

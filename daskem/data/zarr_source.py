@@ -172,7 +172,7 @@ def resolve(x: Any, array: str | None, label: str | None = None) -> tuple[zarr.A
 
 
 def open_zarr(
-    x: Any, array: str | None, rows: slice | None, columns: Any, ndim: int, label: str | None = None
+    x: Any, array: str | None, rows: slice | None, columns: Any, ndim: int | None, label: str | None = None
 ) -> ZarrSource:
     """Return a source of a Zarr array; reads metadata only."""
     found, name = resolve(x, array, label)

@@ -60,6 +60,10 @@ class Executor:
             return list(dask.persist(*nodes))
         return list(dask.persist(*nodes, scheduler=self.scheduler, num_workers=slots))
 
+    def load(self, nodes: list[Any], slots: int) -> list[Any]:
+        """Return the values of `nodes` where tasks can use them: themselves here, on a cluster where they were made."""
+        return self.keep(nodes, slots) if self.cluster else self.compute_all(nodes, slots)
+
 
 def find_executor(*, local: bool = False) -> Executor:
     """Return the cluster of the ambient Dask client if there is one, else the threads of this process.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
-from dask.delayed import Delayed, delayed
+from dask.delayed import Delayed
 
-from daskem.core import Chunk, Expectation, Model, Params
+from daskem.core import Chunk, Expectation, Model, Params, Sizes
 from daskem.data.dataset import PIECE_BYTES, Dataset
 from daskem.data.units import Unit
 from daskem.engine.executor import Executor, find_executor
+from daskem.engine.graph import call, node, reduction
 from daskem.engine.planner import Plan, make_plan
 from daskem.engine.tasks import (
     ExpectTask,
@@ -72,25 +72,25 @@ class Engine:
         """
         chosen = self.plan.units if units is None else [self.plan.units[i] for i in units]
         task = ExpectTask(model, tuple(members), self.plan.block_rows, self.plan.segment_rows, self.seed, step)
-        node = _node(task)
-        leaves = [_call(expect_unit, self.parts[u.index], u.start, u.stop, u.index, node) for u in chosen]
-        total: Partial = self.compute(_tree(leaves, self.plan.arity, lambda run: _call(combine, *run)))
+        shared = node(task)
+        leaves = [call(expect_unit, self.parts[u.index], u.start, u.stop, u.index, shared) for u in chosen]
+        total: Partial = self.compute(reduction(leaves, self.plan.arity, lambda run: call(combine, *run)))
         _check_complete(total, chosen)
         return list(total.expectations)
 
     def map_units(self, function: Callable[[Chunk], Any]) -> list[Delayed]:
         """Return one delayed list per unit: `function` of each of its blocks."""
-        node = _node(function)
+        shared = node(function)
         return [
-            _call(map_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, node) for u in self.plan.units
+            call(map_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, shared) for u in self.plan.units
         ]
 
     def call_runs(self, task: Callable[..., Any], runs: Sequence[tuple[int, int]], *args: Any) -> list[Delayed]:
         """Return one delayed call per run of rows: ``task(data, start, stop, block_rows, *args)``."""
-        nodes = [_node(arg) for arg in args]
+        shared = [node(arg) for arg in args]
         parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop) in enumerate(runs)])
         return [
-            _call(task, part, start, stop, self.plan.block_rows, *nodes)
+            call(task, part, start, stop, self.plan.block_rows, *shared)
             for part, (start, stop) in zip(parts, runs, strict=True)
         ]
 
@@ -105,12 +105,12 @@ class Engine:
         ----------
         merge : takes what two consecutive runs of rows say, and returns what they say together.
         """
-        nodes, how = _node(function), _node(merge)
+        what, how = node(function), node(merge)
         leaves = [
-            _call(fold_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, nodes, how)
+            call(fold_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, what, how)
             for u in self.plan.units
         ]
-        return self.compute(_tree(leaves, self.plan.arity, lambda run: _call(fold, how, *run)))
+        return self.compute(reduction(leaves, self.plan.arity, lambda run: call(fold, how, *run)))
 
     def sample(self, rows: int, rng: np.random.Generator) -> Chunk:
         """Return about `rows` rows with their weights and labels, without those of weight zero.
@@ -122,7 +122,7 @@ class Engine:
         parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop, _) in enumerate(draws)])
         seed = int(rng.integers(1 << 62))
         drawn: list[Chunk] = self.compute_all(
-            [_call(draw_rows, part, *draw, seed) for part, draw in zip(parts, draws, strict=True)]
+            [call(draw_rows, part, *draw, seed) for part, draw in zip(parts, draws, strict=True)]
         )
         sample = replace(join(drawn), seed=self.seed)
         if len(sample) == 0:
@@ -167,13 +167,14 @@ def start_engine(
     results: int = 0,
     cache: str = "auto",
     memory_limit: Any = None,
+    memory: Callable[[Sizes], int] | None = None,
 ) -> Engine:
     """Plan passes of `model` over `data` and return the engine that runs them.
 
     Parameters
     ----------
     members : parameter sets that will share each pass.
-    sample_rows, results, cache, memory_limit : see `daskem.engine.planner.make_plan`.
+    sample_rows, results, cache, memory_limit, memory : see `daskem.engine.planner.make_plan`.
 
     Raises
     ------
@@ -192,6 +193,7 @@ def start_engine(
         results=results,
         cache=cache,
         memory_limit=memory_limit,
+        memory=memory,
     )
     parts = _bind(data, plan.units)
     if plan.cached_units:
@@ -201,7 +203,7 @@ def start_engine(
             len(plan.units),
             plan.cache * plan.processes / 1e9,
         )
-        kept = [_call(load_unit, parts[u.index], u.start, u.stop) for u in plan.units[: plan.cached_units]]
+        kept = [call(load_unit, parts[u.index], u.start, u.stop) for u in plan.units[: plan.cached_units]]
         parts = [*executor.keep(kept, plan.slots), *parts[plan.cached_units :]]
     return Engine(data, plan, executor, seed, tuple(parts))
 
@@ -209,39 +211,17 @@ def start_engine(
 def _check_sides(data: Dataset) -> None:
     """Refuse to send a cluster, in each pass, more weights and labels than a graph should carry."""
     for source in data.sources[1:]:
-        if source.in_process and source.shape[0] * source.dtype.itemsize > MAX_SENT:
+        if source.in_process and math.prod(source.shape) * source.dtype.itemsize > MAX_SENT:
             raise DataError(
-                f"{source.name} has {source.shape[0]} values in this process, which would be sent to the cluster in "
-                "each pass. Give them where the workers can read them: as a Zarr array, a file or a dask array."
+                f"{source.name} has {math.prod(source.shape)} values in this process, which would be sent to the "
+                "cluster in each pass. Give them where the workers can read them: a Zarr array, a file or a dask array."
             )
 
 
 def _bind(data: Dataset, units: Sequence[Unit]) -> list[Any]:
-    shared = _node(data)
+    shared = node(data)
     bound = [data.bind(unit) for unit in units]
     return [shared if part is data else part for part in bound]
-
-
-def _node(value: Any) -> Delayed:
-    # One node of the graph, whoever uses it: scattered values die with their worker, embedded ones are sent each time.
-    return delayed(value, traverse=False, name=f"daskem-{type(value).__name__}-{uuid4().hex}")
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Delayed:
-    node: Delayed = _delayed(function)(*args, dask_key_name=f"{function.__name__}-{uuid4().hex}")
-    return node
-
-
-@cache
-def _delayed(function: Callable[..., Any]) -> Any:
-    return delayed(function, pure=False)
-
-
-def _tree(nodes: list[Delayed], arity: int, join_run: Callable[[list[Delayed]], Delayed]) -> Delayed:
-    """Build a reduction tree: its shape depends on positions alone, so that results do not depend on arrival."""
-    while len(nodes) > 1:
-        nodes = [join_run(nodes[i : i + arity]) for i in range(0, len(nodes), arity)]
-    return nodes[0]
 
 
 def _check_complete(total: Partial, units: Sequence[Unit]) -> None:

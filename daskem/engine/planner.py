@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 from distributed.system import MEMORY_LIMIT
 
-from daskem.core import Footprint, HasFootprint
+from daskem.core import Footprint, HasFootprint, Sizes
 from daskem.data.dataset import Dataset
 from daskem.data.units import Unit, nominal_rows
 from daskem.engine.executor import Executor
@@ -36,6 +37,7 @@ SAMPLE_COPIES = 4
 DEFAULT_BLOCK_BYTES = 1 << 20
 DEFAULT_WORKSPACE_BLOCKS = 8
 DEFAULT_STATS = 1 << 20
+NO_SIZES = Sizes(0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Plan:
     cache : bytes of decoded rows kept per process from pass to pass.
     cached_units : units that are kept.
     limit : bytes a process may reach.
+    algorithm : bytes that the algorithm keeps in this process beside the E-step.
+    sizes : what that was computed from.
     """
 
     n_rows: int
@@ -88,6 +92,8 @@ class Plan:
     cache: int
     cached_units: int
     limit: int
+    algorithm: int = 0
+    sizes: Sizes = NO_SIZES
 
     @property
     def task(self) -> int:
@@ -115,7 +121,7 @@ class Plan:
         starting = (
             self.slots * self.reader + sample if self.cluster else max(self.slots * self.reader + sample, self.start)
         )
-        return self.base + max(running, starting) + self.cache + SLACK
+        return self.base + max(running, starting) + self.cache + self.algorithm + SLACK
 
     def __str__(self) -> str:
         where = f"{self.processes} worker processes" if self.cluster else "threads of this process"
@@ -131,13 +137,13 @@ class Plan:
             ),
             ("peak", f"{size(self.peak)} of {size(self.limit)} per process ({size(self.base)} before work)"),
         ]
-        return "\n".join(f"{name:<7} {text}" for name, text in rows)
+        return "\n".join(f"{name:<9} {text}" for name, text in rows)
 
     def as_dict(self) -> dict[str, int]:
         """Return the figures as plain numbers, for JSON."""
         names = (
             "n_rows n_features data block_rows tasks members slots processes reader workspace stats params results "
-            "sample_rows start base cache cached_units limit task driver peak"
+            "sample_rows start base cache cached_units limit algorithm task driver peak"
         )
         return {name: int(getattr(self, name)) for name in names.split()} | {"units": len(self.units)}
 
@@ -155,6 +161,7 @@ def make_plan(
     results: int = 0,
     cache: str = "auto",
     memory_limit: Any = None,
+    memory: Callable[[Sizes], int] | None = None,
 ) -> Plan:
     """Plan a pass of `model` over `data`.
 
@@ -166,6 +173,7 @@ def make_plan(
     cache : ``"auto"`` keeps decoded rows where all of them fit, ``"memory"`` as many as fit, ``"none"`` none.
     memory_limit : bytes (or ``"2GB"``) that a process may reach; by default a share (0.6) of the machine's memory, or
         of the workers' own limits on a cluster.
+    memory : tells the bytes that an algorithm keeps beside the E-step.
 
     Raises
     ------
@@ -206,7 +214,7 @@ def make_plan(
     )
     plan = _fit_slots(plan)
     _check_driver(plan)
-    return _with_cache(plan, data, cache)
+    return _with_cache(_with_algorithm(plan, data, memory), data, cache)
 
 
 def parse_bytes(size: Any) -> int:
@@ -271,12 +279,29 @@ def _fit_slots(plan: Plan) -> Plan:
     return plan
 
 
+def _with_algorithm(plan: Plan, data: Dataset, memory: Callable[[Sizes], int] | None) -> Plan:
+    room = plan.limit - plan.peak
+    if plan.cluster:
+        room = int(SHARE * MEMORY_LIMIT) - psutil.Process().memory_info().rss - max(plan.driver, plan.start) - SLACK
+    row = data.memory_row_bytes
+    piece = max(map(len, data.piece_units())) * row
+    sizes = Sizes(plan.n_rows, len(plan.units), row, piece, plan.stats, plan.params, max(room, 0))
+    needed = 0 if memory is None else memory(sizes)
+    if needed > sizes.room:
+        raise PlanError(
+            f"the algorithm keeps {size(needed)} beside the E-step, but {size(sizes.room)} are left of the limit of "
+            f"{size(plan.limit)}. Raise memory_limit, use smaller mini-batches, windows or samples, or another "
+            "algorithm (batch EM keeps nothing). Nothing was read."
+        )
+    return replace(plan, algorithm=needed, sizes=sizes)
+
+
 def _with_cache(plan: Plan, data: Dataset, cache: str) -> Plan:
     room = int(CACHE_SHARE * (plan.limit - plan.peak))
     if cache == "none" or data.in_process or room <= 0:
         return plan
     # Whole units, and the weights and labels of their rows, lie in one process or another.
-    unit = max(map(len, plan.units)) * (data.row_bytes + sum(s.dtype.itemsize for s in data.sources[1:]))
+    unit = max(map(len, plan.units)) * (data.row_bytes + sum(s.dtype.itemsize * s.shape[1] for s in data.sources[1:]))
     kept = min(len(plan.units), plan.processes * (room // unit))
     if not kept or (cache == "auto" and kept < len(plan.units)):
         return plan

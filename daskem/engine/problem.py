@@ -2,34 +2,94 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from daskem import tree
-from daskem.core import Expectation, HasDistance, HasEvents, HasLogPrior, Model, Params, Stats
-from daskem.engine.passes import Engine
+from daskem.core import (
+    Batch,
+    Expectation,
+    HasDistance,
+    HasEvents,
+    HasLogPrior,
+    HasNParameters,
+    Model,
+    Params,
+    Part,
+    Stats,
+    offers,
+)
+from daskem.engine.passes import Engine, start_engine
+from daskem.engine.sampling import Stream, draw_sample, sample_share
 
 __all__ = ["DataProblem"]
 
 
 @dataclass(frozen=True, eq=False)
 class DataProblem:
-    """The `daskem.core.Problem` of fitting `model` to the data of `engine`."""
+    """The `daskem.core.Problem` of fitting `model` to the data of `engine`.
+
+    Attributes
+    ----------
+    model, engine : what is fitted, and what runs its passes.
+    scale : rows of the full data that a row here stands for.
+    """
 
     model: Model
     engine: Engine
+    scale: float = 1.0
+    # What was read once for all runs that share this problem.
+    _samples: dict[int, DataProblem] = field(default_factory=dict, repr=False)
+    _streams: dict[Batch, Stream] = field(default_factory=dict, repr=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @property
     def n_units(self) -> int:
         return len(self.engine.plan.units)
 
-    def expect(self, params: Params, blocks: Sequence[int] | None = None, step: int = 0) -> Expectation:
-        return self.engine.expect(self.model, [params], blocks, step)[0]
+    @property
+    def n_rows(self) -> int:
+        return self.engine.data.n_rows
 
-    def expect_each(
-        self, members: Sequence[Params], blocks: Sequence[int] | None = None, step: int = 0
-    ) -> list[Expectation]:
-        return self.engine.expect(self.model, members, blocks, step)
+    @property
+    def sample_room(self) -> int:
+        return self.engine.plan.sizes.sample_room
+
+    def expect(self, params: Params, part: Part = None, step: int = 0) -> Expectation:
+        return self.expect_each([params], part, step)[0]
+
+    def expect_each(self, members: Sequence[Params], part: Part = None, step: int = 0) -> list[Expectation]:
+        if isinstance(part, Batch):
+            found = self._stream(part).expect(self.model, members, part.index, step)
+        else:
+            found = self.engine.expect(self.model, members, part, step)
+        return found if self.scale == 1.0 else [tree.scale(expectation, self.scale) for expectation in found]
+
+    def n_batches(self, batch: Batch) -> int:
+        return self._stream(batch).n_batches
+
+    def subsample(self, rows: int) -> DataProblem:
+        if rows == self.n_rows:
+            return self
+        with self._lock:
+            if rows not in self._samples:
+                engine = self.engine
+                limit = engine.plan.limit if not engine.plan.cluster else None
+                drawn = start_engine(
+                    draw_sample(engine, rows),
+                    self.model,
+                    seed=engine.seed,
+                    members=engine.plan.members,
+                    sample_rows=1,
+                    cache="none",
+                    memory_limit=limit,
+                )
+                self._samples[rows] = DataProblem(self.model, drawn, self.scale * self.n_rows / rows)
+            return self._samples[rows]
+
+    def sample_passes(self, rows: int) -> float:
+        return 0.0 if self.engine.data.in_process else sample_share(self.engine.data, rows)
 
     def maximize(self, stats: Stats, params: Params) -> Params:
         return self.model.m_step(stats, params)
@@ -38,8 +98,21 @@ class DataProblem:
         log_prior = self.model.log_prior(params) if isinstance(self.model, HasLogPrior) else 0.0
         return (expectation.objective + log_prior) / expectation.weight
 
+    def precision(self, params: Params) -> float:
+        if offers(self.model, HasNParameters):
+            return self.model.n_parameters(params) / (2.0 * self.n_rows)
+        # The numbers that a record of parameters holds are an upper bound on those that are free.
+        return tree.nbytes(params) / (16.0 * self.n_rows)
+
     def change(self, old: Params, new: Params) -> float:
         return self.model.distance(old, new) if isinstance(self.model, HasDistance) else tree.max_change(old, new)
 
     def events(self, params: Params) -> tuple[tuple[int, str], ...]:
         return self.model.events(params) if isinstance(self.model, HasEvents) else ()
+
+    def _stream(self, batch: Batch) -> Stream:
+        kind = replace(batch, index=0)
+        with self._lock:
+            if kind not in self._streams:
+                self._streams[kind] = Stream(self.engine, kind)
+            return self._streams[kind]

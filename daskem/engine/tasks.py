@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Expectation, Model, Params, Scratch
+from daskem.core import Array, Chunk, Expectation, HasSupport, Model, Params, Scratch
 from daskem.data.dataset import Dataset, blocks
 from daskem.engine.blas import one_blas_thread
-from daskem.errors import NonFiniteError
+from daskem.errors import DataError, NonFiniteError
 
 __all__ = [
     "ExpectTask",
@@ -29,10 +29,13 @@ __all__ = [
     "join",
     "load_unit",
     "map_unit",
+    "take_rows",
 ]
 
 # Puts what two runs of rows say together.
 Merge = Callable[[Any, Any], Any]
+# Says which row is the first that a model cannot have, and why.
+Why = Callable[[Array], tuple[int, str] | None]
 
 # Bytes of rows that are looked at in one go while a sample is drawn.
 DRAW_BYTES = 1 << 20
@@ -111,10 +114,13 @@ def each_block(
     """Yield `function` of each block of a unit, in row order.
 
     `function` sees other rows, or none, in place of those of weight zero. With `in_place` these keep their place and
-    their values, and what is said of one that holds NaN or infinity is -1 (whole numbers) or NaN.
+    their values, and what is said of one that holds NaN or infinity is -1 (whole numbers) or NaN. Where it has a method
+    `why`, that is asked about rows for which there is no answer: see `HasSupport.unsupported`, less the parameters.
 
     Raises
     ------
+    DataError
+        If `why` names a row.
     NonFiniteError
         If rows of positive weight hold NaN or infinity: no function of rows is asked to make sense of them. Or if
         `function` says NaN, infinity, or a label below zero of such a row: no component explains it.
@@ -126,7 +132,7 @@ def each_block(
                 _check_rows(data, chunk)
                 given, spoiled = _whole(chunk) if in_place else (_present(chunk), None)
                 result = function(replace(given, scratch=scratch))
-                _check_results(data, given, result)
+                _check_results(data, given, result, getattr(function, "why", None))
                 yield _blanked(result, spoiled)
     finally:
         scratch.clear()
@@ -164,12 +170,23 @@ def draw_rows(data: Dataset, start: int, stop: int, share: int | None, seed: int
     if share is not None and share < len(chosen):
         rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 3, start]))
         chosen = np.sort(rng.choice(chosen, share, replace=False))
-    drawn = []
-    # Step by step: rows that live in this process would be copied as a whole for the few that are chosen.
-    for chunk in blocks(data, start, stop, max(1, DRAW_BYTES // data.row_bytes)):
-        _check_rows(data, _present(chunk))
-        offset = chunk.start - start
-        drawn.append(_select(chunk, _between(chosen, offset, offset + len(chunk)) - offset))
+    return take_rows(data, start, stop, chosen)
+
+
+def take_rows(data: Dataset, start: int, stop: int, chosen: Array) -> Chunk:
+    """Return the rows of ``start:stop`` at the ascending offsets `chosen`, with their weights and labels.
+
+    Pieces of which no row is chosen are not read.
+    """
+    drawn = [Chunk(np.empty((0, data.n_features), data.dtype))] if not len(chosen) else []
+    for low, high in data.cuts(start, stop):
+        if not len(_between(chosen, low - start, high - start)):
+            continue
+        # Step by step: rows that live in this process would be copied as a whole for the few that are chosen.
+        for chunk in blocks(data, low, high, max(1, DRAW_BYTES // data.row_bytes)):
+            _check_rows(data, _present(chunk))
+            offset = chunk.start - start
+            drawn.append(_select(chunk, _between(chosen, offset, offset + len(chunk)) - offset))
     return join(drawn)
 
 
@@ -232,11 +249,12 @@ def _blanked(result: Any, spoiled: Array | None) -> Any:
     return result
 
 
-def _check_results(data: Dataset, chunk: Chunk, result: Any) -> None:
+def _check_results(data: Dataset, chunk: Chunk, result: Any, why: Why | None) -> None:
     parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple) else (result,)
     for part in parts:
         bad = _unexplained(part, chunk)
         if bad.size:
+            _check_support(data, chunk, why)
             start, stop = chunk.start + int(bad[0]), chunk.start + int(bad[-1]) + 1
             raise NonFiniteError(
                 f"{data.rows.name}, {data.rows.locate(start, stop)}: no component explains {bad.size} row(s) among "
@@ -270,6 +288,8 @@ def _expect_block(data: Dataset, model: Model, params: Params, chunk: Chunk) -> 
     expectation = model.e_step(params, chunk)
     if not math.isfinite(expectation.objective):
         _check_rows(data, chunk)
+        if isinstance(model, HasSupport):
+            _check_support(data, chunk, functools.partial(model.unsupported, params))
         start, stop = chunk.start, chunk.start + len(chunk)
         raise NonFiniteError(
             f"{type(model).__name__}.e_step: the objective of rows {start}:{stop} of {data.rows.name} "
@@ -304,4 +324,15 @@ def _check_rows(data: Dataset, chunk: Chunk) -> None:
         f"{data.rows.locate(start, stop)}, rows {start}:{stop} hold {bad.size} row(s) with NaN or infinity; the "
         f"first has {first[feature]} in feature {feature}. Clean the data, leave these rows out, or give them "
         "sample_weight 0."
+    )
+
+
+def _check_support(data: Dataset, chunk: Chunk, why: Why | None) -> None:
+    found = why(chunk.rows) if why is not None else None
+    if found is None:
+        return
+    row = chunk.start + found[0]
+    raise DataError(
+        f"{data.rows.name}, {data.rows.locate(row, row + 1)}, row {row} cannot be fitted: {found[1]}. "
+        "Look whether the right array and columns were chosen, recode the data, or choose another family."
     )

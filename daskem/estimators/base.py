@@ -1,12 +1,16 @@
-"""What all estimators share: opening X, running `daskem.fit`, results for each row of X, and checks of options."""
+"""What all estimators share: options and their checks, opening X, running `daskem.fit`, results for each row of X.
+
+Constructors are those of dataclasses: scikit-learn wants every parameter written out, and stored as it is given.
+"""
 
 from __future__ import annotations
 
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -14,44 +18,52 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, estimator_html_repr
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from daskem.algorithms import BatchEM, MaxSeconds
-from daskem.core import Algorithm, HasLogProb, Model, Params, StepInfo, StopRule
+from daskem.algorithms import ALGORITHMS, MaxSeconds, StepwiseEM
+from daskem.core import Algorithm, HasLogProb, Model, Params, StepInfo, StopRule, objective_kind
 from daskem.data import Dataset, is_array_like, open_dataset
 from daskem.data.array_sources import to_numeric
-from daskem.errors import DaskEMWarning, DataError, OptionError
+from daskem.errors import DataError, OptionError
 from daskem.fit import FitResult, fit
+from daskem.online import OnlineFit
 from daskem.predict import predict_rows
 from daskem.report import fit_html
 
-__all__ = [
-    "ALGORITHMS",
-    "OutOfCoreEstimator",
-    "check_choice",
-    "check_number",
-    "check_whole",
-    "known_labels",
-]
-
-ALGORITHMS = {"batch": BatchEM, "lloyd": BatchEM}
+__all__ = ["OutOfCoreEstimator", "check_choice", "check_number", "check_whole"]
 
 
-class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
-    """What all estimators share."""
-
-    # Set by the subclasses' constructors; scikit-learn wants constructors written out.
-    algorithm: Any
-    max_iter: int
-    tol: float
-    max_seconds: float | None
-    n_init: Any
-    init_sample: Any
-    cache: str
-    memory_limit: Any
-    random_state: Any
-    verbose: int
+class _Fitted(BaseEstimator):  # type: ignore[misc]
+    """Where the types of fitted attributes are said, which are no parameters."""
 
     result_: FitResult
     n_features_in_: int
+    _online: OnlineFit | None
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class OutOfCoreEstimator(_Fitted):
+    """What all estimators share.
+
+    Parameters
+    ----------
+    n_init, random_state, verbose : as in scikit-learn.
+    tol : what is left to gain, nats per row, when a fit ends; or ``"statistical"``, p / (2 n), below
+        which it would fit noise.
+    max_iter : most passes over the data; with batch EM, which makes one a step, as in scikit-learn.
+    algorithm : a name in `daskem.algorithms.ALGORITHMS`, or a `daskem.core.Algorithm`.
+    init_sample, cache, memory_limit : see `daskem.fit`.
+    max_seconds : wall-clock budget, or None.
+    """
+
+    tol: float | Literal["statistical"] = 1e-3
+    max_iter: int = 100
+    n_init: int | str = 1
+    random_state: Any = None
+    verbose: int = 0
+    algorithm: str | Algorithm = "auto"
+    init_sample: str | int = "auto"
+    max_seconds: float | None = None
+    cache: str = "auto"
+    memory_limit: Any = None
 
     def _dataset(
         self, X: Any, *, sample_weight: Any = None, y: Any = None, reset: bool = False, least: int = 1
@@ -70,6 +82,7 @@ class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
             del self.feature_names_in_
         data = open_dataset(X, sample_weight=sample_weight, y=y)
         if reset:
+            self._online = None
             self.n_features_in_ = data.n_features
         elif data.n_features != self.n_features_in_:
             raise DataError(
@@ -86,11 +99,17 @@ class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
     def _check_options(self) -> None:
         """Check the options that all estimators have."""
         check_whole("max_iter", self.max_iter)
-        check_number("tol", self.tol)
+        if self.tol != "statistical":
+            check_number("tol", self.tol)
         if self.max_seconds is not None:
             check_number("max_seconds", self.max_seconds)
         if self.n_init != "auto":
             check_whole("n_init", self.n_init)
+
+    @staticmethod
+    def _lazy(X: Any) -> bool:
+        """Return whether results for the rows of X wait until they are asked for."""
+        return not (is_array_like(X) or isinstance(X, np.ndarray))
 
     def _run_fit(
         self, model: Model, data: Dataset, stop: list[StopRule], init: Any, params: Params | None = None
@@ -98,12 +117,13 @@ class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
         if self.max_seconds is not None:
             stop.append(MaxSeconds(self.max_seconds))
         unit = "nats per row" if isinstance(model, HasLogProb) else "per row"
+        kind = objective_kind(model)
         result = fit(
             model,
             data,
             algorithm=_algorithm(self.algorithm),
             stop=stop,
-            callbacks=[_PrintStep(getattr(self, "verbose_interval", 1), unit)] if self.verbose else [],
+            callbacks=[_PrintStep(getattr(self, "verbose_interval", 1), kind, unit)] if self.verbose else [],
             params=params,
             n_init=_n_init(self.n_init, init),
             init_sample="k-means||" if _is(init, "k-means||") else self.init_sample,
@@ -120,15 +140,28 @@ class OutOfCoreEstimator(BaseEstimator):  # type: ignore[misc]
             )
         return result
 
+    def _learn(self, X: Any, y: Any, sample_weight: Any, model_of: Callable[[Dataset], Model]) -> FitResult:
+        """Learn from one mini-batch, the first since construction or the last `fit` included."""
+        self._check_options()
+        online = getattr(self, "_online", None)
+        before = self.result_ if hasattr(self, "result_") else None
+        data = self._dataset(X, sample_weight=sample_weight, y=y, reset=before is None)
+        if online is None:
+            model, params = (model_of(data), None) if before is None else (before.model, before.params)
+            steps = self.algorithm if isinstance(self.algorithm, StepwiseEM) else StepwiseEM()
+            online = OnlineFit(model, steps, params=params, seed=self._seed(), memory_limit=self.memory_limit)
+        result = online.update(data)
+        self._online = online
+        return result
+
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
     def _rows(self, X: Any, what: str, width: int, y: Any = None, sample_weight: Any = None) -> Any:
         check_is_fitted(self)
-        lazy = not (is_array_like(X) or isinstance(X, np.ndarray))
         model, params = self.result_.model, self.result_.params
         data = self._dataset(X, sample_weight=sample_weight, y=y)
-        return predict_rows(model, params, data, what, width, lazy=lazy, memory_limit=self.memory_limit)
+        return predict_rows(model, params, data, what, width, lazy=self._lazy(X), memory_limit=self.memory_limit)
 
     def _repr_html_(self) -> str:
         fitted = fit_html(self.result_) if hasattr(self, "result_") else ""
@@ -156,40 +189,23 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")
 
 
-def known_labels(y: Any) -> Any:
-    """Return `y` where it tells the component of some rows: by convention at least one other is -1, unknown.
-
-    A store or a lazy array is taken as labels without looking.
-    """
-    if y is None or not (is_array_like(y) or isinstance(y, np.ndarray)):
-        return y
-    labels = np.asarray(y)
-    if labels.dtype.kind in "iuf" and (labels == -1).any():
-        return labels
-    warnings.warn(
-        "y has no -1 and is ignored, as scikit-learn's mixtures ignore it. Labels are used when at least one is -1 "
-        "(unknown); for data labelled throughout give them to daskem.fit(model, X, y=y).",
-        DaskEMWarning,
-        stacklevel=3,
-    )
-    return None
-
-
 @dataclass(frozen=True)
 class _PrintStep:
     interval: int
+    kind: str
     unit: str
 
     def __call__(self, info: StepInfo, params: Params) -> None:
         if info.step % self.interval == 0:
-            print(f"step {info.step}: objective {info.objective:.8g} {self.unit}, {info.seconds:.3g} s")
+            print(f"step {info.step}: {self.kind} {info.objective:.8g} {self.unit}, {info.seconds:.3g} s")
 
 
 def _algorithm(algorithm: Any) -> Algorithm:
     if not isinstance(algorithm, str):
         return algorithm  # type: ignore[no-any-return]
-    check_choice("algorithm", algorithm, tuple(ALGORITHMS))
-    return ALGORITHMS[algorithm]()
+    # Lloyd's is what batch EM of k-means is called.
+    check_choice("algorithm", algorithm, (*ALGORITHMS, "lloyd"))
+    return ALGORITHMS["batch" if algorithm == "lloyd" else algorithm]()
 
 
 def _n_init(n_init: int | str, init: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -9,11 +10,12 @@ import numpy.typing as npt
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from daskem.algorithms import Change, MaxSteps
+from daskem.algorithms import Change, MaxPasses
 from daskem.core import Algorithm, StopRule
 from daskem.data import Dataset
-from daskem.errors import DataError, OptionError
+from daskem.errors import OptionError
 from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_whole
+from daskem.fit import FitResult
 from daskem.models import KMeans as KMeansModel
 from daskem.predict import evaluate
 
@@ -22,18 +24,19 @@ __all__ = ["KMeans"]
 INITS = ("k-means++", "random", "k-means||")
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, OutOfCoreEstimator):  # type: ignore[misc]
     """K-means (Lloyd 1982) of data that need not fit into memory.
 
-    Parameters, defaults and fitted attributes are scikit-learn's (``sklearn.cluster.KMeans``); those after `algorithm`
-    are daskem's. ``X`` may be anything that `daskem.data.open_source` takes.
+    Parameters, defaults and fitted attributes are scikit-learn's (``sklearn.cluster.KMeans``), and a few more. ``X``
+    may be anything that `daskem.data.open_source` takes.
 
     Parameters
     ----------
     n_clusters, init, n_init, max_iter, tol, verbose, random_state, copy_x
         As in scikit-learn; `init` may also be ``"k-means||"`` (Bahmani et al. 2012, six passes). The `n_init` starts
         run side by side, sharing each pass. X is never changed, whatever `copy_x`.
-    algorithm : ``"lloyd"`` or a `daskem.core.Algorithm`.
+    algorithm : ``"auto"``, ``"lloyd"``, another name in `daskem.algorithms.ALGORITHMS`, or a `daskem.core.Algorithm`.
     on_collapse : ``"keep"``, ``"reseed"`` or ``"raise"``: what happens to a cluster without rows.
     init_sample, max_seconds, cache, memory_limit : see `GaussianMixture`.
 
@@ -51,38 +54,14 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
     [0.5, 10.5]
     """
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        init: str | npt.ArrayLike = "k-means++",
-        n_init: int | str = "auto",
-        max_iter: int = 300,
-        tol: float = 1e-4,
-        verbose: int = 0,
-        random_state: Any = None,
-        copy_x: bool = True,
-        algorithm: str | Algorithm = "lloyd",
-        on_collapse: str = "reseed",
-        init_sample: str | int = "auto",
-        max_seconds: float | None = None,
-        cache: str = "auto",
-        memory_limit: Any = None,
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.init = init
-        self.n_init = n_init
-        self.max_iter = max_iter
-        self.tol = tol
-        self.verbose = verbose
-        self.random_state = random_state
-        self.copy_x = copy_x
-        self.algorithm = algorithm
-        self.on_collapse = on_collapse
-        self.init_sample = init_sample
-        self.max_seconds = max_seconds
-        self.cache = cache
-        self.memory_limit = memory_limit
+    n_clusters: int = field(default=8, kw_only=False)
+    init: str | npt.ArrayLike = "k-means++"
+    n_init: int | str = "auto"
+    max_iter: int = 300
+    tol: float = 1e-4
+    copy_x: bool = True
+    algorithm: str | Algorithm = "auto"
+    on_collapse: str = "reseed"
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the clusters.
@@ -101,13 +80,21 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
         self._check_options()
         data = self._dataset(X, sample_weight=sample_weight, reset=True)
         model = self._model(data)
-        stop: list[StopRule] = [Change(self.tol), MaxSteps(self.max_iter)]
-        self.result_ = self._run_fit(model, data, stop, self.init)
-        self.cluster_centers_ = self.result_.params.centers.astype(data.dtype)
-        self.n_iter_ = self.result_.n_steps
+        stop: list[StopRule] = [Change(self.tol), MaxPasses(self.max_iter)]
+        self._take(self._run_fit(model, data, stop, self.init), data)
         self.labels_ = self._rows(X, "labels", self.n_clusters, sample_weight=sample_weight)
         self.inertia_ = -evaluate(model, self.result_.params, data, memory_limit=self.memory_limit).objective
         return self
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Learn from one mini-batch of a stream (see `GaussianMixture.partial_fit`); `labels_` are not kept."""
+        self._take(self._learn(X, None, sample_weight, self._model), None)
+        return self
+
+    def _take(self, result: FitResult, data: Dataset | None) -> None:
+        self.result_ = result
+        self.cluster_centers_ = result.params.centers.astype(np.float64 if data is None else data.dtype)
+        self.n_iter_ = result.n_steps
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the nearest center of each row, (n,); -1 for one of weight 0 with NaN or infinity."""
@@ -140,8 +127,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
             check_choice("init", self.init, INITS)
 
     def _model(self, data: Dataset) -> KMeansModel:
-        if data.n_rows < self.n_clusters:
-            raise DataError(f"n_samples={data.n_rows} should be >= n_clusters={self.n_clusters}.")
         if not isinstance(self.init, str):
             centers = np.asarray(self.init, dtype=np.float64)
             return KMeansModel(self.n_clusters, "k-means++", centers, self.on_collapse)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from daskem.errors import OptionError
 from daskem.models.gaussian_algebra import SHAPES, Covariance, Shape, checked, power_of_two
 from daskem.models.gaussian_kernels import COMMON_RATIO, Kernel, n_statistics, pack, uses_features
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
+from daskem.models.gaussian_scores import at_floor, names, scores
 from daskem.models.repair import (
     AT_PRIOR,
     COLLAPSED_KEPT,
@@ -103,7 +104,8 @@ class Gaussian:
         pooled = self._pooled(sample, resp.shape[1])
         weight = np.ones(len(sample)) if sample.weight is None else sample.weight
         stats = self._sample_stats(pooled, sample.rows, (resp * weight[:, None]).T)
-        return replace(self, on_collapse="keep").m_step(stats, pooled)
+        lenient = self if self.on_collapse == "keep" else replace(self, on_collapse="keep")
+        return lenient.m_step(stats, pooled)
 
     def log_prob(self, params: GaussianParams, chunk: Chunk) -> Array:
         """Return log p(x | component), (n, k), nats: a transposed view of scratch memory that may be overwritten."""
@@ -194,6 +196,18 @@ class Gaussian:
         k, d = params.means.shape
         factor = self.shape.from_vector(vector[k * d :], params.precisions_cholesky.shape)
         return self.with_precisions(params, vector[: k * d].reshape(k, d), factor)
+
+    def parameter_names(self, params: GaussianParams) -> list[str]:
+        """Return the names of the coordinates of `to_vector`."""
+        return names(self.covariance, *params.means.shape)
+
+    def scores(self, params: GaussianParams, chunk: Chunk, resp: Float) -> Float:
+        """Return the gradients of sum_k resp_k log p(x | k) in the coordinates of `to_vector`, (n, p)."""
+        return scores(self.covariance, params, chunk.rows, resp)
+
+    def at_bound(self, params: GaussianParams) -> tuple[tuple[int, str], ...]:
+        """Return (component, what) of each whose variance is hardly more than the floor."""
+        return () if self.prior else at_floor(self.covariance, params, self.reg_covar)
 
     def with_precisions(self, params: GaussianParams, means: Float, precisions_cholesky: Float) -> GaussianParams:
         """Return `params` with other means and other Cholesky factors of the precisions, same references."""
@@ -317,14 +331,19 @@ class Gaussian:
         freedom, floor = shape.freedom(n + N_FLOOR, d), shape.ridge(self.reg_covar, params.scale)
         if self.prior is not None:
             prior_mean, prior_scale = self._scaled_prior(params)
-            freedom, floor = shape.freedom(n, d) + shape.prior_freedom(k, d), np.zeros(1)
-            mass = stats.n + SHRINKAGE
-            x = x + SHRINKAGE * prior_mean
-            xx = xx + prior_scale + SHRINKAGE * shape.outer(prior_mean, prior_mean)
+            kappa, freedom, floor = self._prior_weight(params, n)
+            mass = stats.n + kappa
+            x = x + kappa * prior_mean
+            xx = xx + prior_scale + kappa * shape.outer(prior_mean, prior_mean)
         offset = x / mass[:, None]
         covariance = (xx - shape.outer(mass[:, None] * offset, offset)) / freedom + floor
         lost = shape.variances(covariance) <= 16 * EPS * shape.variances(xx / freedom)
         return offset, covariance, np.broadcast_to(lost.any(axis=-1), (k,))
+
+    def _prior_weight(self, params: GaussianParams, n: Float) -> tuple[float, Array, Float]:
+        """Return the rows that the prior's mean counts as, what divides the scatter, and what is added to it then."""
+        k, d = params.means.shape
+        return SHRINKAGE, self.shape.freedom(n, d) + self.shape.prior_freedom(k, d), np.zeros(1)
 
     def _scaled_prior(self, params: GaussianParams) -> tuple[Float, Float]:
         """Return the prior's mean less the references (k, d) and its scale matrix, in scaled units."""
@@ -360,7 +379,8 @@ class Gaussian:
         vacant = np.flatnonzero(empty | collapsed)
         if self.on_collapse == "raise":
             remedy = "another start" if self.prior else f"raise reg_covar (now {self.reg_covar:g}), prior='conjugate'"
-            raise_degenerate(int(vacant[0]), n, not empty[vacant[0]], remedy)
+            what = None if empty[vacant[0]] else "its covariance is not positive definite"
+            raise_degenerate(int(vacant[0]), n, what, remedy)
         fields = {name: np.array(getattr(new, name)) for name in ("means", "covariances", "precisions_cholesky")}
         repaired = np.where(empty, EMPTY_KEPT, np.where(collapsed, COLLAPSED_KEPT, 0)).astype(np.int8)
         self._restore(fields, old, vacant, tied_too=bool(collapsed.any()))

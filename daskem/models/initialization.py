@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from daskem.core import Array, Float, Int
+from daskem.core import Array, Chunk, Float, HasLogPrior, Int, Model, Params, Scratch
 from daskem.errors import OptionError
 
-__all__ = ["assign", "kmeans_plus_plus", "lloyd", "squared_distances", "unit_scaled"]
+__all__ = [
+    "assign",
+    "best_of_runs",
+    "few_each",
+    "few_rows",
+    "kmeans_plus_plus",
+    "lloyd",
+    "pieces",
+    "squared_distances",
+    "unit_scaled",
+]
 
 # Rows at a time, so that distances to many centers stay small.
 BLOCK = 4096
+# Rows that a component of a random start is made of, and what all rows together add to them: enough rows to be like
+# others, few enough to differ from the other components, and no value is ruled out for not being among them.
+FEW, REST = 20, 4.0
 
 
 def unit_scaled(rows: Array) -> tuple[Float, Float, float]:
@@ -124,6 +140,57 @@ def lloyd(
             break
     labels, cost = assign(u, moved)
     return moved / factor + origin, labels, float(cost @ weight) / factor**2
+
+
+def few_rows(sample: Chunk, most: int, rng: np.random.Generator) -> Chunk:
+    """Return `most` rows of a sample, drawn at random; all of them if there are no more."""
+    if len(sample) <= most:
+        return sample
+    return _taken(sample, np.sort(rng.choice(len(sample), most, replace=False)))
+
+
+def few_each(sample: Chunk, n_components: int, rng: np.random.Generator) -> Float:
+    """Return responsibilities (n, k) that make each component of a few random rows, and a little of all.
+
+    Rows are drawn by weight, and count once: responsibilities are to be multiplied by the weights.
+    """
+    weight = np.ones(len(sample)) if sample.weight is None else sample.weight
+    resp = np.full((len(sample), n_components), REST / weight.sum())
+    for k in range(n_components):
+        drawn, times = np.unique(_draw(weight, FEW, rng), return_counts=True)
+        resp[drawn, k] += times / weight[drawn]
+    return resp
+
+
+def best_of_runs(model: Model, sample: Chunk, starts: Sequence[Params], steps: int) -> Params:
+    """Return where EM on a sample in memory gets in some steps, from the start that gets furthest."""
+    best: tuple[float, Params] | None = None
+    for params in starts:
+        for _ in range(steps):
+            params = model.m_step(model.e_step(params, sample).stats, params)
+        reached = model.e_step(params, sample).objective
+        reached += model.log_prior(params) if isinstance(model, HasLogPrior) else 0.0
+        if best is None or reached > best[0]:
+            best = reached, params
+    if best is None:
+        raise OptionError("there is no start to run from.")
+    return best[1]
+
+
+def pieces(sample: Chunk, length: int) -> Iterator[Chunk]:
+    """Yield runs of at most `length` rows of a sample, in order."""
+    for start in range(0, len(sample), length):
+        yield _taken(sample, np.arange(start, min(start + length, len(sample))))
+
+
+def _taken(sample: Chunk, chosen: Int) -> Chunk:
+    return replace(
+        sample,
+        rows=sample.rows[chosen],
+        weight=None if sample.weight is None else sample.weight[chosen],
+        labels=None if sample.labels is None else sample.labels[chosen],
+        scratch=Scratch(),
+    )
 
 
 def _draw(mass: Float, size: int, rng: np.random.Generator) -> Int:

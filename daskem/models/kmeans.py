@@ -203,7 +203,7 @@ class KMeans:
         inertia = np.array(stats.inertia)
         for k in np.flatnonzero(stats.n <= 0):
             if self.on_collapse == "raise":
-                raise_degenerate(int(k), stats.n, False, "other starting centers")
+                raise_degenerate(int(k), stats.n, None, "other starting centers")
             donor = int(inertia.argmax())
             if self.on_collapse == "keep" or stats.n[donor] <= 0:
                 continue

@@ -5,21 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
-from daskem.models.initialization import assign, kmeans_plus_plus, lloyd
+from daskem.models.initialization import (
+    assign,
+    best_of_runs,
+    few_each,
+    few_rows,
+    kmeans_plus_plus,
+    lloyd,
+    pieces,
+)
 from daskem.models.repair import RESEEDED, split_largest
 
-__all__ = ["Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
+__all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
 
-Init = Literal["kmeans", "k-means++", "random", "random_from_data"]
+Init = Literal["kmeans", "k-means++", "random", "random_from_data", "short_em"]
 
 # scikit-learn adds this to the weight of a component; no component then gets the weight zero, which none can leave.
 N_FLOOR = 10 * float(np.finfo(np.float64).eps)
+# Short runs of EM to start from: how many, their steps, and the rows that they see.
+SHORT_RUNS, SHORT_STEPS, SHORT_ROWS = 10, 20, 4096
 # A block's arrays should stay within about this many bytes: a few L2 caches of 1 MiB, since they are streamed through
 # in order. Blocks shorter than the first number pay more for calls than they gain (measured); blocks longer than the
 # second gain nothing.
@@ -27,6 +38,8 @@ BLOCK_BYTES = 4 << 20
 MIN_BLOCK, MAX_BLOCK = 1024, 4096
 # With very many components or features even MIN_BLOCK rows would take too much memory.
 MAX_BLOCK_BYTES = 128 << 20
+# Methods of a mixture that its family must have too.
+FAMILY_METHODS = frozenset({"from_vector", "n_parameters", "sample", "surrogate", "to_vector"})
 # Assumed of the statistics, and of the parameters, of a family that does not tell their size.
 RECORD_BYTES = 1 << 20
 
@@ -51,39 +64,54 @@ class MixtureStats:
 class Mixture:
     """A finite mixture: p(x) = sum_k w_k p(x | component k).
 
-    A row whose label is known counts for that component alone and adds log w_y + log p(x | y) to the objective. A row
-    of weight zero counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN.
+    A row whose label is known counts for that component alone and adds log w_y + log p(x | y) to the objective; label
+    probabilities (see `daskem.core.Chunk`) multiply the terms of the row's sum over components. A row of weight zero
+    counts as absent. A row that no component explains adds -inf, one that holds NaN adds NaN.
 
     Parameters
     ----------
     family : the components' family, such as ``Gaussian("full")``.
     n_components : number of components, k.
     init_method : how a sample is first shared out: "kmeans" (k-means++, then Lloyd's iterations), "k-means++" or
-        "random_from_data" (to the nearest of k chosen rows), "random" (random responsibilities). The names are
+        "random_from_data" (to the nearest of k chosen rows), "random" (random responsibilities). These names are
         scikit-learn's; it starts the second and third from components of a single row each, daskem from the rows
-        nearest to the chosen ones, whose spread means something.
+        nearest to the chosen ones, whose spread means something. Distances are between the family's embeddings of the
+        rows, where it has one. "short_em" is the best of several short runs of EM on a part of the sample, each from
+        components of few random rows [2]_: discrete data have no centers. By default what the family prefers, or else
+        "kmeans".
     weights_init, means_init, precisions_init : starting values that take the place of what `init_method` gives, in
         scikit-learn's shapes. Means and precisions need a family that has them.
+    weight_prior : concentration of a symmetric Dirichlet prior on the weights, at least 1, which is none. Larger values
+        keep components from running empty.
 
     References
     ----------
     .. [1] Dempster, Laird & Rubin (1977), J. R. Stat. Soc. B 39(1), 1-38, section 4.3.
+    .. [2] Biernacki, Celeux & Govaert (2003), Computational Statistics & Data Analysis 41, 561-575, section 3.
     """
 
     family: Family
     n_components: int
-    init_method: Init = "kmeans"
+    init_method: Init | None = None
     weights_init: Array | None = field(default=None, compare=False, repr=False)
     means_init: Array | None = field(default=None, compare=False, repr=False)
     precisions_init: Array | None = field(default=None, compare=False, repr=False)
+    weight_prior: float = 1.0
+
+    soft_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.n_components, (int, np.integer)) or self.n_components < 1:
             raise OptionError(f"n_components is {self.n_components!r}; it must be a whole number, at least 1.")
-        if self.init_method not in ("kmeans", "k-means++", "random", "random_from_data"):
+        if self.init_method not in (None, *get_args(Init)):
             raise OptionError(
                 f"init_method is {self.init_method!r}; "
-                "it must be 'kmeans', 'k-means++', 'random' or 'random_from_data'."
+                f"it must be one of {', '.join(map(repr, get_args(Init)))}, or None for what the family prefers."
+            )
+        if not (np.isfinite(self.weight_prior) and self.weight_prior >= 1):
+            raise OptionError(
+                f"weight_prior is {self.weight_prior!r}; it must be a finite number, at least 1: a smaller Dirichlet "
+                "concentration has no highest density within the simplex."
             )
 
     def init(self, sample: Chunk, rng: np.random.Generator) -> MixtureParams:
@@ -123,13 +151,16 @@ class Mixture:
             return Expectation(MixtureStats(n, components), float(weighted.sum()), chunk.total_weight)
 
     def m_step(self, stats: MixtureStats, params: MixtureParams) -> MixtureParams:
-        """Return weights n_k / N and the family's parameters; a reseeded component shares the weight of its donor."""
+        """Return weights and the family's parameters; a reseeded component shares the weight of its donor.
+
+        Weights are n_k / N, or (n_k + a - 1) / (N + k (a - 1)) under a Dirichlet(a) prior.
+        """
         components = self.family.m_step(stats.components, params.components)
         n = stats.n
         repaired = getattr(components, "repaired", None)
         if repaired is not None and (repaired == RESEEDED).any():
             _, n = split_largest(n, np.flatnonzero(repaired == RESEEDED).tolist())
-        n = n + N_FLOOR
+        n = n + (self.weight_prior - 1.0) + N_FLOOR
         return MixtureParams(n / n.sum(), components)
 
     def log_prob(self, params: MixtureParams, chunk: Chunk) -> Float:
@@ -163,9 +194,16 @@ class Mixture:
         )
 
     def log_prior(self, params: MixtureParams) -> float:
-        """Return the family's log prior density; weights have a flat prior."""
+        """Return the log prior density of the weights and of the family's parameters, up to a constant of each."""
         prior = getattr(self.family, "log_prior", None)
-        return 0.0 if prior is None else float(prior(params.components))
+        of_weights = (self.weight_prior - 1.0) * float(np.log(params.weights).sum()) if self.weight_prior > 1 else 0.0
+        return of_weights + (0.0 if prior is None else float(prior(params.components)))
+
+    def unsupported(self, params: MixtureParams | None, rows: Array) -> tuple[int, str] | None:
+        """Return the first row that the family gives no density to, and why; None if there is none."""
+        ask = getattr(self.family, "unsupported", None)
+        found = None if ask is None else ask(None if params is None else params.components, rows)
+        return cast(tuple[int, str] | None, found)
 
     def events(self, params: MixtureParams) -> tuple[tuple[int, str], ...]:
         """Return (component, what happened) of each component that the M-step had to repair."""
@@ -191,6 +229,29 @@ class Mixture:
         own = self._of_family("from_vector", "the vector of a mixture")
         return MixtureParams(weights / weights.sum(), own(vector[k - 1 :], params.components))
 
+    def parameter_names(self, params: MixtureParams) -> list[str]:
+        """Return the names of the coordinates of `to_vector`."""
+        names = [f"log weight ratio of component {k}" for k in range(len(params.weights) - 1)]
+        own = getattr(self.family, "parameter_names", None)
+        if own is not None:
+            return names + list(own(params.components))
+        width = len(self._of_family("to_vector", "the vector of a mixture")(params.components))
+        return names + [f"parameter {i} of the components" for i in range(width)]
+
+    def scores(self, params: MixtureParams, chunk: Chunk) -> Float:
+        """Return the gradient of log p(x) of each row in the coordinates of `to_vector`, (n, p), by Fisher's identity.
+
+        A family offers ``scores(params, chunk, resp)``, the gradients of sum_k resp_k log p(x | k) in its own vector.
+        """
+        own = self._of_family("scores", "the scores of a mixture")
+        resp = self.posterior(params, chunk).astype(np.float64)
+        return np.concatenate([(resp - params.weights)[:, :-1], own(params.components, chunk, resp)], axis=1)
+
+    def at_bound(self, params: MixtureParams) -> tuple[tuple[int, str], ...]:
+        """Return (component, which parameter) of all that the family knows to lie on a bound."""
+        own = getattr(self.family, "at_bound", None)
+        return () if own is None else cast(tuple[tuple[int, str], ...], own(params.components))
+
     def sample(self, params: MixtureParams, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return (n, d) rows drawn from the mixture, and the component (n,) of each."""
         components = rng.choice(len(params.weights), size=n, p=params.weights / params.weights.sum())
@@ -212,17 +273,32 @@ class Mixture:
         workspace = 8 * rows * (numbers + 2 * k + 8) + 3 * params
         return Footprint(rows, workspace, stats + 8 * k, params + 8 * k, 16 * (d + k))
 
+    @property
+    def _start(self) -> Init:
+        return cast(Init, self.init_method or getattr(self.family, "start", "kmeans"))
+
+    def offers(self, method: str) -> bool:
+        """Return whether the family has what a method of the mixture asks of it."""
+        asked = {"sample": "draw"}.get(method, method)
+        return method not in FAMILY_METHODS or hasattr(self.family, asked)
+
     def _joint(self, params: MixtureParams, chunk: Chunk) -> Array:
         """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
         joint = self.family.log_prob(params.components, chunk).T
-        joint += np.log(params.weights).astype(joint.dtype)[:, None]
-        if chunk.labels is not None:
+        joint += self._log_weights(params).astype(joint.dtype)[:, None]
+        if chunk.labels is not None and chunk.labels.ndim == 2:
+            joint += np.log(chunk.labels.T).astype(joint.dtype)
+        elif chunk.labels is not None:
             known = np.flatnonzero(chunk.labels >= 0)
             which = chunk.labels[known]
             values = joint[which, known]
             joint[:, known] = -np.inf
             joint[which, known] = values
         return joint
+
+    def _log_weights(self, params: MixtureParams) -> Float:
+        """Return log w_k, (k,)."""
+        return np.log(params.weights)
 
     def _of_family(self, name: str, purpose: str) -> Callable[..., Any]:
         method = getattr(self.family, name, None)
@@ -237,37 +313,52 @@ class Mixture:
         k = self.n_components
         if all(given is not None for given in (self.weights_init, self.means_init, self.precisions_init)):
             resp = np.full((len(sample), k), 1.0 / k)
-        elif self.init_method == "random":
+        elif self._start == "random":
             resp = rng.random((len(sample), k))
             resp /= resp.sum(axis=1, keepdims=True)
+        elif self._start == "short_em":
+            resp = self._short_em(sample, rng)
         else:
             labels = self._first_labels(sample, rng)
             resp = np.zeros((len(sample), k))
             resp[np.arange(len(sample)), labels] = 1.0
-        if sample.labels is not None:
-            known = np.flatnonzero(sample.labels >= 0)
-            resp[known] = 0.0
-            resp[known, sample.labels[known]] = 1.0
-        return resp
+        return resp if sample.labels is None else _given_labels(resp, sample.labels)
+
+    def _short_em(self, sample: Chunk, rng: np.random.Generator) -> Float:
+        """Return the responsibilities (n, k) under the best of several short runs of EM."""
+        family = self.family
+        if hasattr(family, "on_collapse"):
+            # A start that runs a component empty is a poor one, and no reason to fail.
+            family = replace(family, on_collapse="keep")  # type: ignore[type-var]
+        calm = replace(self, family=family, init_method="random")
+        part = few_rows(sample, SHORT_ROWS, rng)
+        shares = [few_each(part, self.n_components, rng) for _ in range(SHORT_RUNS)]
+        weights = np.full(self.n_components, 1.0 / self.n_components)
+        starts = [MixtureParams(weights, family.init(part, resp)) for resp in shares]
+        best = best_of_runs(calm, part, starts, SHORT_STEPS)
+        return np.concatenate([calm.posterior(best, block) for block in pieces(sample, SHORT_ROWS)])
 
     def _first_labels(self, sample: Chunk, rng: np.random.Generator) -> Array:
         """Return a component for each row of the sample; components with labelled rows start at those rows' mean."""
-        k, rows = self.n_components, sample.rows
+        k = self.n_components
+        embedding = getattr(self.family, "embedding", None)
+        rows = sample.rows if embedding is None else embedding(sample.rows)
         weight = np.ones(len(rows)) if sample.weight is None else sample.weight
         known = np.zeros(0, np.int64)
         means = None
-        if sample.labels is not None and (sample.labels >= 0).any():
-            known = np.unique(sample.labels[sample.labels >= 0])
-            groups = [sample.labels == j for j in known]
+        labels = None if sample.labels is None else _certain(sample.labels)
+        if labels is not None and (labels >= 0).any():
+            known = np.unique(labels[labels >= 0])
+            groups = [labels == j for j in known]
             means = np.stack([weight[rows_of] @ rows[rows_of] / weight[rows_of].sum() for rows_of in groups])
-        if self.init_method == "random_from_data":
+        if self._start == "random_from_data":
             drawn = rows[rng.choice(len(rows), k - len(known), replace=len(rows) < k, p=weight / weight.sum())]
             centers = np.asarray(drawn if means is None else np.concatenate([means, drawn]), np.float64)
         else:
             centers = kmeans_plus_plus(rows, weight, k, rng, means)
         order = np.concatenate([known, np.setdiff1d(np.arange(k), known)])
         centers = centers[np.argsort(order)]
-        if self.init_method == "kmeans":
+        if self._start == "kmeans":
             return lloyd(rows, weight, centers)[1]
         origin = centers.mean(axis=0)
         return assign(rows - origin, centers - origin)[0]
@@ -302,6 +393,29 @@ def _normalise(joint: Array, weight: Float | None) -> Float:
     factor = 1.0 / np.where(total == 0, 1.0, total)
     joint *= factor if weight is None else (factor * weight).astype(joint.dtype)
     return np.asarray(np.log(total, dtype=np.float64) + largest)
+
+
+def _certain(labels: Array) -> Array:
+    """Return the component of each row (n,) where it is known for certain, else -1."""
+    if labels.ndim == 1:
+        return labels
+    return np.where((labels > 0).sum(axis=1) == 1, labels.argmax(axis=1), -1)
+
+
+def _given_labels(resp: Float, labels: Array) -> Float:
+    """Return responsibilities (n, k) that agree with what is known of the rows, and with which component is which."""
+    if labels.ndim == 1:
+        known = np.flatnonzero(labels >= 0)
+        resp[known] = 0.0
+        resp[known, labels[known]] = 1.0
+        return resp
+    hints = labels / labels.sum(axis=1, keepdims=True) - 1.0 / labels.shape[1]
+    _, cluster_of = linear_sum_assignment(hints.T @ resp, maximize=True)
+    allowed = resp[:, cluster_of] * labels
+    total = allowed.sum(axis=1, keepdims=True)
+    # Where all that the start had in mind is forbidden, the labels decide alone.
+    decided = np.where(total > 0, allowed, labels)
+    return cast(Float, decided / decided.sum(axis=1, keepdims=True))
 
 
 def _checked_weights(weights: Array, k: int) -> Float:

@@ -11,6 +11,7 @@ from daskem.core import Array, Float
 from daskem.errors import DegenerateComponentError, OptionError
 
 __all__ = [
+    "AT_BOUND",
     "AT_PRIOR",
     "COLLAPSED_KEPT",
     "EMPTY_KEPT",
@@ -25,12 +26,13 @@ __all__ = [
 
 Policy = Literal["keep", "reseed", "raise"]
 
-EMPTY_KEPT, COLLAPSED_KEPT, RESEEDED, AT_PRIOR = 1, 2, 3, 4
+EMPTY_KEPT, COLLAPSED_KEPT, RESEEDED, AT_PRIOR, AT_BOUND = 1, 2, 3, 4, 5
 _WHAT = {
     EMPTY_KEPT: "empty: kept at its previous parameters",
     COLLAPSED_KEPT: "collapsed (covariance not positive definite): kept at its previous parameters",
     RESEEDED: "degenerate: reseeded by splitting the component of largest weight",
     AT_PRIOR: "empty: at the mode of its prior",
+    AT_BOUND: "collapsed onto equal values: kept at the bound of its parameters",
 }
 # Share of the total weight below which a component holds nothing: its moments would drown in the 10 eps added to n.
 EMPTY_SHARE = 1e-12
@@ -71,10 +73,10 @@ def split_largest(n: Float, vacant: Sequence[int]) -> tuple[list[tuple[int, int]
     return pairs, n
 
 
-def raise_degenerate(k: int, n: Float, collapsed: bool, remedy: str) -> None:
-    """Raise the error that names the component, its weight and what may be done."""
+def raise_degenerate(k: int, n: Float, collapse: str | None, remedy: str) -> None:
+    """Raise the error that names the component, its weight and what may be done; an empty one has no `collapse`."""
     limit = EMPTY_SHARE * float(n.sum())
-    what = "its covariance is not positive definite" if collapsed else f"below the limit of {limit:.3g}"
+    what = f"below the limit of {limit:.3g}" if collapse is None else collapse
     raise DegenerateComponentError(
         f"component {k} of {len(n)} has weight {n[k]:.3g} rows: {what}. It is empty or collapses onto few points. "
         f"Use fewer components, {remedy}, or on_collapse='keep' or 'reseed'."

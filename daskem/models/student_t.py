@@ -5,7 +5,7 @@ Given the row and the component, with delta = (x - mu_k)^T Sigma_k^-1 (x - mu_k)
 
     u = E[U] = (nu_k + d) / (nu_k + delta)        E[log U] = psi((nu_k + d) / 2) - log((nu_k + delta) / 2)
 
-so that all of the Gaussian's arithmetic serves: distances come from its log densities, moments are weighted by resp * u.
+so that the Gaussian's arithmetic serves: distances come from its log densities, moments are weighted by resp * u.
 
 References
 ----------

@@ -11,32 +11,32 @@ built from the classes that the caller passes, and from nothing else.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from daskem.core import Array, Params
 from daskem.errors import ContractError, FileFormatError, NonFiniteError, OptionError
 from daskem.persist.records import DescriptionError, pack, unpack
-from daskem.persist.tensors import MAX_HEADER, Header, read_header, read_tensor
+from daskem.persist.sealed import FileKind, read_document, read_tensors, write_sealed
+from daskem.persist.tensors import MAX_HEADER, Header
 
-__all__ = ["LoadedModel", "check_new_file", "inspect_model", "is_model_file", "load_model", "save_model"]
+__all__ = [
+    "LoadedModel",
+    "check_new_file",
+    "check_storable",
+    "inspect_model",
+    "is_model_file",
+    "load_model",
+    "save_model",
+]
 
-FORMAT_VERSION = 1
-KEY = "daskem"
-# Stands in the document for its own digest while that is computed.
-BLANK = "0" * 64
+MODEL_FILE = FileKind("daskem", "model", 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,17 @@ def check_new_file(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise OptionError(f"{target} exists already. Choose another name, or pass --overwrite (overwrite=True).")
     if not (target.parent.is_dir() and os.access(target.parent, os.W_OK | os.X_OK)):
         raise OptionError(f"{target.parent} is not a directory that can be written to: it is missing or read-only.")
+
+
+def check_storable(model: object) -> None:
+    """Refuse, before any work, a model that a model file cannot hold.
+
+    Raises
+    ------
+    ContractError
+        Naming the option that cannot be stored.
+    """
+    pack(model, "model", {}, inline_numbers=True)
 
 
 def is_model_file(path: str | os.PathLike[str]) -> bool:
@@ -112,28 +123,16 @@ def save_model(
     check_new_file(target, overwrite)
     tensors: dict[str, Array] = {}
     document = {
-        "seal": BLANK,
-        "format_version": FORMAT_VERSION,
-        "daskem_version": _daskem_version(),
         "model": pack(model, "model", tensors, inline_numbers=True),
         "params": pack(params, "params", tensors, inline_numbers=False),
         "metadata": _plain(dict(metadata or {}), "metadata"),
-        "tensors": {name: _describe(tensor) for name, tensor in sorted(tensors.items())},
     }
     for name, tensor in tensors.items():
         if _is_param(name) and not _finite(tensor):
             raise NonFiniteError(
                 f"{name} holds NaN or infinity; the model was not saved. Look at the trace of the fit."
             )
-    text = json.dumps(document, allow_nan=False)
-    text = text.replace(BLANK, _digest(text.encode()), 1)
-    # Quotes double in length inside the header, and the tensors need entries of their own.
-    if 4 * len(text) > MAX_HEADER:
-        raise OptionError(
-            f"the metadata take {len(text)} bytes, {MAX_HEADER // 4} are allowed. Keep a summary of the trace."
-        )
-    with _replacing(target) as temporary:
-        save_file(tensors, temporary, metadata={KEY: text})
+    write_sealed(target, MODEL_FILE, document, tensors)
 
 
 def load_model(path: str | os.PathLike[str], known: Iterable[type]) -> LoadedModel:
@@ -151,9 +150,11 @@ def load_model(path: str | os.PathLike[str], known: Iterable[type]) -> LoadedMod
         or needs a class that is not in `known`.
     """
     where = Path(path)
-    header = read_header(where)
-    document = _read_document(where, header)
-    tensors = _read_tensors(where, header, document["tensors"])
+    header, document = _read_document(where)
+    tensors = read_tensors(where, header, MODEL_FILE, document["tensors"])
+    for name, tensor in tensors.items():
+        if _is_param(name) and not _finite(tensor):
+            raise FileFormatError(f"{where}: tensor {name!r:.80} holds NaN or infinity. Fit the model again.")
     try:
         model = unpack(document["model"], "model", tensors, tuple(known))
         params = unpack(document["params"], "params", tensors, tuple(known))
@@ -181,98 +182,17 @@ def inspect_model(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the file is missing, damaged, not a model file or from a newer version.
     """
     where = Path(path)
-    document = _read_document(where, read_header(where))
+    _, document = _read_document(where)
     return {name: value for name, value in document.items() if name != "seal"}
 
 
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary name beside `target`; move what was written there to `target` once it is on disk."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-        # The new name is durable only when the directory is.
-        _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_document(where: Path, header: Header) -> dict[str, Any]:
-    text = header.metadata.get(KEY)
-    if text is None:
-        raise FileFormatError(f"{where} is a safetensors file, but not a daskem model: it lacks the metadata {KEY!r}.")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(
-            f"{where}: the description of the model is not JSON ({error}). Restore a copy."
-        ) from error
-    if not isinstance(document, dict):
-        raise FileFormatError(f"{where}: the description of the model is not a JSON object. Restore a copy.")
-    _check_version(where, document)
-    _check_seal(where, document, text)
-    kinds = {"daskem_version": str, "metadata": dict, "tensors": dict}
-    if wrong := [name for name, kind in kinds.items() if not isinstance(document.get(name), kind)]:
-        raise FileFormatError(f"{where}: {wrong[0]!r} is missing from the description of the model. Restore a copy.")
+def _read_document(where: Path) -> tuple[Header, dict[str, Any]]:
+    header, document = read_document(where, MODEL_FILE)
+    if not isinstance(document.get("metadata"), dict):
+        raise FileFormatError(f"{where}: 'metadata' is missing from the description of the model. Restore a copy.")
     if not {"model", "params"} <= document.keys():
         raise FileFormatError(f"{where}: the model or its parameters are missing from the description. Restore a copy.")
-    return document
-
-
-def _check_version(where: Path, document: dict[str, Any]) -> None:
-    found = document.get("format_version")
-    if type(found) is not int or found < 1:
-        raise FileFormatError(
-            f"{where}: format version {found!r:.80} makes no sense. The file is damaged; restore a copy."
-        )
-    if found > FORMAT_VERSION:
-        raise FileFormatError(
-            f"{where}: format version {found} is newer than this daskem reads ({FORMAT_VERSION}). It was written by "
-            f"daskem {document.get('daskem_version')!r:.80}; update daskem."
-        )
-
-
-def _check_seal(where: Path, document: dict[str, Any], text: str) -> None:
-    seal = document.get("seal")
-    if not isinstance(seal, str) or _digest(text.replace(seal, BLANK, 1).encode("utf-8", "replace")) != seal:
-        raise FileFormatError(
-            f"{where}: the description of the model was changed or damaged (its sha256 differs). Restore a copy."
-        )
-
-
-def _read_tensors(where: Path, header: Header, described: dict[str, Any]) -> dict[str, Array]:
-    if described.keys() != header.tensors.keys():
-        raise FileFormatError(f"{where}: the tensors are not those that the model's description lists. Restore a copy.")
-    tensors = {}
-    for name, place in header.tensors.items():
-        tensor = read_tensor(where, place)
-        if _describe(tensor) != described[name]:
-            raise FileFormatError(
-                f"{where}: tensor {name!r:.80} was changed or damaged (its sha256 differs). Restore a copy."
-            )
-        if _is_param(name) and not _finite(tensor):
-            raise FileFormatError(f"{where}: tensor {name!r:.80} holds NaN or infinity. Fit the model again.")
-        tensors[name] = tensor
-    return tensors
-
-
-def _describe(tensor: Array) -> dict[str, Any]:
-    raw = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
-    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "sha256": _digest(raw)}
-
-
-def _digest(raw: Any) -> str:
-    return hashlib.sha256(raw).hexdigest()
+    return header, document
 
 
 def _is_param(name: str) -> bool:
@@ -301,10 +221,3 @@ def _plain(value: Any, path: str) -> Any:
     raise ContractError(
         f"{path} is a {type(value).__name__}, which JSON cannot hold. Pass numbers, strings, lists and dicts."
     )
-
-
-def _daskem_version() -> str:
-    try:
-        return version("daskem")
-    except PackageNotFoundError:
-        return "unknown (not installed)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from daskem.core import HasLogProb
+from daskem.core import HasLogProb, objective_kind
 from daskem.fit import FitResult
 
 __all__ = ["fit_html", "sparkline"]
@@ -18,8 +18,9 @@ def fit_html(result: FitResult) -> str:
     last, plan = result.trace[-1], result.plan
     # Only a model of densities has an objective in nats: that of k-means is minus a squared distance.
     unit = "nats per row" if isinstance(result.model, HasLogProb) else "per row"
+    chance = f" (Monte Carlo error {last.error:.2g})" if last.error else ""
     figures = {
-        "objective": f"{last.objective:.6g} {unit}",
+        objective_kind(result.model): f"{last.objective:.6g}{chance} {unit}",
         "ended": f"{'converged' if result.converged else 'not converged'}: {result.reason}",
         "cost": f"{result.passes:g} passes, {result.seconds:.3g} s",
         "data": f"{plan.n_rows:,} rows x {plan.n_features} features, {plan.data / 1e9:.3g} GB",

@@ -20,8 +20,10 @@ from daskem.core import (
     Float,
     HasFootprint,
     HasLogProb,
+    HasParameterNames,
     HasPosterior,
     HasSample,
+    HasScores,
     HasSurrogate,
     HasVector,
     Int,
@@ -30,6 +32,7 @@ from daskem.core import (
     Scratch,
     Stats,
 )
+from daskem.errors import MissingCapabilityError
 from daskem.testing.trial import (
     ADDITIVE_RTOL,
     ModelTrial,
@@ -283,6 +286,42 @@ def _fisher_identity(trial: ModelTrial) -> None:
         )
 
 
+def _scores_are_gradients(trial: ModelTrial) -> None:
+    vector = _detour(trial)
+    params = trial.model.from_vector(vector, trial.params)
+    chunk = take(trial.chunk, slice(None))
+    try:
+        scores = np.array(trial.model.scores(params, chunk))
+    except MissingCapabilityError:
+        # A mixture has scores where its family has them.
+        return
+    if scores.shape != (len(chunk), len(vector)):
+        raise trial.fail(f"scores have shape {scores.shape}", f"Return ({len(chunk)}, {len(vector)}).")
+    coordinates = trial.rng().permutation(len(vector))[:MAX_COORDINATES]
+    slopes = _slopes(lambda v: trial.e_step(params=trial.model.from_vector(v, params)).objective, vector, coordinates)
+    found = (trial.weight @ scores)[coordinates]
+    worst = int(np.argmax(np.abs(slopes - found)))
+    size, objective = float(np.abs(slopes).max()), abs(trial.e_step(params=params).objective)
+    if not abs(slopes[worst] - found[worst]) <= GRADIENT_RTOL * size + GRADIENT_ATOL * max(1.0, objective):
+        raise trial.fail(
+            f"the scores of all rows sum to {found[worst]:.6g} along coordinate {coordinates[worst]} of to_vector, the "
+            f"objective rises by {slopes[worst]:.6g}",
+            "A score is the gradient of log p(x | params) of one row; chunk.weight plays no part in it.",
+        )
+
+
+def _every_coordinate_has_a_name(trial: ModelTrial) -> None:
+    names, p = list(trial.model.parameter_names(trial.params)), len(trial.model.to_vector(trial.params))
+    if len(names) != p or len(set(names)) != p:
+        raise trial.fail(f"parameter_names gives {len(set(names))} different names", f"Return {p}, as in to_vector.")
+
+
+def _detour(trial: ModelTrial) -> Float:
+    """Return a vector beside the path of EM, where gradients are not zero."""
+    vector: Float = trial.model.to_vector(trial.params)
+    return vector + DETOUR * trial.rng().standard_normal(len(vector))
+
+
 def _pickles(trial: ModelTrial) -> None:
     try:
         model, params, chunk = pickle.loads(pickle.dumps((trial.model, trial.params, trial.chunk)))
@@ -370,8 +409,10 @@ MODEL_PROPERTIES: Mapping[str, Property] = MappingProxyType(
         "m_step_ascends": Property(_m_step_ascends, (HasSurrogate,)),
         "m_step_maximises": Property(_m_step_maximises, (HasSurrogate, HasVector)),
         "fisher_identity": Property(_fisher_identity, (HasSurrogate, HasVector)),
+        "scores_are_gradients": Property(_scores_are_gradients, (HasScores, HasVector)),
         "pickles": Property(_pickles),
         "vector_round_trip": Property(_vector_round_trip, (HasVector,)),
+        "every_coordinate_has_a_name": Property(_every_coordinate_has_a_name, (HasParameterNames, HasVector)),
         "posterior_sums_to_one": Property(_posterior_sums_to_one, (HasPosterior,)),
         "log_prob_sums_to_objective": Property(_log_prob_sums_to_objective, (HasLogProb,)),
         "sample_is_like_the_rows": Property(_sample_is_like_the_rows, (HasSample,)),

@@ -11,7 +11,7 @@ import numpy as np
 
 from daskem import tree
 from daskem.core import Array, Chunk, Expectation, Float, HasLogPrior, Model, Params, Scratch
-from daskem.errors import ContractError, MissingCapabilityError, OptionError
+from daskem.errors import ContractError, DaskEMError, MissingCapabilityError, OptionError
 
 __all__ = [
     "ADDITIVE_RTOL",
@@ -133,16 +133,43 @@ def model_trial(
     Parameters
     ----------
     model : the model to try.
-    sample : rows (n, d), or a chunk with weights or labels.
+    sample : rows (n, d), anything array-like, or a chunk with weights or labels.
     params : where to start; ``model.init`` by default.
     steps : EM steps over which the objective must not fall.
     seed : of all that is drawn.
     """
-    chunk = sample if isinstance(sample, Chunk) else Chunk(np.ascontiguousarray(sample))
+    if missing := [name for name in ("init", "e_step", "m_step") if not callable(getattr(model, name, None))]:
+        raise ContractError(
+            f"{type(model).__name__} is no model: it has no method {', '.join(missing)}. Implement them as "
+            "daskem.core.Model documents."
+        )
+    chunk = sample if isinstance(sample, Chunk) else _as_chunk(sample)
+    trial = ModelTrial(model, chunk, params, steps, seed)
     if params is None:
-        params = model.init(take(chunk, slice(None)), np.random.default_rng(seed))
-    stats = model.e_step(params, take(chunk, slice(None))).stats
-    return ModelTrial(model, chunk, model.m_step(stats, params), steps, seed)
+        params = _tried(trial, "init", lambda: model.init(take(chunk, slice(None)), np.random.default_rng(seed)))
+    found = _tried(trial, "e_step", lambda: trial.e_step(params=params))
+    return replace(trial, params=_tried(trial, "m_step", lambda: model.m_step(found.stats, params)))
+
+
+def _as_chunk(sample: Any) -> Chunk:
+    rows = np.asarray(sample)
+    if rows.ndim != 2 or not len(rows) or rows.dtype.kind not in "biuf":
+        raise OptionError(
+            f"sample is a {rows.dtype} array of shape {rows.shape}; give some rows, (n, d) numbers, or a Chunk."
+        )
+    return Chunk(np.ascontiguousarray(rows, np.float32 if rows.dtype == np.float32 else np.float64))
+
+
+def _tried(trial: ModelTrial, method: str, call: Callable[[], T]) -> T:
+    """Return what a method gives; of its failure, say which method it was and on what."""
+    try:
+        return call()
+    except DaskEMError:
+        raise
+    except Exception as error:
+        shape = trial.chunk.rows.shape
+        why = f"It must take rows {shape}, as a Chunk, before anything else can be tried."
+        raise trial.fail(f"{method} raised {type(error).__name__} ({error})", why) from error
 
 
 def run_properties(

@@ -1,0 +1,194 @@
+"""Progressive EM: fit a small sample first, then larger ones that contain it, and all rows last."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+from daskem.algorithms.accelerated import Anderson, AndersonState
+from daskem.algorithms.batch import BatchEM
+from daskem.algorithms.points import may_gain
+from daskem.core import Algorithm, HasLogProb, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo, offers
+from daskem.errors import OptionError
+
+__all__ = ["Auto", "Progressive", "ProgressiveState"]
+
+logger = logging.getLogger("daskem")
+
+# Most rows of a sample: with a thousand for each parameter, hardly any model's maximum moves when there are more.
+MOST_ROWS = 4_000_000
+# Rows of the first stage for each free parameter: fewer leave components without rows.
+FIRST_ROWS = 10
+# Rows for each free parameter that the largest sample should have for `Auto` to use samples at all.
+ENOUGH_ROWS = 20
+# A stage ends when the gain that seems left is this share of its precision. Steps on samples are cheap, and those that
+# lead off a plateau, where little seems left, need not be made on all rows.
+STAGE_SHARE = 0.01
+# Steps after which a stage ends in any case: the next one goes on from there.
+STAGE_STEPS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class ProgressiveState:
+    """State of `Progressive`.
+
+    Attributes
+    ----------
+    params, inner : parameters, and the state of the stage's algorithm.
+    sizes : rows of the stages, the last one all.
+    stage, stage_step : index of the stage, and the steps that it has made.
+    step : steps so far.
+    before, passes : passes before the stage, and so far.
+    objective, gain : of the stage's last step, and what that had gained over the one before.
+    """
+
+    params: Params
+    inner: State
+    sizes: tuple[int, ...]
+    stage: int = 0
+    stage_step: int = 0
+    step: int = 0
+    before: float = 0.0
+    passes: float = 0.0
+    objective: float = -math.inf
+    gain: float = math.inf
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """EM on nested samples drawn across all data, each fitted to its own precision and then enlarged.
+
+    A sample of n rows tells the maximum to p / (2 n) nats per row at best: a stage ends when what it may still gain is
+    less. The largest sample is drawn in one pass and kept in memory; the smaller ones are parts of it. The last stage
+    works on all rows: the result is a maximum over these, whatever the samples were.
+
+    Parameters
+    ----------
+    inner : algorithm of the sample stages; by default `Anderson`, or `BatchEM` for a model that has no vectors.
+    final : algorithm of the last stage; by default `inner`.
+    growth : factor from one sample to the next.
+    first : rows of the first sample; by default ten for each free parameter.
+    """
+
+    inner: Algorithm | None = None
+    final: Algorithm | None = None
+    growth: int = 4
+    first: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.growth < 2 or (self.first is not None and self.first < 1):
+            raise OptionError(f"growth={self.growth} must be at least 2, and first={self.first} positive.")
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """Capabilities that the stages need."""
+        return (*getattr(self.inner, "needs", ()), *getattr(self.final, "needs", ()))
+
+    def memory(self, sizes: Sizes) -> int:
+        """Return the bytes of the largest sample, and of what the last stage keeps."""
+        kept = self.final.memory(sizes) if isinstance(self.final, HasMemory) else 0
+        return sizes.sample_bytes(self.largest(sizes.n_rows, sizes.sample_room)) + kept
+
+    def largest(self, n_rows: int, room: int) -> int:
+        """Return the rows of the largest sample, of data of `n_rows` and where there is memory for `room` rows."""
+        return max(1, min(n_rows // self.growth, MOST_ROWS, room // 2))
+
+    def init(self, problem: Problem, params: Params) -> ProgressiveState:
+        first = self.first or round(FIRST_ROWS * _n_free(problem, params))
+        sizes = [problem.n_rows, self.largest(problem.n_rows, problem.sample_room)]
+        while sizes[-1] // self.growth >= first:
+            sizes.append(sizes[-1] // self.growth)
+        return self._begin(problem, ProgressiveState(params, None, tuple(sizes[::-1])), stage=0)
+
+    def step(self, problem: Problem, state: ProgressiveState) -> tuple[ProgressiveState, StepInfo]:
+        here, algorithm = self._stage(problem, state.sizes, state.stage)
+        inner, info = algorithm.step(here, state.inner)
+        share = here.n_rows / problem.n_rows
+        new = replace(
+            state,
+            params=inner.params,
+            inner=inner,
+            stage_step=state.stage_step + 1,
+            step=state.step + 1,
+            passes=state.before + share * info.passes,
+            objective=info.objective,
+            gain=info.objective - state.objective,
+        )
+        if here is problem:
+            return new, replace(info, step=new.step, passes=new.passes, stage=f"all rows: {info.stage}".rstrip(": "))
+        remaining = may_gain(new.gain, state.gain) if info.remaining is None else info.remaining
+        # What is no log-likelihood, such as a sum of squares, varies in proportion to itself.
+        unit = 1.0 if offers(problem.model, HasLogProb) else abs(info.objective)
+        settled = remaining <= STAGE_SHARE * here.precision(new.params) * unit
+        info = replace(
+            info,
+            step=new.step,
+            passes=new.passes,
+            weight=share * info.weight,
+            exact=False,
+            remaining=math.inf,
+            stage=f"{here.n_rows:,} rows",
+        )
+        if settled or new.stage_step >= STAGE_STEPS:
+            new = self._begin(problem, new, stage=state.stage + 1)
+        return new, info
+
+    def _begin(self, problem: Problem, state: ProgressiveState, stage: int) -> ProgressiveState:
+        here, algorithm = self._stage(problem, state.sizes, stage)
+        before = state.passes if stage else problem.sample_passes(state.sizes[-2])
+        if isinstance(algorithm, Anderson) and isinstance(state.inner, AndersonState):
+            inner: State = algorithm.carry(state.inner)
+        else:
+            inner = algorithm.init(here, state.params)
+        return ProgressiveState(state.params, inner, state.sizes, stage, step=state.step, before=before, passes=before)
+
+    def _stage(self, problem: Problem, sizes: tuple[int, ...], stage: int) -> tuple[Problem, Algorithm]:
+        """Return the problem of a stage, a sample of a sample of ... all rows, and its algorithm."""
+        inner = self.inner or (Anderson() if offers(problem.model, HasVector) else BatchEM())
+        if stage == len(sizes) - 1:
+            return problem, self.final or inner
+        for rows in sizes[-2 : stage - 1 if stage else None : -1]:
+            problem = problem.subsample(rows)
+        return problem, inner
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Chooses the algorithm from the number of rows, the memory there is, and what the model can do.
+
+    Data of one work unit, and models or data that samples do not suit, are fitted by `BatchEM` (with `Anderson`'s
+    acceleration where there are several units and the model has vectors); all other by `Progressive`.
+    """
+
+    def memory(self, sizes: Sizes) -> int:
+        """Return the bytes of the largest sample that might be drawn."""
+        return Progressive().memory(sizes) if sizes.n_units > 1 else 0
+
+    def choose(self, problem: Problem, params: Params) -> Algorithm:
+        """Return the algorithm for a problem."""
+        if problem.n_units == 1:
+            return BatchEM()
+        progressive = Progressive()
+        if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * _n_free(problem, params):
+            return progressive
+        return Anderson() if offers(problem.model, HasVector) else BatchEM()
+
+    def init(self, problem: Problem, params: Params) -> State:
+        chosen = self.choose(problem, params)
+        logger.info("%d rows in %d units: %s", problem.n_rows, problem.n_units, type(chosen).__name__)
+        return chosen.init(problem, params)
+
+    def step(self, problem: Problem, state: State) -> tuple[State, StepInfo]:
+        # What was chosen is to be seen from its state: a fit that goes on elsewhere may have other memory to choose by.
+        chosen: Algorithm = BatchEM()
+        if isinstance(state, ProgressiveState):
+            chosen = Progressive()
+        elif isinstance(state, AndersonState):
+            chosen = Anderson()
+        return chosen.step(problem, state)
+
+
+def _n_free(problem: Problem, params: Params) -> float:
+    """Return the number of free parameters."""
+    return 2.0 * problem.n_rows * problem.precision(params)

@@ -1,0 +1,203 @@
+"""Which of several models to keep: their likelihoods on the same rows, and what their parameters cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import entr
+
+from daskem import tree
+from daskem.core import (
+    Chunk,
+    Float,
+    Footprint,
+    HasFootprint,
+    HasLogProb,
+    HasNParameters,
+    HasPosterior,
+    Model,
+    Params,
+    require,
+)
+from daskem.data import open_dataset
+from daskem.engine import start_engine
+from daskem.errors import OptionError
+from daskem.fit import FitResult, fit
+from daskem.models.mixture import present
+
+__all__ = ["Candidate", "Criterion", "Selection", "select"]
+
+# Assumed of models that do not tell their footprint.
+DEFAULT_BLOCK, DEFAULT_BYTES = 4096, 1 << 20
+
+Criterion = Literal["aic", "bic", "icl"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A fitted model and its figures; of the criteria, lower is better.
+
+    Attributes
+    ----------
+    result : the fit.
+    log_prob : sum over rows of log p(x), nats, at the parameters found; without priors.
+    n_parameters : p.
+    aic : 2 p - 2 log_prob [1]_.
+    bic : p log n - 2 log_prob, n the weight of the rows [2]_.
+    icl : bic + 2 sum of the entropies of the rows' posteriors [3]_; NaN of a model without a posterior.
+
+    References
+    ----------
+    .. [1] Akaike (1974), IEEE Transactions on Automatic Control 19(6), 716-723.
+    .. [2] Schwarz (1978), Annals of Statistics 6(2), 461-464.
+    .. [3] Biernacki, Celeux & Govaert (2000), IEEE Transactions on Pattern Analysis and Machine Intelligence 22(7),
+       719-725, in the form of McLachlan & Peel (2000), Finite Mixture Models, section 6.10.3.
+    """
+
+    result: FitResult
+    log_prob: float
+    n_parameters: int
+    aic: float
+    bic: float
+    icl: float
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Candidates in the order in which they were given, and the criterion that chooses among them."""
+
+    candidates: tuple[Candidate, ...]
+    criterion: Criterion
+
+    @property
+    def best(self) -> FitResult:
+        """The fit with the lowest value of the criterion."""
+        values = [getattr(candidate, self.criterion) for candidate in self.candidates]
+        return self.candidates[int(np.nanargmin(values))].result
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one row a candidate, for a data frame."""
+        return [
+            {
+                "model": repr(candidate.result.model),
+                "n_components": getattr(candidate.result.model, "n_components", None),
+                "log_prob": candidate.log_prob,
+                "n_parameters": candidate.n_parameters,
+                "aic": candidate.aic,
+                "bic": candidate.bic,
+                "icl": candidate.icl,
+                "converged": candidate.result.converged,
+            }
+            for candidate in self.candidates
+        ]
+
+
+def select(
+    models: Sequence[Model],
+    data: Any,
+    criterion: Criterion = "bic",
+    *,
+    sample_weight: Any = None,
+    y: Any = None,
+    memory_limit: Any = None,
+    columns: Any = None,
+    rows: Any = None,
+    array: str | None = None,
+    allow_missing: bool = False,
+    **options: Any,
+) -> Selection:
+    """Fit several models to the same data and compare them.
+
+    Models are fitted one after the other, each with passes of its own; one more pass, shared, gives the figures.
+
+    Parameters
+    ----------
+    models : such as ``[Mixture(Gaussian(), k) for k in range(1, 9)]``; each with ``log_prob`` and ``n_parameters``.
+    criterion : "aic", "bic" or "icl".
+    data, sample_weight, y, memory_limit, columns, rows, array, allow_missing, **options : as for `daskem.fit`.
+
+    Returns
+    -------
+    Selection
+
+    Raises
+    ------
+    OptionError
+        If there are no models, or the criterion is unknown.
+    MissingCapabilityError
+        If a model has no density, or does not tell its number of parameters.
+    """
+    _check(models, criterion)
+    source = {"columns": columns, "rows": rows, "array": array, "allow_missing": allow_missing}
+    dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
+    results = [fit(model, dataset, memory_limit=memory_limit, **options) for model in models]
+    engine = start_engine(dataset, _Largest(tuple(models)), cache="none", memory_limit=memory_limit)
+    sums = engine.fold(_Figures(tuple((result.model, result.params) for result in results)), tree.add)
+    every = zip(results, sums.log_prob.tolist(), sums.entropy.tolist(), strict=True)
+    return Selection(tuple(_candidate(*one, sums.weight) for one in every), criterion)
+
+
+def _candidate(result: FitResult, log_prob: float, entropy: float, weight: float) -> Candidate:
+    p = require(result.model, HasNParameters, "model selection").n_parameters(result.params)
+    bic = p * math.log(weight) - 2 * log_prob
+    return Candidate(result, log_prob, p, 2 * p - 2 * log_prob, bic, bic + 2 * entropy)
+
+
+def _check(models: Sequence[Model], criterion: str) -> None:
+    if not models:
+        raise OptionError("there are no models to select from. Give a list, such as one for each number of components.")
+    if criterion not in ("aic", "bic", "icl"):
+        raise OptionError(f"criterion={criterion!r} is not one of 'aic', 'bic', 'icl'.")
+    for model in models:
+        # An objective that is no log density, such as that of k-means, cannot be weighed against parameters.
+        require(model, HasLogProb, "model selection")
+        require(model, HasNParameters, "model selection")
+    if criterion == "icl":
+        for model in models:
+            require(model, HasPosterior, "the criterion 'icl'")
+
+
+@dataclass(frozen=True, eq=False)
+class _Figures:
+    """Per-block work: log p(x) and the entropy of the posterior of each model, summed over rows, and their weight."""
+
+    fitted: tuple[tuple[Any, Params], ...]
+
+    def __call__(self, chunk: Chunk) -> _Sums:
+        chunk = present(chunk)
+        said = [model.e_step(params, chunk).objective for model, params in self.fitted]
+        entropies = [_entropy(model, params, chunk) for model, params in self.fitted]
+        return _Sums(np.array(said), np.array(entropies), chunk.total_weight)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    log_prob: Float
+    entropy: Float
+    weight: float
+
+
+@dataclass(frozen=True)
+class _Largest:
+    """What the planner is told of several models, looked at one after the other: the most that any needs."""
+
+    models: tuple[Any, ...]
+
+    def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
+        """Return the shortest block, and the most bytes."""
+        told = [model.footprint(n_features, dtype) for model in self.models if isinstance(model, HasFootprint)]
+        told = told or [Footprint(DEFAULT_BLOCK, 8 * DEFAULT_BLOCK * 8 * n_features, DEFAULT_BYTES, DEFAULT_BYTES)]
+        rows = min(one.block_rows for one in told)
+        return Footprint(rows, *(max(one[i] for one in told) for i in range(1, 4)))
+
+
+def _entropy(model: Any, params: Params, chunk: Chunk) -> float:
+    if not isinstance(model, HasPosterior):
+        return math.nan
+    resp = np.asarray(model.posterior(params, chunk), np.float64)
+    rows = entr(resp).sum(axis=1)
+    return float(rows.sum() if chunk.weight is None else chunk.weight @ rows)

@@ -1,0 +1,212 @@
+"""Runs: starts on their way, stepped together until each has a reason to stop, and committed as they go."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from daskem.algorithms import AnyOf, decrease, rounding_of, step_together
+from daskem.core import Algorithm, Model, Params, State, StepInfo
+from daskem.data import Dataset, fingerprint
+from daskem.engine import DataProblem
+from daskem.errors import CheckpointError, DaskEMWarning, OptionError
+from daskem.persist import Checkpoints, SavedFit, SavedRun, describe, record_classes
+
+__all__ = ["Unkept", "begin", "last_objective", "open_checkpoints", "run_all"]
+
+logger = logging.getLogger("daskem")
+
+Callback = Callable[[StepInfo, Params], None]
+
+
+class Unkept:
+    """In the place of `daskem.persist.Checkpoints` where none were asked for: keeps nothing."""
+
+    def __enter__(self) -> Unkept:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def load(self) -> None:
+        """Return None: there is nothing to go on from."""
+
+    def due(self) -> bool:
+        """Return False: it is never time to commit."""
+        return False
+
+    def save(self, fit: SavedFit) -> bool:
+        """Keep nothing."""
+        return False
+
+
+def open_checkpoints(
+    directory: str | os.PathLike[str] | None,
+    interval: float,
+    resume: str,
+    data: Dataset,
+    model: Model,
+    algorithm: Algorithm,
+    rules: AnyOf,
+    starts: Sequence[Params] | None,
+    options: Mapping[str, Any],
+) -> Checkpoints | Unkept:
+    """Return the checkpoints of the fit that all this makes.
+
+    Raises
+    ------
+    OptionError
+        If an option makes no sense.
+    ContractError
+        If model, algorithm or stop rules cannot be told from others, not being dataclasses.
+    """
+    if directory is None:
+        if resume == "must":
+            raise OptionError("resume='must' needs a directory to go on from: give checkpoint= (--checkpoint).")
+        return Unkept()
+    given = None if starts is None else list(starts)
+    identity = describe(model=model, algorithm=algorithm, stop=rules, params=given, **options)
+    known = record_classes(model, algorithm, given)
+    return Checkpoints(Path(directory), {"data": fingerprint(data), **identity}, known, interval, resume)
+
+
+def begin(algorithm: Algorithm, problem: DataProblem, starts: Sequence[Params]) -> SavedFit:
+    """Return a fit before its first step."""
+    runs = tuple(SavedRun(algorithm.init(problem, params), ()) for params in starts)
+    return SavedFit(runs, problem.precision(starts[0]), 0.0)
+
+
+def last_objective(run: SavedRun) -> float:
+    """Return the objective of a run's last step."""
+    return run.trace[-1].objective
+
+
+def run_all(
+    algorithm: Algorithm,
+    problem: DataProblem,
+    fit: SavedFit,
+    rules: AnyOf,
+    callbacks: Sequence[Callback],
+    kept: Checkpoints | Unkept,
+    check: Callable[[], None],
+) -> list[SavedRun]:
+    """Step the runs of `fit` until each has ended.
+
+    Parameters
+    ----------
+    check : called after the last step, to raise if what the steps saw cannot be right.
+    """
+    if fit.finished:
+        return list(fit.runs)
+    rules = rules.resolve(fit.precision)
+    rounding = rounding_of(problem.engine.data.dtype)
+    runs = [_Run.of(run) for run in fit.runs]
+    keeper = _Keeper(kept, fit)
+    if not any(run.n_steps for run in runs):
+        # What it took to find a start is kept too, and a state that cannot be stored is found before any work.
+        keeper.keep(runs)
+    try:
+        while active := [i for i, run in enumerate(runs) if run.reason is None]:
+            stepped = step_together(algorithm, problem, [runs[i].state for i in active])
+            advanced = {i: runs[i].after(*step, rules, rounding) for i, step in zip(active, stepped, strict=True)}
+            # One assignment: whatever interrupts this loop finds the runs before a step or after it.
+            runs = [advanced.get(i, run) for i, run in enumerate(runs)]
+            _call_back(callbacks, runs, active[0])
+            if kept.due() and any(run.reason is None for run in runs):
+                keeper.keep(runs)
+        check()
+    except BaseException:
+        keeper.rescue(runs)
+        raise
+    keeper.keep(runs)
+    return [run.saved() for run in runs]
+
+
+def _call_back(callbacks: Sequence[Callback], runs: Sequence[_Run], stepped: int) -> None:
+    best = max(runs, key=lambda run: run.log[-1].objective)
+    # A start that has ended may still be the best one, while this step was the others'.
+    latest = runs[stepped].log[-1]
+    info = replace(best.log[-1], step=latest.step, passes=latest.passes, seconds=latest.seconds)
+    for callback in callbacks:
+        callback(info, best.state.params)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One start on its way.
+
+    Attributes
+    ----------
+    state, reason, converged : as in `SavedRun`.
+    log : log lines, shared with the run's later selves; the first `n_steps` are this one's.
+    told : (component, what) of the events that were logged, shared likewise.
+    """
+
+    state: State
+    log: list[StepInfo]
+    told: set[tuple[int, str]] = field(default_factory=set)
+    n_steps: int = 0
+    reason: str | None = None
+    converged: bool = False
+
+    @classmethod
+    def of(cls, run: SavedRun) -> _Run:
+        told = {(event.component, event.what) for info in run.trace for event in info.events}
+        return cls(run.state, list(run.trace), told, len(run.trace), run.reason, run.converged)
+
+    def saved(self) -> SavedRun:
+        return SavedRun(self.state, self.log[: self.n_steps], self.reason, self.converged)
+
+    def after(self, state: State, info: StepInfo, rules: AnyOf, rounding: float) -> _Run:
+        """Return the run one step later."""
+        for event in info.events:
+            if (event.component, event.what) not in self.told:
+                self.told.add((event.component, event.what))
+                logger.warning("step %d, component %d: %s", event.step, event.component, event.what)
+        self.log.append(info)
+        _warn_of_decrease(self.log, rounding)
+        rule, reason = rules.which(self.log) or (None, None)
+        return _Run(state, self.log, self.told, len(self.log), reason, rule is not None and rule.converged)
+
+
+def _warn_of_decrease(log: Sequence[StepInfo], rounding: float) -> None:
+    amount = decrease(log, rounding)
+    if amount and not log[-2].events:
+        warnings.warn(
+            f"the objective fell by {amount:.3g} nats per row at step {log[-1].step - 1}, beyond rounding. EM cannot "
+            "do that: the M-step does not maximise what the E-step states, or a penalty is left out of the objective.",
+            DaskEMWarning,
+            stacklevel=6,
+        )
+
+
+class _Keeper:
+    """Commits runs, each state of them once."""
+
+    def __init__(self, kept: Checkpoints | Unkept, fit: SavedFit) -> None:
+        self.kept, self.fit = kept, fit
+        self.clock = time.perf_counter()
+        self.latest: Sequence[_Run] | None = None
+
+    def keep(self, runs: Sequence[_Run]) -> None:
+        if isinstance(self.kept, Unkept):
+            return
+        saved = tuple(run.saved() for run in runs)
+        seconds = self.fit.seconds + time.perf_counter() - self.clock
+        if self.kept.save(SavedFit(saved, self.fit.precision, seconds)):
+            self.latest = runs
+
+    def rescue(self, runs: Sequence[_Run]) -> None:
+        """Commit what an error or an interrupt would lose; that must not hide what happened."""
+        if runs is self.latest:
+            return
+        try:
+            self.keep(runs)
+        except (CheckpointError, DaskEMWarning) as error:
+            logger.warning("%s", error)
