@@ -9,7 +9,7 @@ so that the Gaussian's arithmetic serves: distances come from its log densities,
 
 References
 ----------
-.. [1] Peel & McLachlan (2000), Statistics and Computing 10, 339-348, section 4.
+.. [1] Peel & McLachlan (2000), Statistics and Computing 10, 339-348.
 .. [2] Liu & Rubin (1995), Statistica Sinica 5, 19-39.
 """
 
@@ -31,10 +31,11 @@ from daskem.models.repair import RESEEDED, Policy
 
 __all__ = ["MAX_DOF", "MIN_DOF", "StudentT", "StudentTParams", "StudentTStats"]
 
-# Likelihood has no maximum as nu goes to 0: a component that sits on one row gains without end (Fernandez & Steel 1999,
-# Biometrika 86, 153-167). From 0.1 on a component needs more than about d / nu rows at one point for that.
+# A component of n rows gains likelihood without end by shrinking onto m equal ones if d m > nu (n - m), hence with any
+# n for small nu (Fernandez & Steel 1999, Biometrika 86, 153-167).
 MIN_DOF = 0.1
-# A row tells a Student-t from a Gaussian by about (d / nu)^2 nats: nothing at 10^4 that any data could show.
+# A row tells a Student-t from the nearest Gaussian by about d (d + 2) / (4 nu^2) nats (the squared fourth cumulants over
+# 48, of Edgeworth's expansion): at 10^4 nothing that data could show.
 MAX_DOF = 1e4
 # Where an estimate starts: outliers have little weight from the first step on (Lange, Little & Taylor 1989, JASA 84).
 START_DOF = 4.0
@@ -97,11 +98,11 @@ class StudentT:
     whose left side falls from infinity to 0; the right side is positive. All three maximise Q at once: this is EM, and
     the likelihood never falls. ECME [2]_ instead sets nu to the maximum of the likelihood itself, at the new mu and
     Sigma, which needs passes over the data of its own; EM needs more steps where nu is large, and ends at the same
-    place. Q is concave in log nu's direction, hence a root beyond a bound leaves the bound as the maximiser.
+    maxima. Q is concave in nu, so that the bound is its maximiser where the root lies beyond.
 
     References
     ----------
-    .. [1] Peel & McLachlan (2000), Statistics and Computing 10, 339-348, equations 20-22 and 30.
+    .. [1] Peel & McLachlan (2000), Statistics and Computing 10, 339-348.
     .. [2] Liu & Rubin (1994), Biometrika 81, 633-648; (1995), Statistica Sinica 5, 19-39.
     """
 
