@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("speed", "out_of_core", "overhead", "scale")
+BENCHMARKS = ("speed", "out_of_core", "overhead", "scale", "student")
 
 
 def main() -> int:
