@@ -34,7 +34,7 @@ __all__ = ["MAX_DOF", "MIN_DOF", "StudentT", "StudentTParams", "StudentTStats"]
 # A component of n rows gains likelihood without end by shrinking onto m equal ones if d m > nu (n - m), hence with any
 # n for small nu (Fernandez & Steel 1999, Biometrika 86, 153-167).
 MIN_DOF = 0.1
-# A row tells a Student-t from the nearest Gaussian by about d (d + 2) / (4 nu^2) nats (Edgeworth's expansion: its squared
+# A row tells a Student-t from the nearest Gaussian by about d (d + 2) / (4 nu^2) nats (Edgeworth: squared
 # fourth cumulants over 48): at 10^4 nothing that data could show.
 MAX_DOF = 1e4
 # Where an estimate starts: outliers have little weight from the first step on (Lange, Little & Taylor 1989, JASA 84).
