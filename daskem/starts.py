@@ -15,7 +15,7 @@ from daskem.core import Array, Chunk, Float, HasSupport, Int, handles_missing
 from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
-from daskem.models import Gaussian
+from daskem.models import Gaussian, StudentT
 from daskem.models.initialization import assign, fill_holes, means_present, unique_rows
 
 __all__ = ["ROUNDS", "check_init_sample", "check_rows", "check_side_columns", "components_of", "distinct", "draw_start"]
@@ -44,7 +44,7 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
         engine.fold(_Supported(model), tree.add)
     _check_distinct(engine.data, sample, k)
     family = getattr(model, "family", None)
-    if isinstance(family, Gaussian) and not family.shape.isotropic:
+    if isinstance(family, (Gaussian, StudentT)) and not family.shape.isotropic:
         _warn_of_constants(engine.data, sample, family.reg_covar)
     return sample
 

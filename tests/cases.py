@@ -183,6 +183,11 @@ def blobs_with_holes(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.where(rng.random((n, 3)) < 0.3, np.nan, blobs(rng, n))
 
 
+def heavy_tails(rng: np.random.Generator, n: int) -> np.ndarray:
+    """The clouds of `blobs`, about their place, with four degrees of freedom."""
+    return 100.0 + (blobs(rng, n) - 100.0) / np.sqrt(rng.chisquare(4, size=(n, 1)) / 4)
+
+
 def heads(rng: np.random.Generator, n: int) -> np.ndarray:
     """Heads among ten tosses of one of two coins."""
     return rng.binomial(10, rng.choice([0.3, 0.8], size=(n, 1)))
@@ -365,5 +370,21 @@ CASES = [
             2,
         ),
         beside(blobs_with_holes, with_holes(binary)),
+    ),
+    *(
+        Case(
+            f"Student-t mixture, {covariance}, dof {dof}, {prior or 'no'} prior",
+            Mixture(models.StudentT(covariance, dof, 0.0, prior), 2),
+            heavy_tails,
+        )
+        for covariance in SHAPES
+        for dof, prior in (("each", None), ("shared", "conjugate"), (3.0, None))
+    ),
+    *(
+        Case(f"Student-t family, dof {dof}", family_model(models.StudentT("full", dof, 0.0)), heavy_tails)
+        for dof in ("each", "shared", 3.0)
+    ),
+    Case(
+        "Student-t mixture, weighted, labelled", Mixture(models.StudentT(), 3), heavy_tails, weighted=True, n_labels=3
     ),
 ]
