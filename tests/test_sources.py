@@ -608,3 +608,11 @@ def test_any_chunking_and_any_cuts_give_the_rows_back(n, chunk, cuts):
     for source in (open_source(z), open_source(lazy)):
         parts = [read_bound(source, a, b) for a, b in pairwise(edges)]
         np.testing.assert_array_equal(np.vstack(parts), x)
+
+
+def test_a_password_in_a_url_is_no_part_of_the_name():
+    store = zarr.create_array("memory://somebody:hidden@place/x.zarr", data=np.ones((4, 2)), overwrite=True)
+    source = open_source("memory://somebody:hidden@place/x.zarr")
+    assert "hidden" not in source.name
+    assert source.name == "Zarr array memory://place/x.zarr"
+    assert "hidden" not in open_source(store).name

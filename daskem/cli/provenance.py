@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import resource
 import shlex
 import sys
@@ -12,11 +11,11 @@ from typing import Any
 
 import click
 
+from daskem.data.source import without_password
+
 __all__ = ["RememberedCommand", "command_line", "peak_memory", "versions"]
 
 PACKAGES = ("daskem", "numpy", "scipy", "dask", "distributed", "zarr")
-# A user and password within a URL.
-SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 class RememberedCommand(click.Command):
@@ -33,7 +32,7 @@ def command_line() -> str:
     ctx = click.get_current_context()
     path = ctx.command_path.split()
     words = ["daskem" if i == 0 else word for i, word in enumerate(path)] + ctx.meta.get("daskem.arguments", [])
-    return SECRET.sub("", shlex.join(words))
+    return without_password(shlex.join(words))
 
 
 def versions() -> dict[str, str]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from daskem.core import Array
 
-__all__ = ["Source"]
+__all__ = ["Source", "without_password"]
+
+# A user and password within a URL.
+SECRET = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def without_password(text: str) -> str:
+    """Return `text` without the users and passwords of the URLs in it: names are logged, saved and shown."""
+    return SECRET.sub("", text)
 
 
 @runtime_checkable

@@ -25,6 +25,7 @@ from daskem.data.selection import (
     next_multiple,
     select,
 )
+from daskem.data.source import without_password
 from daskem.errors import DataError, OptionError
 
 __all__ = ["STATUS", "ZarrSource", "open_zarr", "resolve"]
@@ -162,6 +163,7 @@ def resolve(x: Any, array: str | None, label: str | None = None) -> tuple[zarr.A
     """
     node = _open_node(x) if isinstance(x, (str, os.PathLike, Store)) else x
     label = label or (os.fspath(x) if isinstance(x, (str, os.PathLike)) else str(node.store_path))
+    label = without_password(label)
     if isinstance(node, zarr.Array):
         if array is not None:
             raise OptionError(f"array={array!r} was given, but {label} is an array already. Leave `array` out.")
