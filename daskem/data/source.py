@@ -11,8 +11,8 @@ from daskem.core import Array
 
 __all__ = ["Source", "without_password"]
 
-# A user and password within a URL.
-SECRET = re.compile(r"(?<=://)[^/@\s]+@")
+# A user and password within a URL, or where a file system has made a path of one.
+SECRET = re.compile(r"(?<=://)[^/@\s]+@|(?<=/)[^/@\s:]+:[^/@\s]+@")
 
 
 def without_password(text: str) -> str:
