@@ -157,7 +157,7 @@ class _Holes:
     complete : the rows without holes, whose places in the block are `kept`.
     rows : places of the others in the block, by number and then by pattern of their holes.
     values : (d, m) their values, zero for holes. place : holes as offsets into `values`, run by run.
-    feature : the feature of each hole.
+    feature, row : the feature of each hole, and which of the sorted rows has it.
     runs : runs of these rows with one number of holes.
     """
 
@@ -167,6 +167,7 @@ class _Holes:
     values: Float
     place: Int
     feature: Int
+    row: Int
     runs: tuple[_Run, ...]
 
     @classmethod
@@ -180,12 +181,13 @@ class _Holes:
         kept, rows = np.sort(order[:first]), order[first:]
         runs = tuple(_runs(missing, rows, codes[:, first:], k))
         features = [np.take(run.features, run.pattern, axis=1) for run in runs]
-        columns = [np.arange(run.rows.start, run.rows.stop) for run in runs]
-        place = np.concatenate([(f * len(rows) + c).ravel() for f, c in zip(features, columns, strict=True)])
+        row = np.concatenate([np.tile(np.arange(run.rows.start, run.rows.stop), len(run.features)) for run in runs])
+        feature = np.concatenate([f.ravel() for f in features])
+        place = feature * len(rows) + row
         values = np.ascontiguousarray(np.take(chunk.rows, rows, axis=0).T, np.float64)
         values.reshape(-1)[place] = 0.0
         complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
-        return cls(complete, kept, rows, values, place, np.concatenate([f.ravel() for f in features]), runs)
+        return cls(complete, kept, rows, values, place, feature, row, runs)
 
 
 def _codes(missing: Array) -> Float:
@@ -222,11 +224,13 @@ class _Conditional:
 
     Attributes
     ----------
+    about : (d, m) values about the reference that components share, scaled; holes hold anything.
     offset : (holes, k) conditional means less the means, scaled.
     inverses : C of each run, None where it is to be computed again.
     """
 
     log_prob: Float
+    about: Float
     offset: Float
     inverses: tuple[Float | None, ...]
 
@@ -291,18 +295,19 @@ class _MatrixHoles(HolesKernel):
         n, x, xx = self.kernel.moments(holes.complete, np.take(resp, holes.kept, axis=1))
         share = np.asarray(np.take(resp, holes.rows, axis=1), np.float64)
         first, second = np.empty(self.means.shape), self._covariance(holes, found, share)
-        for component, weight in enumerate(share):
-            u = self._about(chunk, self.kernel.reference[component])
-            u.reshape(-1)[holes.place] = self.kernel.delta[component, holes.feature] + found.offset[:, component]
-            first[component] = u @ weight
-            u *= np.sqrt(weight)
+        expected = found.offset.T + np.take(self.kernel.delta, holes.feature, axis=1)
+        u = chunk.scratch.empty("weighted", holes.values.shape)
+        for component, root in enumerate(np.sqrt(share)):
+            np.multiply(self._about(chunk, component, found.about), root, out=u)
+            u.reshape(-1)[holes.place] = expected[component] * np.take(root, holes.row)
+            first[component] = u @ root
             second[component % len(second)] += u @ u.T
         return n + share.sum(axis=1), x + first, xx + self._shaped(second)
 
     def impute(self, chunk: Chunk, resp: Array) -> Float:
         holes, found = self._holes(chunk), self._conditional(chunk)
         expected = self.means[:, holes.feature] + found.offset.T / self.scale[holes.feature]
-        row = holes.rows[holes.place % len(holes.rows)]
+        row = holes.rows[holes.row]
         out = np.array(chunk.rows, np.float64)
         out[row, holes.feature] = (np.take(resp, row, axis=1) * expected).sum(axis=0)
         return out
@@ -322,16 +327,17 @@ class _MatrixHoles(HolesKernel):
         holes, k = self._holes(chunk), len(self.means)
         log_prob = chunk.scratch.empty("log_prob of holes", (k, len(holes.rows)))
         g = chunk.scratch.empty("g", (len(holes.place), k))
-        product = chunk.scratch.empty("L z", holes.values.shape)
-        for component, mean in enumerate(self.means):
-            z = self._about(chunk, mean)
+        z, product = (chunk.scratch.empty(name, holes.values.shape) for name in ("z", "L z"))
+        about = self._scaled(chunk, self.kernel.shift, "about")
+        for component, delta in enumerate(self.kernel.delta):
+            np.subtract(self._about(chunk, component, about), delta[:, None], out=z)
             z.reshape(-1)[holes.place] = 0.0
             np.matmul(self.precision[component % len(self.precision)], z, out=product)
             np.einsum("dn,dn->n", z, product, out=log_prob[component])
             g[:, component] = np.take(product, holes.place)
         log_prob *= -0.5
         log_prob += self.kernel.peak[:, None]
-        return _Conditional(log_prob, g, tuple(self._condition_runs(holes, log_prob, g)))
+        return _Conditional(log_prob, about, g, tuple(self._condition_runs(holes, log_prob, g)))
 
     def _condition_runs(self, holes: _Holes, log_prob: Float, g: Float) -> Iterator[Float | None]:
         """Turn g into conditional offsets and complete the log densities, run by run; yield the inverses to keep."""
@@ -362,10 +368,16 @@ class _MatrixHoles(HolesKernel):
     def _component_last(self) -> Float:
         return np.ascontiguousarray(self.precision.transpose(1, 2, 0))
 
-    def _about(self, chunk: Chunk, point: Float) -> Float:
-        """Return (x - point) * scale of the rows with holes, (d, m); holes hold anything."""
+    def _about(self, chunk: Chunk, component: int, shared: Float) -> Float:
+        """Return the values about a component's reference, which is most often the one that components share."""
+        if component not in self.kernel.own:
+            return shared
+        return self._scaled(chunk, self.kernel.reference[component], "about own")
+
+    def _scaled(self, chunk: Chunk, point: Float, name: str) -> Float:
+        """Return (x - point) * scale of the rows with holes, (d, m), in the scratch; holes hold anything."""
         values = self._holes(chunk).values
-        out = chunk.scratch.empty("about", values.shape)
+        out = chunk.scratch.empty(name, values.shape)
         np.subtract(values, point[:, None], out=out)
         if self.kernel.scale is not None:
             out *= self.scale[:, None]
