@@ -93,13 +93,6 @@ lower_bounds_, n_features_in_
 
     missing: str = "raise"
 
-    def impute(self, X: Any) -> Any:
-        """Return X (n, d) with the conditional means of missing values given those present in the place of NaN.
-
-        Needs a mixture fitted with ``missing="nan"``.
-        """
-        return self._rows(X, "imputed", self.n_components)
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = self.missing == "nan"
