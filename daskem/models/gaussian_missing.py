@@ -227,12 +227,14 @@ class _Conditional:
     about : (d, m) values about the reference that components share, scaled; holes hold anything.
     offset : (holes, k) conditional means less the means, scaled.
     inverses : C of each run, None where it is to be computed again.
+    peaks : (patterns, k) of each run, what log densities at the mean are more than those of rows without holes.
     """
 
     log_prob: Float
     about: Float
     offset: Float
     inverses: tuple[Float | None, ...]
+    peaks: tuple[Float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +258,24 @@ class HolesKernel(ABC):
         """Return log p(values present | component) as (k, n), in the scratch of the chunk."""
 
     @abstractmethod
-    def moments(self, chunk: Chunk, resp: Array) -> Moments:
-        """Return the expected n (k,), x (k, d) and xx of the rows under `resp` (k, n), as `Kernel.moments` has them."""
+    def log_peak(self, chunk: Chunk) -> Float:
+        """Return the log densities that the rows would have if all that is present were at the mean, (k, n)."""
+
+    def squared_distances(self, chunk: Chunk) -> Array:
+        """Return Mahalanobis' distances squared of the values present, (k, n), in the scratch of the chunk."""
+        out = self.log_prob(chunk)
+        out -= self.log_peak(chunk)
+        out *= -2
+        # Rounding takes rows near a mean below zero.
+        return np.maximum(out, 0, out=out)
+
+    @abstractmethod
+    def moments(self, chunk: Chunk, resp: Array, spread: Array | None = None) -> Moments:
+        """Return the expected n (k,), x (k, d) and xx of the rows under `resp` (k, n), as `Kernel.moments` has them.
+
+        `spread` (k, n) are the weights of the conditional covariances, where these are others: in a scale mixture the
+        weight that a row has in `resp` divides its covariance, and leaves the product as it was.
+        """
 
     @abstractmethod
     def impute(self, chunk: Chunk, resp: Array) -> Float:
@@ -290,11 +308,19 @@ class _MatrixHoles(HolesKernel):
         out[:, holes.rows] = self._conditional(chunk).log_prob
         return out
 
-    def moments(self, chunk: Chunk, resp: Array) -> Moments:
+    def log_peak(self, chunk: Chunk) -> Float:
+        holes, found = self._holes(chunk), self._conditional(chunk)
+        out = np.repeat(self.kernel.peak[:, None], len(chunk), axis=1)
+        for run, peak in zip(holes.runs, found.peaks, strict=True):
+            out[:, holes.rows[run.rows]] += np.take(peak, run.pattern, axis=0).T
+        return out
+
+    def moments(self, chunk: Chunk, resp: Array, spread: Array | None = None) -> Moments:
         holes, found = self._holes(chunk), self._conditional(chunk)
         n, x, xx = self.kernel.moments(holes.complete, np.take(resp, holes.kept, axis=1))
         share = np.asarray(np.take(resp, holes.rows, axis=1), np.float64)
-        first, second = np.empty(self.means.shape), self._covariance(holes, found, share)
+        loose = share if spread is None else np.asarray(np.take(spread, holes.rows, axis=1), np.float64)
+        first, second = np.empty(self.means.shape), self._covariance(holes, found, loose)
         expected = found.offset.T + np.take(self.kernel.delta, holes.feature, axis=1)
         u = chunk.scratch.empty("weighted", holes.values.shape)
         for component, root in enumerate(np.sqrt(share)):
@@ -337,10 +363,11 @@ class _MatrixHoles(HolesKernel):
             g[:, component] = np.take(product, holes.place)
         log_prob *= -0.5
         log_prob += self.kernel.peak[:, None]
-        return _Conditional(log_prob, about, g, tuple(self._condition_runs(holes, log_prob, g)))
+        runs = list(self._condition_runs(holes, log_prob, g))
+        return _Conditional(log_prob, about, g, tuple(inverse for inverse, _ in runs), tuple(peak for _, peak in runs))
 
-    def _condition_runs(self, holes: _Holes, log_prob: Float, g: Float) -> Iterator[Float | None]:
-        """Turn g into conditional offsets and complete the log densities, run by run; yield the inverses to keep."""
+    def _condition_runs(self, holes: _Holes, log_prob: Float, g: Float) -> Iterator[tuple[Float | None, Float]]:
+        """Turn g into conditional offsets and complete the log densities, run by run; yield inverses and peaks."""
         precision = self._component_last()
         constant = 0.5 * LOG_2PI - np.log(self.scale)
         kept = 0
@@ -353,7 +380,7 @@ class _MatrixHoles(HolesKernel):
             log_prob[:, run.rows] += gain.T
             np.negative(offset, out=gradient)
             kept += inverse.size
-            yield inverse if kept <= KEPT_NUMBERS else None
+            yield (inverse if kept <= KEPT_NUMBERS else None), peak
 
     def _covariance(self, holes: _Holes, found: _Conditional, share: Float) -> Float:
         """Return the sum over rows of share (k, m) times the conditional covariance, shaped as the precision."""
@@ -395,14 +422,16 @@ class _DiagonalHoles(HolesKernel):
 
     def log_prob(self, chunk: Chunk) -> Array:
         out = chunk.scratch.empty("log_prob with holes", (len(self.means), len(chunk)))
-        peak = np.log(self.scale) + 0.5 * (np.log(self.precision) - LOG_2PI)
         linear = self.precision * self.kernel.delta
-        natural = np.hstack([peak - 0.5 * linear * self.kernel.delta, linear, -0.5 * self.precision])
+        natural = np.hstack([self._peak - 0.5 * linear * self.kernel.delta, linear, -0.5 * self.precision])
         for point, members in self._points():
             out[members] = natural[members] @ self._features(chunk, point)
         return out
 
-    def moments(self, chunk: Chunk, resp: Array) -> Moments:
+    def log_peak(self, chunk: Chunk) -> Float:
+        return np.asarray(self._peak @ ~np.isnan(chunk.rows.T), np.float64)
+
+    def moments(self, chunk: Chunk, resp: Array, spread: Array | None = None) -> Moments:
         k, d = self.means.shape
         resp = np.asarray(resp, np.float64)
         sums = np.empty((k, 3 * d))
@@ -411,11 +440,17 @@ class _DiagonalHoles(HolesKernel):
         n = resp.sum(axis=1)
         seen, x, xx = sums[:, :d], sums[:, d : 2 * d], sums[:, 2 * d :]
         lack, delta = n[:, None] - seen, self.kernel.delta
-        xx = xx + lack * (delta * delta + 1.0 / self.precision)
+        loose = lack if spread is None else np.asarray(spread, np.float64) @ np.isnan(chunk.rows)
+        xx = xx + lack * delta * delta + loose / self.precision
         return n, x + lack * delta, xx if self.kernel.covariance == "diag" else xx.sum(axis=1)
 
     def impute(self, chunk: Chunk, resp: Array) -> Float:
         return np.where(np.isnan(chunk.rows), resp.T @ self.means, chunk.rows)
+
+    @property
+    def _peak(self) -> Float:
+        """Log densities of each feature at the mean, (k, d)."""
+        return np.asarray(np.log(self.scale) + 0.5 * (np.log(self.precision) - LOG_2PI), np.float64)
 
     def _points(self) -> Iterator[tuple[Float, Any]]:
         """Yield the reference points and which components are about each."""
