@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,18 +15,21 @@ import numpy as np
 
 from daskem.algorithms import AnyOf, Auto, Gain, MaxPasses
 from daskem.core import Algorithm, Event, HasMemory, Model, Params, StepInfo, StopRule, objective_kind, require
-from daskem.data import check_unchanged, open_dataset, stamps
+from daskem.data import Dataset, check_unchanged, open_dataset, stamps
 from daskem.engine import (
     CompressedProblem,
     DataProblem,
     Engine,
+    LeftOut,
     Plan,
     check_compress,
+    check_on_bad_unit,
     compressed,
     one_blas_thread,
     start_engine,
+    without_bad_units,
 )
-from daskem.errors import OptionError
+from daskem.errors import DaskEMWarning, OptionError
 from daskem.persist import SavedRun
 from daskem.runs import begin, last_objective, open_checkpoints, run_all
 from daskem.starts import check_init_sample, check_rows, check_side_columns, components_of, draw_start
@@ -53,6 +57,7 @@ class FitResult:
         distinct rows where these took their place.
     objectives : last objective of each start.
     patterns : distinct rows that took the place of all, found in one pass over the data; None if all rows were used.
+    left_out : rows that could not be used, and that the fit did without (``on_bad_unit="skip"``).
     """
 
     model: Model
@@ -65,6 +70,7 @@ class FitResult:
     passes: float
     objectives: tuple[float, ...]
     patterns: int | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def objective(self) -> float:
@@ -113,6 +119,7 @@ class FitResult:
             "reason": self.reason,
             "seconds": self.seconds,
             "events": self.repairs(),
+            "left_out": [asdict(run) for run in self.left_out],
             "plan": self.plan.as_dict(),
         }
 
@@ -136,6 +143,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: float = 60.0,
     resume: str = "auto",
+    on_bad_unit: str = "raise",
     **source: Any,
 ) -> FitResult:
     """Fit `model` to `data`, wherever the data are and wherever Dask runs.
@@ -163,6 +171,8 @@ def fit(
     checkpoint_interval : seconds between commits, 0 for one after every step. There is one more at the beginning, at
         the end, and when the fit is interrupted.
     resume : ``"auto"`` to go on from a checkpoint if there is one, ``"must"`` to insist, ``"never"`` to replace it.
+    on_bad_unit : ``"raise"`` to refuse data of which a chunk is missing, damaged or not finite; ``"skip"`` to find such
+        chunks in a pass of their own, and to fit what is left: the result says what was left out.
     **source : ``columns``, ``rows``, ``array``, ``allow_missing``: see `daskem.data.open_source`.
 
     Returns
@@ -185,7 +195,9 @@ def fit(
     starts = _given_starts(params)
     check_init_sample(init_sample)
     check_compress(compress, model)
-    dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
+    check_on_bad_unit(on_bad_unit, source.get("allow_missing"))
+    source |= {"sample_weight": sample_weight, "y": y}
+    dataset, left_out = (_usable if on_bad_unit == "skip" else _whole)(data, source, model, memory_limit)
     n_starts = len(starts) if starts else _positive("n_init", n_init)
     check_rows(dataset, components_of(model))
     check_side_columns(dataset, model, memory_limit)
@@ -214,7 +226,26 @@ def fit(
         runs = run_all(
             algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
         )
-    return _result(model, problem, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
+    result = _result(model, problem, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
+    return replace(result, left_out=left_out)
+
+
+def _whole(data: Any, source: dict[str, Any], model: Model, memory_limit: Any) -> tuple[Dataset, tuple[LeftOut, ...]]:
+    return open_dataset(data, **source), ()
+
+
+def _usable(data: Any, source: dict[str, Any], model: Model, memory_limit: Any) -> tuple[Dataset, tuple[LeftOut, ...]]:
+    """Return the data less what cannot be used, and warn of that."""
+    opened = open_dataset(data, **{**source, "allow_missing": None})
+    usable, left_out = without_bad_units(opened, model, memory_limit)
+    if left_out:
+        warnings.warn(
+            f"{opened.rows.name}: {sum(map(len, left_out))} of {opened.n_rows} rows are left out, in {len(left_out)} "
+            f"place(s); the first, {left_out[0].where}: {left_out[0].why}",
+            DaskEMWarning,
+            stacklevel=3,
+        )
+    return usable, left_out
 
 
 def _result(model: Model, problem: DataProblem, plan: Plan, runs: Sequence[SavedRun], seconds: float) -> FitResult:

@@ -18,6 +18,7 @@ from daskem.cli.options import (
     EngineOptions,
     ReportOptions,
     checkpoint_options,
+    fit_data_options,
     fit_engine_options,
     labelled_options,
     overwrite_option,
@@ -71,7 +72,7 @@ def _fit_command(name: str, kind: Kind) -> click.Command:
         _fit(spec, **others)
 
     output = click.option("-o", "--output", required=True, type=click.Path(), help="Model file to write.")
-    decorated = labelled_options(
+    decorated = fit_data_options(
         _own(kind, output(overwrite_option(fit_engine_options(checkpoint_options(report_options(command))))))
     )
     told = f"Fit {kind.title} to DATA: {_DATA}"
@@ -120,6 +121,7 @@ def run_fit(
     compress: str = "auto",
     memory_limit: Any = None,
     kept: CheckpointOptions | None = None,
+    on_bad_unit: str = "raise",
     quiet: bool = False,
 ) -> FitResult:
     """Fit what `spec` says to `data`, showing progress on standard error."""
@@ -151,6 +153,7 @@ def run_fit(
             cache=cache,
             compress=compress,
             memory_limit=memory_limit,
+            on_bad_unit=on_bad_unit,
             **asdict(kept or CheckpointOptions()),
         )
 
@@ -182,6 +185,7 @@ def _fit(
             compress=where.compress,
             memory_limit=where.memory_limit,
             kept=kept,
+            on_bad_unit=source.on_bad_unit,
             quiet=report.quiet,
         )
     if not result.converged:
@@ -225,6 +229,9 @@ def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
         f"{objective_kind(result.model, spec.kind.objective_name)} {result.objective:.8g} {spec.kind.unit}",
         f"{duration(result.seconds)} in all, {duration(steps)} in {result.passes:.4g} passes ({rate:.3g}M rows/s)",
     ]
+    if result.left_out:
+        rows, places = sum(map(len, result.left_out)), len(result.left_out)
+        lines.append(f"{rows:,} rows in {places} place(s) could not be used and were left out")
     if result.patterns is not None:
         lines.append(f"{result.patterns:,} of {data.n_rows:,} rows are distinct; each step took these alone")
     if result.events:

@@ -15,7 +15,7 @@ import click
 from daskem.cli.app import warnings_only
 from daskem.data import Dataset, open_dataset
 from daskem.data.selection import NameOrIndex
-from daskem.engine import CACHE_MODES, COMPRESS_MODES, parse_bytes
+from daskem.engine import CACHE_MODES, COMPRESS_MODES, ON_BAD_UNIT, check_on_bad_unit, parse_bytes
 from daskem.engine.cluster import connect
 from daskem.errors import OptionError
 from daskem.persist import RESUME
@@ -119,9 +119,11 @@ class DataOptions:
     allow_missing: bool = False
     weights: str | None = None
     labels: str | None = None
+    on_bad_unit: str = "raise"
 
     def open(self) -> Dataset:
         """Open the rows; reads metadata only."""
+        check_on_bad_unit(self.on_bad_unit, self.allow_missing)
         return open_dataset(
             self.data,
             sample_weight=self.weights,
@@ -129,7 +131,8 @@ class DataOptions:
             array=self.array,
             columns=self._columns(),
             rows=self.rows,
-            allow_missing=self.allow_missing,
+            # What is left out, the fit looks for itself.
+            allow_missing=None if self.on_bad_unit == "skip" else self.allow_missing,
         )
 
     def _columns(self) -> list[str] | None:
@@ -183,11 +186,18 @@ _DATA = (
     click.option("--allow-missing", is_flag=True, help="Read chunks that a Zarr store lacks as its fill value."),
 )
 _WEIGHTS = click.option("--weights", metavar="PATH", help="One weight for each row, not negative.")
+_ON_BAD_UNIT = click.option(
+    "--on-bad-unit",
+    type=click.Choice(ON_BAD_UNIT),
+    default="raise",
+    help="Refuse missing, damaged or not finite chunks, or fit what is left.",
+)
 _LABELS = click.option("--labels", metavar="PATH", help="Component of each row, -1 if unknown; or probabilities.")
 
 data_options = as_one("source", DataOptions, *_DATA)
 weight_options = as_one("source", DataOptions, *_DATA, _WEIGHTS)
 labelled_options = as_one("source", DataOptions, *_DATA, _WEIGHTS, _LABELS)
+fit_data_options = as_one("source", DataOptions, *_DATA, _WEIGHTS, _LABELS, _ON_BAD_UNIT)
 optional_data_options = as_one(
     "source", DataOptions, click.argument("data", required=False), *_DATA[1:], _WEIGHTS, _LABELS
 )

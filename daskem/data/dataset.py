@@ -215,11 +215,13 @@ def open_dataset(x: Any, *, sample_weight: Any = None, y: Any = None, **options:
         if given:
             raise OptionError(f"{', '.join(given)} cannot be added to a data set that is open. Give it when opening.")
         return x
-    rows = options.get("rows")
+    aside: dict[str, Any] = {"rows": options.get("rows")}
+    if options.get("allow_missing", False) is None:
+        aside["allow_missing"] = None
     data = Dataset(
         open_source(x, **options),
-        None if sample_weight is None else open_source(sample_weight, what="sample_weight", ndim=1, rows=rows),
-        None if y is None else open_source(y, what="labels (y)", ndim=None, rows=rows),
+        None if sample_weight is None else open_source(sample_weight, what="sample_weight", ndim=1, **aside),
+        None if y is None else open_source(y, what="labels (y)", ndim=None, **aside),
     )
     for what, source in (("sample_weight", data.weight), ("labels (y)", data.labels)):
         if source is not None and source.shape[0] != data.n_rows:

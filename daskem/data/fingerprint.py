@@ -15,6 +15,7 @@ from zarr.storage import FsspecStore
 
 from daskem.data.dataset import Dataset
 from daskem.data.integrity import listing
+from daskem.data.remaining import Remaining
 from daskem.data.source import Source
 from daskem.data.zarr_source import ZarrSource
 from daskem.errors import DataError
@@ -63,6 +64,8 @@ def check_unchanged(data: Dataset, before: Mapping[str, Stamps]) -> None:
 
 
 def _describe(source: Source) -> dict[str, Any]:
+    if isinstance(source, Remaining):
+        return {**_describe(source.whole), "kept": [list(run) for run in source.runs]}
     selection = getattr(source, "selection", None)
     return {
         "shape": list(source.shape),
@@ -91,7 +94,8 @@ def _content(source: Source) -> str | None:
 
 
 def _stamps(source: Source) -> dict[str, str]:
-    return {key: stamp for key, stamp in _objects(source) if os.path.basename(key) not in METADATA}
+    stored = source.whole if isinstance(source, Remaining) else source
+    return {key: stamp for key, stamp in _objects(stored) if os.path.basename(key) not in METADATA}
 
 
 def _objects(source: Source) -> Iterator[tuple[str, str]]:

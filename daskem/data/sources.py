@@ -39,7 +39,7 @@ def open_source(
     columns: Iterable[int | str] | int | str | None = None,
     rows: slice | None = None,
     array: str | None = None,
-    allow_missing: bool = False,
+    allow_missing: bool | None = False,
     what: str = "data",
     ndim: int | None = 2,
 ) -> Source:
@@ -54,7 +54,8 @@ def open_source(
         attribute ``columns``.
     rows : slice of step 1; all by default.
     array : name of the array in a Zarr group or of the dataset in an HDF5 file.
-    allow_missing : read chunks that a Zarr store lacks as its fill value instead of refusing them.
+    allow_missing : read chunks that a Zarr store lacks as its fill value instead of refusing them. None: do not look
+        for any; the caller does.
     what : what errors call the data.
     ndim : 1 for weights, (n,) or (n, 1), served as one column; None for labels, (n,) or (n, k).
 
@@ -78,7 +79,7 @@ def open_source(
         if array is not None:
             raise OptionError(f"array={array!r} has a meaning for Zarr groups and HDF5 files only. Leave it out.")
         source = _open_object(x, columns, rows, what, ndim)
-    if isinstance(source, ZarrSource):
+    if isinstance(source, ZarrSource) and allow_missing is not None:
         check_missing(source, allow_missing)
     return cast(Source, source)
 

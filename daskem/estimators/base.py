@@ -50,7 +50,7 @@ class OutOfCoreEstimator(_Fitted):
         which it would fit noise.
     max_iter : most passes over the data; with batch EM, which makes one a step, as in scikit-learn.
     algorithm : a name in `daskem.algorithms.ALGORITHMS`, or a `daskem.core.Algorithm`.
-    init_sample, cache, memory_limit : see `daskem.fit`.
+    init_sample, cache, memory_limit, on_bad_unit : see `daskem.fit`.
     max_seconds : wall-clock budget, or None.
     """
 
@@ -64,6 +64,7 @@ class OutOfCoreEstimator(_Fitted):
     max_seconds: float | None = None
     cache: str = "auto"
     memory_limit: Any = None
+    on_bad_unit: str = "raise"
 
     def _dataset(
         self, X: Any, *, sample_weight: Any = None, y: Any = None, reset: bool = False, least: int = 1
@@ -80,7 +81,9 @@ class OutOfCoreEstimator(_Fitted):
         elif reset and hasattr(self, "feature_names_in_"):
             # Names of the data frame of an earlier fit say nothing of this store.
             del self.feature_names_in_
-        data = open_dataset(X, sample_weight=sample_weight, y=y)
+        # What `fit` leaves out, it looks for itself.
+        allow_missing = None if reset and self.on_bad_unit == "skip" else False
+        data = open_dataset(X, sample_weight=sample_weight, y=y, allow_missing=allow_missing)
         if reset:
             self._online = None
             self.n_features_in_ = data.n_features
@@ -130,6 +133,7 @@ class OutOfCoreEstimator(_Fitted):
             seed=self._seed(),
             cache=self.cache,
             memory_limit=self.memory_limit,
+            on_bad_unit=self.on_bad_unit,
         )
         if not result.converged:
             warnings.warn(
