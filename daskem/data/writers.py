@@ -20,8 +20,8 @@ from zarr.codecs import ZstdCodec
 from daskem.core import Array
 from daskem.data.integrity import absent, describe
 from daskem.data.retry import retrying
-from daskem.data.source import Source
-from daskem.data.zarr_source import STATUS
+from daskem.data.source import Source, check_there
+from daskem.data.zarr_source import METADATA, STATUS
 from daskem.errors import ContractError, DataError, OptionError
 
 __all__ = ["Output", "check_apart", "check_new_output", "create_output", "stored_grid"]
@@ -64,6 +64,8 @@ class Output:
             If the store does not take the chunk.
         """
         stop = start + self._check_write(start, values)
+        # Zarr would make a directory of its own on a machine that does not see this one.
+        check_there(f"output {self.url}", os.path.join(self.url, METADATA[3]))
         for name, value in values.items():
             try:
                 retrying(partial(self.arrays[name].__setitem__, slice(start, stop), value), self.url)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+import platform
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,14 +27,16 @@ from daskem.data.selection import (
     next_multiple,
     select,
 )
-from daskem.data.source import without_password
+from daskem.data.source import check_there, without_password
 from daskem.errors import DataError, OptionError
 
-__all__ = ["STATUS", "ZarrSource", "open_zarr", "resolve"]
+__all__ = ["METADATA", "STATUS", "ZarrSource", "open_zarr", "resolve"]
 
 logger = logging.getLogger("daskem")
 
 STATUS = "daskem:status"
+# Where Zarr keeps what it must know of an array, by format.
+METADATA = {2: ".zarray", 3: "zarr.json"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,7 @@ class ZarrSource(Rows):
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``; a chunk that cannot be decoded raises DataError with its coordinates."""
+        self._check_there()
         try:
             return self._read(start, stop)
         except MemoryError:
@@ -112,6 +117,31 @@ class ZarrSource(Rows):
     def _direct(self) -> bool:
         """Whether what zarr returns needs no copy to be what `read` returns."""
         return self.array.dtype == self.dtype and self.array.order == "C" and is_direct(self.selection, self.runs)
+
+    def _check_there(self) -> None:
+        """Refuse a directory or bucket that this machine does not see: Zarr would give fill values for all its rows."""
+        store, path = self.array.store, self.array.path
+        if isinstance(store, LocalStore):
+            # Beside the chunks, so that an empty directory where nothing is mounted does not pass for the array.
+            check_there(self.name, os.path.join(store.root, path, METADATA[self.array.metadata.zarr_format]))
+        elif not self._opens:
+            raise DataError(
+                f"{self.name}: the store has no array there any more, or not for {platform.node()}. Give all workers "
+                "the same endpoint and credentials in their environment."
+            )
+
+    @cached_property
+    def _opens(self) -> bool:
+        """Whether this process finds the array in its store; asked once, for it may be a request to a server."""
+        try:
+            retrying(lambda: zarr.open_array(self.array.store_path, mode="r"), self.name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What this process found need not hold for the one that the source is sent to.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def _read(self, start: int, stop: int) -> Array:
         # One call for a whole run: zarr overlaps its chunks, 1.5-2 times as fast as one call a chunk. Its settings are
