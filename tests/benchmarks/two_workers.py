@@ -1,4 +1,4 @@
-"""A store larger than all workers together: memory of each, and whether Dask had to spill, pause or restart (README.md)."""
+"""A store larger than both workers: memory of each, and whether Dask had to spill, pause or restart (README.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 from distributed import Client, LocalCluster
-from measure import peak_rss, parser, seconds, start, temporary
+from measure import parser, peak_rss, seconds, start, temporary
 from stores import make_store
 
 import daskem
