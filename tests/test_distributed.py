@@ -278,9 +278,12 @@ def test_workers_hold_no_more_of_a_sample_than_they_have_room_for(client, store,
     engine = start_engine(open_dataset(store), MODEL, cache="none")
     together = []
     compute_all = Executor.compute_all
-    monkeypatch.setattr(
-        Executor, "compute_all", lambda self, nodes, slots: together.append(len(nodes)) or compute_all(self, nodes, slots)
-    )
+
+    def note(self, nodes, slots):
+        together.append(len(nodes))
+        return compute_all(self, nodes, slots)
+
+    monkeypatch.setattr(Executor, "compute_all", note)
     rows = [draw_sample(engine, 3_000, missing=False).rows.read(0, 3_000)]
     one_unit = engine.plan.sizes.sample_bytes(3_000) // len(engine.plan.units)
     tight = dataclasses.replace(engine.plan, limit=engine.plan.peak + 3 * one_unit)

@@ -12,7 +12,7 @@ import numpy as np
 from daskem.core import Array
 from daskem.errors import DataError
 
-__all__ = ["Source", "check_there", "without_password"]
+__all__ = ["Source", "check_there", "remedy", "without_password"]
 
 # A user and password within a URL, or where a file system has made a path of one.
 SECRET = re.compile(r"(?<=://)[^/@\s]+@|(?<=/)[^/@\s:]+:[^/@\s]+@")
@@ -21,6 +21,16 @@ SECRET = re.compile(r"(?<=://)[^/@\s]+@|(?<=/)[^/@\s:]+:[^/@\s]+@")
 def without_password(text: str) -> str:
     """Return `text` without the users and passwords of the URLs in it: names are logged, saved and shown."""
     return SECRET.sub("", text)
+
+
+def remedy(where: object) -> str:
+    """Return what to look at when a store does not let in whoever asks; servers say little about the reason."""
+    if "://" not in str(where):
+        return ""
+    return (
+        " Look whether the credentials and the endpoint in the environment are those of this store, are not expired, "
+        "and allow it."
+    )
 
 
 def check_there(name: str, path: str) -> None:

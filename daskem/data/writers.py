@@ -20,7 +20,7 @@ from zarr.codecs import ZstdCodec
 from daskem.core import Array
 from daskem.data.integrity import absent, describe
 from daskem.data.retry import retrying
-from daskem.data.source import Source, check_there
+from daskem.data.source import Source, check_there, remedy
 from daskem.data.zarr_source import METADATA, STATUS
 from daskem.errors import ContractError, DataError, OptionError
 
@@ -189,7 +189,9 @@ def create_output(
             for name, (row, dtype) in arrays.items()
         }
     except OSError as error:
-        raise OptionError(f"cannot write to {where}: {error}. Choose a place that can be written to.") from error
+        raise OptionError(
+            f"cannot write to {where}: {error}. Choose a place that can be written to.{remedy(where)}"
+        ) from error
     return Output(where, group, made, n_rows, chunk_rows)
 
 
@@ -246,4 +248,4 @@ def _existing(where: str) -> zarr.Group | None:
             f"{where} exists and is not an output of daskem. Choose another place, or remove it first."
         ) from error
     except Exception as error:
-        raise OptionError(f"cannot write to {where}: {type(error).__name__}: {error}") from error
+        raise OptionError(f"cannot write to {where}: {type(error).__name__}: {error}.{remedy(where)}") from error

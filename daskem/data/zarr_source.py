@@ -27,7 +27,7 @@ from daskem.data.selection import (
     next_multiple,
     select,
 )
-from daskem.data.source import check_there, without_password
+from daskem.data.source import check_there, remedy, without_password
 from daskem.errors import DataError, OptionError
 
 __all__ = ["METADATA", "STATUS", "ZarrSource", "open_zarr", "resolve"]
@@ -240,7 +240,8 @@ def _open_node(x: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.Grou
     except FileNotFoundError as error:
         raise _absent(where) from error
     except Exception as error:
-        raise DataError(f"cannot open {where} as a Zarr store: {type(error).__name__}: {error}") from error
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"cannot open {where} as a Zarr store: {why}.{remedy(where)}") from error
 
 
 def _absent(where: str | Store) -> DataError:
