@@ -22,14 +22,20 @@ import pytest
 import zarr
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from zarr.storage import ObjectStore
 
 import daskem
 from daskem.cli import main
+from daskem.cli.own import KNOWN
 from daskem.data import open_dataset
+from daskem.data.fingerprint import check_unchanged, fingerprint, stamps
 from daskem.data.retry import retrying
 from daskem.engine.executor import Executor
+from daskem.errors import DataError, OptionError
 from daskem.generate import generate_mixture
 from daskem.models import Gaussian, Mixture
+from daskem.persist import load_model
+from daskem.predict import predict_to_store
 from daskem.testing.trial import bits
 
 SECRET = "a-secret-that-must-not-travel"
@@ -393,3 +399,47 @@ def test_the_secret_is_in_no_graph_checkpoint_or_report(bucket, tmp_path, monkey
     assert len(places) >= 3
     for place, content in {**places, "the graphs": b"".join(sent)}.items():
         assert SECRET.encode() not in content, f"the secret is in {place}"
+
+
+@pytest.fixture
+def objects(bucket):
+    """Return a function that opens a place in the bucket with obstore, whose settings are those of the environment."""
+    obstore = pytest.importorskip("obstore.store")
+    name = bucket.removeprefix("s3://")
+    options = {"client_options": {"allow_http": True}}
+    return lambda prefix, **more: ObjectStore(obstore.S3Store(name, prefix=prefix, **options), **more)
+
+
+@pytest.mark.s3
+def test_an_open_store_of_obstore_is_read_and_written_as_by_url(bucket, objects, tmp_path):
+    model, _ = fit_and_predict(bucket, tmp_path, "labels")
+    store = objects("data.zarr")
+    data, by_url = open_dataset(store), open_dataset(f"{bucket}/data.zarr")
+    assert data.rows.name == by_url.rows.name == f"Zarr array {bucket}/data.zarr[x]"
+    assert data.rows.location == by_url.rows.location
+    assert fingerprint(data) == fingerprint(by_url)
+    options = {"seed": 0, "checkpoint": tmp_path / "kept"}
+    result = daskem.fit(Mixture(Gaussian(), 2), store, **options)
+    assert bits(result.params) == bits(daskem.fit(Mixture(Gaussian(), 2), f"{bucket}/data.zarr", seed=0).params)
+    fitted = load_model(model, KNOWN)
+    predict_to_store(fitted.model, fitted.params, data, objects("written.zarr"), ["labels"], 2)
+    expected = zarr.open_group(f"{bucket}/labels.zarr", mode="r")["labels"][:]
+    np.testing.assert_array_equal(zarr.open_group(f"{bucket}/written.zarr", mode="r")["labels"][:], expected)
+    assert SECRET.encode() not in pickle.dumps(data.rows)
+    with pytest.raises(OptionError, match="exists already"):
+        predict_to_store(fitted.model, fitted.params, data, objects("written.zarr"), ["labels"], 2)
+    with pytest.raises(OptionError, match="one inside the other"):
+        predict_to_store(fitted.model, fitted.params, data, objects("data.zarr/x"), ["labels"], 2, overwrite=True)
+
+
+@pytest.mark.s3
+def test_a_chunk_that_obstore_does_not_find_or_that_was_written_anew_is_seen(bucket, objects):
+    store = objects("data.zarr")
+    before = stamps(open_dataset(store))
+    array = zarr.open_group(objects("data.zarr"), mode="r+")["x"]
+    array[500:1_000] = array[500:1_000] + 1.0
+    with pytest.raises(DataError, match=r"was written to while it was fitted: .*c/1/0"):
+        check_unchanged(open_dataset(store), before)
+    store.store.delete("x/c/3/0")
+    with pytest.raises(DataError, match=r"1 of 8 chunks are not in the store: \(3, 0\)"):
+        open_dataset(store)

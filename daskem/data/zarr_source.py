@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
 from daskem.core import Array
 from daskem.data.retry import retrying
@@ -30,11 +30,13 @@ from daskem.data.selection import (
 from daskem.data.source import check_there, remedy, without_password
 from daskem.errors import DataError, OptionError
 
-__all__ = ["METADATA", "STATUS", "ZarrSource", "open_zarr", "resolve"]
+__all__ = ["METADATA", "STATUS", "ZarrSource", "location_in", "open_zarr", "resolve"]
 
 logger = logging.getLogger("daskem")
 
 STATUS = "daskem:status"
+# Kinds of buckets, as obstore calls them and as URLs do.
+BUCKETS = {"S3Store": "s3", "GCSStore": "gs"}
 # Where Zarr keeps what it must know of an array, by format.
 METADATA = {2: ".zarray", 3: "zarr.json"}
 
@@ -59,14 +61,7 @@ class ZarrSource(Rows):
     @property
     def location(self) -> str | None:
         """Path or URL of the array; None where its store has neither."""
-        store = self.array.store
-        if isinstance(store, ZipStore):
-            return os.path.abspath(store.path)
-        if isinstance(store, LocalStore):
-            return os.path.abspath(os.path.join(store.root, self.array.path))
-        if isinstance(store, FsspecStore):
-            return f"{store.fs.unstrip_protocol(store.path).rstrip('/')}/{self.array.path}".rstrip("/")
-        return None
+        return location_in(self.array.store, self.array.path)
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``; a chunk that cannot be decoded raises DataError with its coordinates."""
@@ -183,6 +178,20 @@ class ZarrSource(Rows):
         return None
 
 
+def location_in(store: Store, path: str = "") -> str | None:
+    """Return the path or URL of what is at `path` in a store; None where the store has neither."""
+    if isinstance(store, ZipStore):
+        return os.path.abspath(store.path)
+    if isinstance(store, LocalStore):
+        return os.path.abspath(os.path.join(store.root, path))
+    if isinstance(store, FsspecStore):
+        return f"{store.fs.unstrip_protocol(store.path).rstrip('/')}/{path}".rstrip("/")
+    if isinstance(store, ObjectStore) and type(store.store).__name__ in BUCKETS:
+        parts = (store.store.config["bucket"], store.store.prefix, path)
+        return f"{BUCKETS[type(store.store).__name__]}://" + "/".join(str(part).strip("/") for part in parts if part)
+    return None
+
+
 def resolve(x: Any, array: str | None, label: str | None = None) -> tuple[zarr.Array[Any], str]:
     """Return the Zarr array that `x` (path, URL, store, group or array) and the name `array` mean, and its name.
 
@@ -192,7 +201,7 @@ def resolve(x: Any, array: str | None, label: str | None = None) -> tuple[zarr.A
         If there is no such store or array, or an output of daskem is incomplete.
     """
     node = _open_node(x) if isinstance(x, (str, os.PathLike, Store)) else x
-    label = label or (os.fspath(x) if isinstance(x, (str, os.PathLike)) else str(node.store_path))
+    label = label or (os.fspath(x) if isinstance(x, (str, os.PathLike)) else _address(node))
     label = without_password(label)
     if isinstance(node, zarr.Array):
         if array is not None:
@@ -216,6 +225,11 @@ def open_zarr(
     runs = column_runs(selection, chunk[1] if len(chunk) == 2 else 1)
     dtype = found.dtype.newbyteorder("=")
     return ZarrSource(name, dtype, selection, isinstance(found.store, MemoryStore), found, chunk, shard, runs)
+
+
+def _address(node: zarr.Array[Any] | zarr.Group) -> str:
+    place = location_in(node.store, node.path) if isinstance(node.store, ObjectStore) else None
+    return place or str(node.store_path)
 
 
 def _grid(array: zarr.Array[Any], name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
