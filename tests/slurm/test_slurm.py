@@ -188,6 +188,20 @@ def test_a_cancelled_worker_job_is_replaced(environment, data, expected, tmp_pat
     poll(lambda: not workers())
 
 
+def test_the_notebook_about_clusters_runs_in_a_job(environment, tmp_path):
+    notebook = json.loads((ROOT / "notebooks" / "6_from_notebook_to_cluster.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    (tmp_path / "script.py").write_text("\n\n".join(cells))
+    log = tmp_path / "job.log"
+    asked = ("--ntasks=4", f"--chdir={tmp_path}", f"--output={log}", "--time=5:00")
+    told = {**environment, "MPLBACKEND": "agg"}
+    job = call(told, "sbatch", "--parsable", *asked, "--wrap", f"srun {sys.executable} script.py").strip()
+    said = finish(told, job, log)
+    assert said.count("the same bits: True") == 2, said
+    assert "2 worker processes" in said
+    assert "JobState=COMPLETED" in call(environment, "scontrol", "show", "job", job)
+
+
 def test_sbatch_says_what_is_wrong(environment, data, tmp_path):
     model = tmp_path / "model.safetensors"
     command = ("submit", "slurm", "fit", "gaussian-mixture", data, "-k", 2, "-o", model, "--partition", "no-such-one")
