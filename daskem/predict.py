@@ -24,7 +24,7 @@ from daskem.core import (
     require,
 )
 from daskem.data import Dataset, create_output
-from daskem.data.writers import check_apart
+from daskem.data.writers import Place, check_apart
 from daskem.engine import Engine, eager_rows, lazy_rows, start_engine, write_rows
 from daskem.engine.rows import write_runs
 from daskem.errors import OptionError
@@ -157,7 +157,7 @@ def predict_to_store(
     model: Model,
     params: Params,
     data: Dataset,
-    url: str,
+    url: Place,
     what: Sequence[str],
     width: int,
     *,
@@ -166,7 +166,7 @@ def predict_to_store(
     memory_limit: Any = None,
     planned: Callable[[int], Any] | None = None,
 ) -> Engine:
-    """Write `what` (of `RESULTS`) of each row to a Zarr group at `url`, one array each, in one pass.
+    """Write `what` (of `RESULTS`) of each row to a Zarr group at `url` (or in that store), one array each, in one pass.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import os
@@ -22,6 +23,7 @@ from daskem import BatchEM, Chunk, MaxSteps
 from daskem.data import Dataset, dataset, open_dataset, units
 from daskem.engine import start_engine
 from daskem.engine.executor import Executor
+from daskem.engine.sampling import draw_sample
 from daskem.errors import NonFiniteError, PlanError
 from daskem.models import Gaussian, Mixture
 from daskem.predict import predict_rows, predict_to_store
@@ -270,6 +272,38 @@ def test_samples_drawn_by_workers_are_those_drawn_here(client, store, monkeypatc
     with dask.config.set(scheduler="threads"):
         here = start_engine(open_dataset(store), MODEL, cache="none").sample(300, np.random.default_rng(1))
     np.testing.assert_array_equal(there.rows, here.rows)
+
+
+def test_workers_hold_no_more_of_a_sample_than_they_have_room_for(client, store, monkeypatch):
+    engine = start_engine(open_dataset(store), MODEL, cache="none")
+    together = []
+    compute_all = Executor.compute_all
+
+    def note(self, nodes, slots):
+        together.append(len(nodes))
+        return compute_all(self, nodes, slots)
+
+    monkeypatch.setattr(Executor, "compute_all", note)
+    rows = [draw_sample(engine, 3_000, missing=False).rows.read(0, 3_000)]
+    one_unit = engine.plan.sizes.sample_bytes(3_000) // len(engine.plan.units)
+    tight = dataclasses.replace(engine.plan, limit=engine.plan.peak + 3 * one_unit)
+    rows += [draw_sample(dataclasses.replace(engine, plan=tight), 3_000, missing=False).rows.read(0, 3_000)]
+    units = len(engine.plan.units)
+    assert together[0] == units
+    assert sum(together) == 2 * units
+    assert max(together[1:]) <= 2 * 3 < units
+    np.testing.assert_array_equal(*rows)
+
+
+def test_passes_are_spans_on_the_scheduler(client, store):
+    two_steps(store)
+    names = client.run_on_scheduler(span_names)
+    steps = [name for name in names if any(part.startswith("daskem step") for part in name)]
+    assert len(steps) >= 2, names
+
+
+def span_names(dask_scheduler):
+    return [span.name for span in dask_scheduler.extensions["spans"].spans.values()]
 
 
 def test_a_cluster_without_workers_is_refused(store):

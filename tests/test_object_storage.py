@@ -12,20 +12,31 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import cloudpickle
 import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from zarr.storage import ObjectStore
 
+import daskem
 from daskem.cli import main
+from daskem.cli.own import KNOWN
 from daskem.data import open_dataset
+from daskem.data.fingerprint import check_unchanged, fingerprint, stamps
 from daskem.data.retry import retrying
+from daskem.engine.executor import Executor
+from daskem.errors import DataError, OptionError
 from daskem.generate import generate_mixture
+from daskem.models import Gaussian, Mixture
+from daskem.persist import load_model
+from daskem.predict import predict_to_store
+from daskem.testing.trial import bits
 
 SECRET = "a-secret-that-must-not-travel"
 ROWS = 4_000
@@ -154,14 +165,17 @@ def test_fit_and_predict_are_those_of_a_local_copy(bucket, tmp_path):
 
 
 class Failing(BaseHTTPRequestHandler):
-    """Passes requests on to a server, but answers one in twenty with 503."""
+    """Passes requests on to a server, but answers one in twenty with 503 or 500, or drops the connection."""
 
     protocol_version = "HTTP/1.1"
 
     def relay(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.server.fails():
-            self.send_response(503)
+        if how := self.server.fails():
+            if how == "drop":
+                self.close_connection = True
+                return
+            self.send_response(how)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -195,13 +209,15 @@ class FailingServer(ThreadingHTTPServer):
     def fails(self):
         with self.lock:
             self.seen += 1
-            failed = bool(self.chance.random() < 0.05)
-            self.failed += failed
-            return failed
+            if self.chance.random() >= 0.05:
+                return None
+            self.failed += 1
+            return (503, 500, "drop")[self.failed % 3]
 
 
-@pytest.mark.s3
-def test_a_server_that_fails_one_request_in_twenty(bucket, server, tmp_path, monkeypatch):
+@contextmanager
+def failing_requests(server, monkeypatch):
+    """Put a server that fails between this process and `server` for as long as the context lasts."""
     import s3fs
 
     with FailingServer(server) as failing:
@@ -210,13 +226,19 @@ def test_a_server_that_fails_one_request_in_twenty(bucket, server, tmp_path, mon
         try:
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{failing.server_address[1]}")
             s3fs.S3FileSystem.clear_instance_cache()
-            model, _ = fit_and_predict(bucket, tmp_path, "labels")
+            yield failing
         finally:
             failing.shutdown()
             thread.join()
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
+            s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.s3
+def test_a_server_that_fails_one_request_in_twenty(bucket, server, tmp_path, monkeypatch):
+    with failing_requests(server, monkeypatch) as failing:
+        model, _ = fit_and_predict(bucket, tmp_path, "labels")
     assert failing.failed >= 3, f"of {failing.seen} requests only {failing.failed} failed: this proves nothing"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
-    s3fs.S3FileSystem.clear_instance_cache()
     same_as_local(bucket, tmp_path, model, "labels")
 
 
@@ -272,3 +294,152 @@ def test_a_bucket_that_is_not_there(bucket, tmp_path):
     assert result.output.count("\n") == 1
     assert "no-such-bucket-here" in result.output
     assert not list(tmp_path.iterdir())
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers everything with one error of S3, in its form."""
+
+    protocol_version = "HTTP/1.1"
+
+    def refuse(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, code = self.server.answer
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = refuse  # noqa: N815
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(params=[(400, "ExpiredToken"), (403, "AccessDenied")], ids=lambda answer: answer[1])
+def refusing(request, monkeypatch):
+    """Make a server that refuses everything the one that URLs of S3 mean."""
+    import s3fs
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        server.daemon_threads, server.answer = True, request.param
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            monkeypatch.setenv(name, "old")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.s3
+@pytest.mark.usefixtures("refusing")
+def test_credentials_that_have_expired_or_do_not_allow_it(tmp_path):
+    zarr.save_array(tmp_path / "x.zarr", np.arange(40.0).reshape(20, 2))
+    model = tmp_path / "m.safetensors"
+    run("fit", "kmeans", tmp_path / "x.zarr", "-k", 2, "-o", model, "--quiet")
+    before = sorted(tmp_path.iterdir())
+    for command in (
+        ("fit", "kmeans", "s3://a-bucket/x.zarr", "-k", 2, "-o", tmp_path / "other.safetensors", "--quiet"),
+        ("predict", model, tmp_path / "x.zarr", "-o", "s3://a-bucket/out.zarr", "--quiet"),
+    ):
+        result = CliRunner().invoke(main, [str(word) for word in command])
+        assert result.exit_code == 1
+        assert result.output.count("\n") == 1
+        assert "s3://a-bucket/" in result.output
+        assert "credentials" in result.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.s3
+def test_a_fit_of_remote_data_goes_on_from_its_checkpoint_to_the_same_bits(bucket, server, tmp_path, monkeypatch):
+    import s3fs
+
+    model, kept = Mixture(Gaussian(), 2), tmp_path / "kept"
+    options = {"algorithm": daskem.BatchEM(), "stop": daskem.MaxSteps(8), "seed": 3}
+    url = f"{bucket}/data.zarr"
+
+    def stop(info, params):
+        if info.step == 3:
+            raise KeyboardInterrupt
+
+    expected = daskem.fit(model, url, **options)
+    with failing_requests(server, monkeypatch) as failing:
+        with pytest.raises(KeyboardInterrupt):
+            daskem.fit(model, url, **options, checkpoint=kept, checkpoint_interval=0, callbacks=[stop])
+        s3fs.S3FileSystem.clear_instance_cache()
+        result = daskem.fit(model, url, **options, checkpoint=kept, resume="must")
+    assert failing.failed
+    assert [info.step for info in result.trace] == list(range(1, 9))
+    assert bits(result.params) == bits(expected.params)
+
+
+@pytest.mark.s3
+def test_the_secret_is_in_no_graph_checkpoint_or_report(bucket, tmp_path, monkeypatch):
+    sent = []
+    compute_all = Executor.compute_all
+
+    def note(self, nodes, slots):
+        sent.extend(cloudpickle.dumps(dict(node.__dask_graph__())) for node in nodes)
+        return compute_all(self, nodes, slots)
+
+    monkeypatch.setattr(Executor, "compute_all", note)
+    model, url = tmp_path / "m.safetensors", f"{bucket}/data.zarr"
+    kept = ("--checkpoint", tmp_path / "kept", "--checkpoint-interval", 0)
+    run("fit", "gaussian-mixture", url, "-k", 2, "-o", model, *kept, "--cache", "none")
+    run("predict", model, url, "-o", f"{bucket}/out.zarr")
+    run("report", model, url, "--diagnose", "-o", tmp_path / "report.html")
+    assert len(sent) > 3
+    places = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(places) >= 3
+    for place, content in {**places, "the graphs": b"".join(sent)}.items():
+        assert SECRET.encode() not in content, f"the secret is in {place}"
+
+
+@pytest.fixture
+def objects(bucket):
+    """Return a function that opens a place in the bucket with obstore, whose settings are those of the environment."""
+    obstore = pytest.importorskip("obstore.store")
+    name = bucket.removeprefix("s3://")
+    options = {"client_options": {"allow_http": True}}
+    return lambda prefix, **more: ObjectStore(obstore.S3Store(name, prefix=prefix, **options), **more)
+
+
+@pytest.mark.s3
+def test_an_open_store_of_obstore_is_read_and_written_as_by_url(bucket, objects, tmp_path):
+    model, _ = fit_and_predict(bucket, tmp_path, "labels")
+    store = objects("data.zarr")
+    data, by_url = open_dataset(store), open_dataset(f"{bucket}/data.zarr")
+    assert data.rows.name == by_url.rows.name == f"Zarr array {bucket}/data.zarr[x]"
+    assert data.rows.location == by_url.rows.location
+    assert fingerprint(data) == fingerprint(by_url)
+    options = {"seed": 0, "checkpoint": tmp_path / "kept"}
+    result = daskem.fit(Mixture(Gaussian(), 2), store, **options)
+    assert bits(result.params) == bits(daskem.fit(Mixture(Gaussian(), 2), f"{bucket}/data.zarr", seed=0).params)
+    fitted = load_model(model, KNOWN)
+    predict_to_store(fitted.model, fitted.params, data, objects("written.zarr"), ["labels"], 2)
+    expected = zarr.open_group(f"{bucket}/labels.zarr", mode="r")["labels"][:]
+    np.testing.assert_array_equal(zarr.open_group(f"{bucket}/written.zarr", mode="r")["labels"][:], expected)
+    assert SECRET.encode() not in pickle.dumps(data.rows)
+    with pytest.raises(OptionError, match="exists already"):
+        predict_to_store(fitted.model, fitted.params, data, objects("written.zarr"), ["labels"], 2)
+    with pytest.raises(OptionError, match="one inside the other"):
+        predict_to_store(fitted.model, fitted.params, data, objects("data.zarr/x"), ["labels"], 2, overwrite=True)
+
+
+@pytest.mark.s3
+def test_a_chunk_that_obstore_does_not_find_or_that_was_written_anew_is_seen(bucket, objects):
+    store = objects("data.zarr")
+    before = stamps(open_dataset(store))
+    array = zarr.open_group(objects("data.zarr"), mode="r+")["x"]
+    array[500:1_000] = array[500:1_000] + 1.0
+    with pytest.raises(DataError, match=r"was written to while it was fitted: .*c/1/0"):
+        check_unchanged(open_dataset(store), before)
+    store.store.delete("x/c/3/0")
+    with pytest.raises(DataError, match=r"1 of 8 chunks are not in the store: \(3, 0\)"):
+        open_dataset(store)

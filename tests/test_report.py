@@ -25,7 +25,7 @@ from daskem.errors import OptionError
 from daskem.models import Gaussian, Mixture
 from daskem.persist import inspect_model
 from daskem.report import Convergence, plot_convergence
-from daskem.report.charts import Ellipse, ticks
+from daskem.report.charts import Ellipse, Frame, tick_labels, ticks
 from daskem.report.progress import PassProgress
 from daskem.report.views import Projections
 
@@ -210,6 +210,15 @@ def test_an_ellipse_has_mahalanobis_distance_two():
 )
 def test_ticks_are_round(low, high, expected):
     np.testing.assert_allclose(ticks(low, high), expected, atol=1e-12)
+
+
+def test_ticks_that_are_close_together_are_told_apart():
+    assert tick_labels([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]
+    assert tick_labels([-5.3439, -5.343905, -5.34391]) == ["-5.3439", "-5.343905", "-5.34391"]
+    narrow = Frame.around(np.arange(3.0), -5.3439 + 1e-7 * np.arange(3.0), "passes", "objective")
+    # What is written beside the axis ends six pixels before it, at some seven a digit; its name stands before that.
+    longest = max(map(len, tick_labels(ticks(*narrow.y))))
+    assert narrow.left - 6 - 7 * longest >= 20
 
 
 def test_a_report_of_kmeans_of_one_feature_and_without_data(place, tmp_path):

@@ -12,6 +12,7 @@ from scipy.sparse import issparse
 
 from daskem.core import Array
 from daskem.data.selection import Rows, check_dtype, check_shape, finish, select
+from daskem.data.source import check_there
 from daskem.errors import DataError, DataTypeError
 
 __all__ = ["ArraySource", "FileSource", "open_array", "open_npy", "to_numeric"]
@@ -60,6 +61,7 @@ class FileSource(Rows):
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``."""
+        check_there(self.name, self.path)
         first, count = self.selection.start + start, stop - start
         try:
             with open(self.path, "rb", buffering=0) as file:

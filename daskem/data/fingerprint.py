@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zarr.storage import FsspecStore
+from zarr.storage import FsspecStore, ObjectStore
 
 from daskem.data.dataset import Dataset
 from daskem.data.integrity import listing
@@ -23,7 +23,7 @@ from daskem.errors import DataError
 __all__ = ["check_unchanged", "fingerprint", "stamps"]
 
 # What filesystems call the mark of an object's content, the best first; a time is better than nothing.
-MARKS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
+MARKS = ("ETag", "etag", "e_tag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
 # What describes an array instead of holding its rows: a note may be added to it at any time.
 METADATA = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 # Rows in memory that are hashed at a time.
@@ -99,7 +99,7 @@ def _stamps(source: Source) -> dict[str, str]:
 
 
 def _objects(source: Source) -> Iterator[tuple[str, str]]:
-    if isinstance(source, ZarrSource) and isinstance(source.array.store, FsspecStore):
+    if isinstance(source, ZarrSource) and isinstance(source.array.store, (FsspecStore, ObjectStore)):
         for key, info in listing(source.array.store, source.array.path).items():
             mark = next((info[name] for name in MARKS if info.get(name) is not None), "")
             yield key, f"{info.get('size')} {mark}"

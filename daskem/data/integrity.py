@@ -16,7 +16,7 @@ from typing import Any
 
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from daskem.data.zarr_source import ZarrSource
 from daskem.errors import DataError
@@ -89,8 +89,8 @@ def _touched(source: ZarrSource) -> Iterator[tuple[int, ...]]:
 
 def _stored_keys(store: Store, path: str) -> set[str]:
     prefix = f"{path}/" if path else ""
-    if isinstance(store, FsspecStore):
-        return _fsspec_keys(store, prefix)
+    if isinstance(store, (FsspecStore, ObjectStore)):
+        return set(listing(store, prefix))
     if isinstance(store, LocalStore):
         return _local_keys(str(store.root), path)
 
@@ -108,12 +108,10 @@ def _local_keys(root: str, path: str) -> set[str]:
     return {os.path.join(folder, name)[len(root) :].strip("/") for folder, _, names in folders for name in names}
 
 
-def _fsspec_keys(store: FsspecStore, prefix: str) -> set[str]:
-    return set(listing(store, prefix))
-
-
-def listing(store: FsspecStore, prefix: str) -> dict[str, dict[str, Any]]:
+def listing(store: FsspecStore | ObjectStore[Any], prefix: str) -> dict[str, dict[str, Any]]:
     """Return what a remote store says of each object under `prefix`, by key."""
+    if isinstance(store, ObjectStore):
+        return {found["path"]: dict(found) for some in store.store.list(prefix or None) for found in some}
     # An asynchronous filesystem belongs to the event loop that first used it, which is zarr's: list through a
     # synchronous twin instead.
     fs = store.fs

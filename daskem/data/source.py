@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from daskem.core import Array
+from daskem.errors import DataError
 
-__all__ = ["Source", "without_password"]
+__all__ = ["Source", "check_there", "remedy", "without_password"]
 
 # A user and password within a URL, or where a file system has made a path of one.
 SECRET = re.compile(r"(?<=://)[^/@\s]+@|(?<=/)[^/@\s:]+:[^/@\s]+@")
@@ -18,6 +21,32 @@ SECRET = re.compile(r"(?<=://)[^/@\s]+@|(?<=/)[^/@\s:]+:[^/@\s]+@")
 def without_password(text: str) -> str:
     """Return `text` without the users and passwords of the URLs in it: names are logged, saved and shown."""
     return SECRET.sub("", text)
+
+
+def remedy(where: object) -> str:
+    """Return what to look at when a store does not let in whoever asks; servers say little about the reason."""
+    if "://" not in str(where):
+        return ""
+    return (
+        " Look whether the credentials and the endpoint in the environment are those of this store, are not expired, "
+        "and allow it."
+    )
+
+
+def check_there(name: str, path: str) -> None:
+    """Refuse to use a path that this machine does not see; a URL is the same from everywhere.
+
+    Raises
+    ------
+    DataError
+        Names the machine: a worker may lack what the process that started the work sees.
+    """
+    if "://" not in path and not os.path.exists(path):
+        raise DataError(
+            f"{name}: there is nothing at {path} on {platform.node()}. Either it was removed meanwhile, or this "
+            "machine does not see it: data and outputs must be at the same path on all machines that work, such as on "
+            "a shared file system, or at a URL."
+        )
 
 
 @runtime_checkable

@@ -24,6 +24,7 @@ from daskem.data.selection import (
     next_multiple,
     select,
 )
+from daskem.data.source import check_there
 from daskem.errors import DataError, OptionError
 
 __all__ = ["Hdf5Source", "ParquetSource", "extra", "open_hdf5", "open_parquet"]
@@ -53,6 +54,7 @@ class ParquetSource(Rows):
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``; a null of a floating-point column becomes NaN."""
+        check_there(self.name, self.path)
         low, high = self.selection.start + start, self.selection.start + stop
         out = np.empty((stop - start, len(self.fields)), self.dtype)
         first, last = self._span(low, high)
@@ -133,6 +135,7 @@ class Hdf5Source(Rows):
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``."""
+        check_there(self.name, self.path)
         try:
             with extra("h5py", "hdf5").File(self.path, "r") as file:
                 return gather(self.selection, self.runs, start, stop, self.dtype, file[self.dataset])

@@ -15,19 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
 
 from daskem.core import Array
 from daskem.data.integrity import absent, describe
 from daskem.data.retry import retrying
-from daskem.data.source import Source
-from daskem.data.zarr_source import STATUS
+from daskem.data.source import Source, check_there, remedy
+from daskem.data.zarr_source import METADATA, STATUS, location_in
 from daskem.errors import ContractError, DataError, OptionError
 
-__all__ = ["Output", "check_apart", "check_new_output", "create_output", "stored_grid"]
+__all__ = ["Output", "Place", "check_apart", "check_new_output", "create_output", "stored_grid"]
 
 # Names that one kind of storage goes by.
 ALIASES = {"": "file", "local": "file", "gcs": "gs", "s3a": "s3", "abfss": "abfs", "az": "abfs"}
+# Path or URL, or a store that is open.
+Place = str | os.PathLike[str] | Store
 # Shape of one row, () or (k,), and type of the numbers.
 Layout = Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]
 
@@ -64,6 +67,8 @@ class Output:
             If the store does not take the chunk.
         """
         stop = start + self._check_write(start, values)
+        # Zarr would make a directory of its own on a machine that does not see this one.
+        check_there(f"output {self.url}", os.path.join(self.url, METADATA[3]))
         for name, value in values.items():
             try:
                 retrying(partial(self.arrays[name].__setitem__, slice(start, stop), value), self.url)
@@ -108,7 +113,7 @@ class Output:
         return rows
 
 
-def check_apart(url: str | os.PathLike[str], sources: Iterable[Source]) -> None:
+def check_apart(url: Place, sources: Iterable[Source]) -> None:
     """Refuse an output that would replace what it is made from, or be written into it.
 
     Only sources with a `location` (path or URL) can be told apart from an output: stores and files do have one.
@@ -118,7 +123,7 @@ def check_apart(url: str | os.PathLike[str], sources: Iterable[Source]) -> None:
     OptionError
         If a source is at, under or above `url`.
     """
-    output = _place(os.fspath(url))
+    output = _place(_address(url))
     for source in sources:
         location = getattr(source, "location", None)
         if location is None:
@@ -126,12 +131,12 @@ def check_apart(url: str | os.PathLike[str], sources: Iterable[Source]) -> None:
         place = _place(location)
         if output[: len(place)] == place or place[: len(output)] == output:
             raise OptionError(
-                f"the output {os.fspath(url)} and {source.name}, which it is made from, are one inside the other, so "
+                f"the output {_address(url)} and {source.name}, which it is made from, are one inside the other, so "
                 "that writing would damage the data. Choose another place for the output."
             )
 
 
-def check_new_output(url: str | os.PathLike[str], overwrite: bool) -> None:
+def check_new_output(url: Place, overwrite: bool) -> None:
     """Refuse, before any work, a place that `create_output` would refuse because of what is there."""
     _replaceable(_absolute(url), overwrite)
 
@@ -142,7 +147,7 @@ def stored_grid(array: zarr.Array[Any]) -> tuple[int, ...]:
 
 
 def create_output(
-    url: str | os.PathLike[str],
+    url: Place,
     arrays: Layout,
     n_rows: int,
     chunk_rows: int,
@@ -157,7 +162,7 @@ def create_output(
 
     Parameters
     ----------
-    url : path or URL of the Zarr group (v3) to create.
+    url : path, URL or open store of the Zarr group (v3) to create.
     arrays : for each name the shape of a row, () or (k,), and the type.
     n_rows : rows of all arrays.
     chunk_rows : rows of a chunk; each task writes whole chunks.
@@ -187,8 +192,10 @@ def create_output(
             for name, (row, dtype) in arrays.items()
         }
     except OSError as error:
-        raise OptionError(f"cannot write to {where}: {error}. Choose a place that can be written to.") from error
-    return Output(where, group, made, n_rows, chunk_rows)
+        raise OptionError(
+            f"cannot write to {where}: {error}. Choose a place that can be written to.{remedy(where)}"
+        ) from error
+    return Output(_address(url), group, made, n_rows, chunk_rows)
 
 
 def _place(where: str) -> tuple[str, ...]:
@@ -199,7 +206,7 @@ def _place(where: str) -> tuple[str, ...]:
     return protocol, *(part for part in path.split("/") if part)
 
 
-def _make_room(where: str, overwrite: bool) -> None:
+def _make_room(where: str | Store, overwrite: bool) -> None:
     """Refuse what must not be overwritten; take away an old output, its marks first."""
     group = _replaceable(where, overwrite)
     if group is None:
@@ -215,7 +222,7 @@ def _make_room(where: str, overwrite: bool) -> None:
         raise OptionError(f"cannot overwrite {where}: {error}.") from error
 
 
-def _replaceable(where: str, overwrite: bool) -> zarr.Group | None:
+def _replaceable(where: str | Store, overwrite: bool) -> zarr.Group | None:
     """Return the old output at `where`, None where nothing is; refuse what must not be overwritten."""
     group = _existing(where)
     if group is not None and not overwrite:
@@ -225,23 +232,31 @@ def _replaceable(where: str, overwrite: bool) -> zarr.Group | None:
     return group
 
 
-def _absolute(url: str | os.PathLike[str]) -> str:
+def _address(url: Place) -> str:
+    """Return the path or URL that tells a place from others; a store in memory has only its name."""
+    where = _absolute(url)
+    return where if isinstance(where, str) else location_in(where) or str(where)
+
+
+def _absolute(url: Place) -> str | Store:
+    if isinstance(url, Store):
+        return url
     where = os.fspath(url)
     return where if "://" in where else os.path.abspath(os.path.expanduser(where))
 
 
-def _existing(where: str) -> zarr.Group | None:
+def _existing(where: str | Store) -> zarr.Group | None:
     """Return the group at `where`, or None where nothing is."""
-    local = "://" not in where
-    if local and (not os.path.exists(where) or (os.path.isdir(where) and not os.listdir(where))):
+    path = where if isinstance(where, str) and "://" not in where else None
+    if path is not None and (not os.path.exists(path) or (os.path.isdir(path) and not os.listdir(path))):
         return None
     try:
         return zarr.open_group(where, mode="r+")
     except FileNotFoundError as error:
-        if not local:
+        if path is None:
             return None
         raise OptionError(
             f"{where} exists and is not an output of daskem. Choose another place, or remove it first."
         ) from error
     except Exception as error:
-        raise OptionError(f"cannot write to {where}: {type(error).__name__}: {error}") from error
+        raise OptionError(f"cannot write to {where}: {type(error).__name__}: {error}.{remedy(where)}") from error

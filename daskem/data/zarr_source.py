@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+import platform
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
 from daskem.core import Array
 from daskem.data.retry import retrying
@@ -25,14 +27,18 @@ from daskem.data.selection import (
     next_multiple,
     select,
 )
-from daskem.data.source import without_password
+from daskem.data.source import check_there, remedy, without_password
 from daskem.errors import DataError, OptionError
 
-__all__ = ["STATUS", "ZarrSource", "open_zarr", "resolve"]
+__all__ = ["METADATA", "STATUS", "ZarrSource", "location_in", "open_zarr", "resolve"]
 
 logger = logging.getLogger("daskem")
 
 STATUS = "daskem:status"
+# Kinds of buckets, as obstore calls them and as URLs do.
+BUCKETS = {"S3Store": "s3", "GCSStore": "gs"}
+# Where Zarr keeps what it must know of an array, by format.
+METADATA = {2: ".zarray", 3: "zarr.json"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +61,11 @@ class ZarrSource(Rows):
     @property
     def location(self) -> str | None:
         """Path or URL of the array; None where its store has neither."""
-        store = self.array.store
-        if isinstance(store, ZipStore):
-            return os.path.abspath(store.path)
-        if isinstance(store, LocalStore):
-            return os.path.abspath(os.path.join(store.root, self.array.path))
-        if isinstance(store, FsspecStore):
-            return f"{store.fs.unstrip_protocol(store.path).rstrip('/')}/{self.array.path}".rstrip("/")
-        return None
+        return location_in(self.array.store, self.array.path)
 
     def read(self, start: int, stop: int) -> Array:
         """Return rows ``start:stop``; a chunk that cannot be decoded raises DataError with its coordinates."""
+        self._check_there()
         try:
             return self._read(start, stop)
         except MemoryError:
@@ -113,6 +113,31 @@ class ZarrSource(Rows):
         """Whether what zarr returns needs no copy to be what `read` returns."""
         return self.array.dtype == self.dtype and self.array.order == "C" and is_direct(self.selection, self.runs)
 
+    def _check_there(self) -> None:
+        """Refuse a directory or bucket that this machine does not see: Zarr would give fill values for all its rows."""
+        store, path = self.array.store, self.array.path
+        if isinstance(store, LocalStore):
+            # Beside the chunks, so that an empty directory where nothing is mounted does not pass for the array.
+            check_there(self.name, os.path.join(store.root, path, METADATA[self.array.metadata.zarr_format]))
+        elif not self._opens:
+            raise DataError(
+                f"{self.name}: the store has no array there any more, or not for {platform.node()}. Give all workers "
+                "the same endpoint and credentials in their environment."
+            )
+
+    @cached_property
+    def _opens(self) -> bool:
+        """Whether this process finds the array in its store; asked once, for it may be a request to a server."""
+        try:
+            retrying(lambda: zarr.open_array(self.array.store_path, mode="r"), self.name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What this process found need not hold for the one that the source is sent to.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def _read(self, start: int, stop: int) -> Array:
         # One call for a whole run: zarr overlaps its chunks, 1.5-2 times as fast as one call a chunk. Its settings are
         # left alone: they belong to the process, and changing them around a read would race with other threads.
@@ -153,6 +178,20 @@ class ZarrSource(Rows):
         return None
 
 
+def location_in(store: Store, path: str = "") -> str | None:
+    """Return the path or URL of what is at `path` in a store; None where the store has neither."""
+    if isinstance(store, ZipStore):
+        return os.path.abspath(store.path)
+    if isinstance(store, LocalStore):
+        return os.path.abspath(os.path.join(store.root, path))
+    if isinstance(store, FsspecStore):
+        return f"{store.fs.unstrip_protocol(store.path).rstrip('/')}/{path}".rstrip("/")
+    if isinstance(store, ObjectStore) and type(store.store).__name__ in BUCKETS:
+        parts = (store.store.config["bucket"], store.store.prefix, path)
+        return f"{BUCKETS[type(store.store).__name__]}://" + "/".join(str(part).strip("/") for part in parts if part)
+    return None
+
+
 def resolve(x: Any, array: str | None, label: str | None = None) -> tuple[zarr.Array[Any], str]:
     """Return the Zarr array that `x` (path, URL, store, group or array) and the name `array` mean, and its name.
 
@@ -162,7 +201,7 @@ def resolve(x: Any, array: str | None, label: str | None = None) -> tuple[zarr.A
         If there is no such store or array, or an output of daskem is incomplete.
     """
     node = _open_node(x) if isinstance(x, (str, os.PathLike, Store)) else x
-    label = label or (os.fspath(x) if isinstance(x, (str, os.PathLike)) else str(node.store_path))
+    label = label or (os.fspath(x) if isinstance(x, (str, os.PathLike)) else _address(node))
     label = without_password(label)
     if isinstance(node, zarr.Array):
         if array is not None:
@@ -188,6 +227,11 @@ def open_zarr(
     return ZarrSource(name, dtype, selection, isinstance(found.store, MemoryStore), found, chunk, shard, runs)
 
 
+def _address(node: zarr.Array[Any] | zarr.Group) -> str:
+    place = location_in(node.store, node.path) if isinstance(node.store, ObjectStore) else None
+    return place or str(node.store_path)
+
+
 def _grid(array: zarr.Array[Any], name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     try:
         return array.chunks, array.shards or array.chunks
@@ -210,7 +254,8 @@ def _open_node(x: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.Grou
     except FileNotFoundError as error:
         raise _absent(where) from error
     except Exception as error:
-        raise DataError(f"cannot open {where} as a Zarr store: {type(error).__name__}: {error}") from error
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"cannot open {where} as a Zarr store: {why}.{remedy(where)}") from error
 
 
 def _absent(where: str | Store) -> DataError:

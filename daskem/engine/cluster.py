@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Security, rpc
+from distributed.versions import VersionMismatchWarning
 
-from daskem.errors import OptionError
+from daskem.errors import DaskEMWarning, OptionError
 
 __all__ = ["CONNECT_SECONDS", "WORKER_SECONDS", "connect"]
 
@@ -17,6 +21,8 @@ __all__ = ["CONNECT_SECONDS", "WORKER_SECONDS", "connect"]
 CONNECT_SECONDS = 10
 # How long the first worker of a cluster that has just begun may take: Python loads slowly from a shared file system.
 WORKER_SECONDS = 300
+# Packages whose code or objects tasks carry to workers, or that workers compute with.
+COMPARED = ("python", "daskem", "numpy", "scipy", "zarr", "dask", "distributed", "cloudpickle", "msgpack")
 
 
 @contextmanager
@@ -38,7 +44,8 @@ def connect(scheduler: str | None = None, workers: int | None = None) -> Iterato
     Raises
     ------
     OptionError
-        If both were asked for, the address is empty, no scheduler answers within `CONNECT_SECONDS`, or no worker comes.
+        If both were asked for, the address is empty, no scheduler answers within `CONNECT_SECONDS`, no worker comes,
+        or workers have another version of Python or of daskem. What else differs is a warning.
     """
     if scheduler is not None and workers:
         raise OptionError("choose either the address of a scheduler or a number of workers to start, not both.")
@@ -47,11 +54,12 @@ def connect(scheduler: str | None = None, workers: int | None = None) -> Iterato
         with _reach(_address_in(scheduler) if from_file else scheduler) as client:
             if from_file:
                 _await_worker(client)
+            _check_versions(client)
             yield client
     elif workers:
-        # No dashboard: its port may be taken, and nobody was told of it.
+        # Any port for the dashboard: the usual one may be taken, and nobody was told of it.
         with (
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
             Client(cluster) as client,
         ):
             yield client
@@ -66,12 +74,34 @@ def _reach(address: str) -> Client:
             "such as tcp://host:8786, or leave it out to run on this machine."
         )
     try:
-        return Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
+        kind = asyncio.run(asyncio.wait_for(_identity(address), CONNECT_SECONDS))["type"]
+        if kind == "Scheduler":
+            return _client(address)
+    except (TimeoutError, OSError, ValueError) as error:
         raise OptionError(
             f"no Dask scheduler answers at {address} within {CONNECT_SECONDS} s ({type(error).__name__}). "
-            "Check the address and port, that the scheduler runs, and that no firewall is between."
+            "Check the address and port, that the scheduler runs, and that no firewall is between; its dashboard has "
+            "another port than itself."
         ) from error
+    except Exception as error:
+        raise OptionError(
+            f"what answers at {address} is not a Dask scheduler ({type(error).__name__}). Check the address and port; "
+            "the dashboard of a scheduler has another port than itself."
+        ) from error
+    raise OptionError(f"at {address} is a {kind} of Dask. Give the address of its scheduler.")
+
+
+async def _identity(address: str) -> dict[str, Any]:
+    """Return what a scheduler says of itself; a client would wait for ever for the first word of anything else."""
+    async with rpc(address, connection_args=Security().get_connection_args("client")) as server:
+        return dict(await server.identity())
+
+
+def _client(address: str) -> Client:
+    with warnings.catch_warnings():
+        # Said by `_check_versions`, in one line.
+        warnings.simplefilter("ignore", VersionMismatchWarning)
+        return Client(address, timeout=CONNECT_SECONDS)
 
 
 def _address_in(path: str) -> str:
@@ -92,3 +122,27 @@ def _await_worker(client: Client) -> None:
             f"no worker has come to the scheduler at {client.scheduler.address} within {WORKER_SECONDS} s. "
             "Look into the log of the job that should start them."
         ) from error
+
+
+def _check_versions(client: Client) -> None:
+    """Refuse workers that cannot take the tasks of this process, and tell of what else differs."""
+    found = client.get_versions(packages=list(COMPARED[1:]))
+    here = _compared(found["client"])
+    differing: dict[str, str] = {}
+    for address, info in sorted(found["workers"].items()):
+        for name, version in _compared(info).items():
+            if version != here[name]:
+                told = f"{name} is {version or 'missing'} on worker {address} and {here[name] or 'missing'} here"
+                differing.setdefault(name, told)
+    if not differing:
+        return
+    told = f"{'; '.join(differing.values())}. Give workers and this process the same environment."
+    if differing.keys() & {"python", "daskem"}:
+        raise OptionError(f"the workers of {client.scheduler.address} cannot take tasks of this process: {told}")
+    warnings.warn(f"results may differ in their last bits, or tasks fail: {told}", DaskEMWarning, stacklevel=2)
+
+
+def _compared(info: dict[str, Any]) -> dict[str, str | None]:
+    packages = info["packages"]
+    # Releases of one minor version of Python read each other's bytecode.
+    return {name: packages[name] for name in COMPARED} | {"python": ".".join(packages["python"].split(".")[:2])}

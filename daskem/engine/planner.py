@@ -121,7 +121,9 @@ class Plan:
         starting = (
             self.slots * self.reader + sample if self.cluster else max(self.slots * self.reader + sample, self.start)
         )
-        return self.base + max(running, starting) + self.cache + self.algorithm + SLACK
+        # Nor does a worker hold what the algorithm keeps on the driver.
+        algorithm = 0 if self.cluster else self.algorithm
+        return self.base + max(running, starting) + self.cache + algorithm + SLACK
 
     def __str__(self) -> str:
         where = f"{self.processes} worker processes" if self.cluster else "threads of this process"

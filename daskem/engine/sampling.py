@@ -17,7 +17,7 @@ from daskem.data.dataset import Dataset, Memory
 from daskem.data.units import Unit
 from daskem.engine.graph import call, node, reduction
 from daskem.engine.passes import Engine
-from daskem.engine.planner import size
+from daskem.engine.planner import Plan, size
 from daskem.engine.tasks import ExpectTask, Partial, combine, expect_unit, join, take_rows
 from daskem.errors import ContractError, OptionError, PlanError
 
@@ -102,10 +102,20 @@ def draw_sample(engine: Engine, rows: int, missing: bool) -> Dataset:
             "Raise memory_limit, or use a smaller sample. Nothing was read."
         )
     shared = (data.n_rows, rows, data.piece_rows(), engine.seed)
-    drawn: list[Chunk] = engine.compute_all(
-        [call(_sample_unit, engine.parts[u.index], u.start, u.stop, shared, missing) for u in plan.units]
-    )
+    calls = [call(_sample_unit, engine.parts[u.index], u.start, u.stop, shared, missing) for u in plan.units]
+    drawn: list[Chunk] = []
+    for first in range(0, len(calls), together := _units_together(plan, rows)):
+        drawn += engine.compute_all(calls[first : first + together])
     return _in_memory(f"a sample of {data.rows.name}", join(drawn))
+
+
+def _units_together(plan: Plan, rows: int) -> int:
+    """Return of how many units workers may hold the rows drawn, until the driver takes these from all of them."""
+    if not plan.cluster:
+        return len(plan.units)
+    share = plan.sizes.sample_bytes(rows) * max(map(len, plan.units)) / plan.n_rows
+    room = plan.processes * max(plan.limit - plan.peak, 0)
+    return max(plan.processes * plan.slots, int(room / share))
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 
 from daskem.core import Array, Float
 
-__all__ = ["Ellipse", "Frame", "convergence_chart", "density_view", "histogram_view", "ticks"]
+__all__ = ["Ellipse", "Frame", "convergence_chart", "density_view", "histogram_view", "tick_labels", "ticks"]
 
 # Shades of a density, and bins along an axis.
 SHADES, BINS = 8, 48
@@ -30,6 +30,15 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [float(number * step) + 0.0 for number in numbers]
 
 
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Return numbers as text, with as many digits as it takes to tell them apart."""
+    for digits in range(6, 17):
+        texts = [f"{value:.{digits}g}" for value in values]
+        if len(set(texts)) == len(texts):
+            break
+    return texts
+
+
 @dataclass(frozen=True)
 class Frame:
     """The axes of a chart: what is shown from where to where, in a picture of `width` x `height` pixels."""
@@ -45,7 +54,9 @@ class Frame:
 
     @classmethod
     def around(cls, x: Float, y: Float, x_label: str, y_label: str, **size: int) -> Frame:
-        """Return the axes that show all of some points, with some room around them."""
+        """Return the axes that show all of some points, with some room around them and for what is written there."""
+        longest = max(map(len, tick_labels(ticks(*_padded(y)))), default=0)
+        size = {"left": max(cls.left, 28 + 7 * longest), **size}
         return cls(_padded(x), _padded(y), x_label, y_label, **size)
 
     def at(self, x: Any, y: Any) -> tuple[Any, Any]:
@@ -72,12 +83,13 @@ class Frame:
 
     def _labels(self) -> Iterator[str]:
         bottom, middle = self.height - self.bottom, (self.height - self.bottom) / 2
-        for value in ticks(*self.x):
+        across, up = ticks(*self.x), ticks(*self.y)
+        for value, text in zip(across, tick_labels(across), strict=True):
             x, _ = self.at(value, self.y[0])
-            yield f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{value:.6g}</text>'
-        for value in ticks(*self.y):
+            yield f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{text}</text>'
+        for value, text in zip(up, tick_labels(up), strict=True):
             _, y = self.at(self.x[0], value)
-            yield f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>'
+            yield f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         center = (self.left + self.width - 10) / 2
         below = f'x="{center}" y="{self.height - 6}" text-anchor="middle"'
         yield f'<text class="label" {below}>{escape(self.x_label)}</text>'

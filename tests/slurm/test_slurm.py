@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,17 @@ pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}"),
 ]
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 # Batch EM takes this many steps whatever the machine does.
-STEPS = ("--algorithm", "batch", "--tol", "0", "--seed", "3", "--max-iter")
+STEPS = 12
+OPTIONS = ("--algorithm", "batch", "--tol", "0", "--seed", "3", "--max-iter", STEPS)
 
 
 @pytest.fixture(scope="module")
 def environment():
     with slurm() as found:
-        yield {**found, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+        yield {**found, "PYTHONPATH": f"{ROOT}:{HERE}", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -78,72 +81,125 @@ def finish(environment, job, log):
     return Path(log).read_text()
 
 
-def same_as_local(environment, data, model, steps, k=8):
-    local = model.with_name("local.safetensors")
-    command = ("fit", "gaussian-mixture", data, "-k", k, "-o", local, *STEPS, steps, "--quiet")
-    daskem(environment, *command)
-    expected, found = load_file(local), load_file(model)
+@pytest.fixture(scope="module")
+def expected(environment, data, tmp_path_factory):
+    """Return the parameters of the same fit without any cluster."""
+    model = tmp_path_factory.mktemp("local") / "model.safetensors"
+    daskem(environment, "fit", "held:gaussians", data, "-o", model, *OPTIONS, "--quiet")
+    return load_file(model)
+
+
+def same(model, expected, log):
+    assert model.exists(), log
+    found = load_file(model)
     assert expected.keys() == found.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-def test_a_job_gives_the_bits_of_a_local_fit(environment, data, tmp_path):
+@dataclass(frozen=True)
+class HeldJob:
+    """A fit as a job whose workers wait in the midst of a pass while `file` is there."""
+
+    model: Path
+    file: Path
+    job: str
+
+    @property
+    def directory(self):
+        return Path(f"{self.model}.checkpoint")
+
+    @property
+    def log(self):
+        return self.directory / "job.log"
+
+    def await_reached(self):
+        poll(Path(f"{self.file}.reached").exists)
+
+    def await_stopped(self):
+        poll(lambda: "stopped by SIGTERM. The fit is committed" in self.log.read_text())
+
+    def check_went_on(self, environment, expected):
+        """Wait for the end, and look that the job stopped, went on where it was, and found what it should."""
+        said = finish(environment, self.job, self.log)
+        assert "going on from" in said
+        assert said.count("step 1 ") == 1
+        shown = call(environment, "scontrol", "show", "job", self.job)
+        assert "Restarts=0" not in shown
+        same(self.model, expected, said)
+
+
+def held_job(environment, data, place, time):
+    model, file = place / "model.safetensors", place / "held"
+    file.touch()
+    told = {**environment, "DASKEM_HELD": str(file)}
+    return HeldJob(model, file, submit(told, "fit", "held:gaussians", data, "-o", model, *OPTIONS, "--time", time))
+
+
+@pytest.fixture(scope="module")
+def limited(environment, data, tmp_path_factory):
+    """Return a job that reaches its time limit in the midst of a fit; other tests run while it waits for that."""
+    return held_job(environment, data, tmp_path_factory.mktemp("limited"), "2:00")
+
+
+def status(environment, directory):
+    return json.loads(daskem(environment, "status", directory, "--json"))
+
+
+@pytest.mark.usefixtures("limited")
+def test_a_job_gives_the_bits_of_a_local_fit(environment, data, expected, tmp_path):
     model = tmp_path / "model.safetensors"
-    command = ("fit", "gaussian-mixture", data, "-k", 8, "-o", model, *STEPS, 10)
-    job = submit(environment, *command, "--time", "5:00")
+    job = submit(environment, "fit", "held:gaussians", data, "-o", model, *OPTIONS, "--time", "5:00")
     log = finish(environment, job, f"{model}.checkpoint/job.log")
-    assert model.exists(), log
+    same(model, expected, log)
     assert "saved to" in log
-    assert log.count("\nstep ") + log.startswith("step ") == 10
-    said = json.loads(daskem(environment, "status", f"{model}.checkpoint", "--json"))
-    assert (said["job"], said["progress"]["step"]) == (job, 10)
+    # Without a terminal there is one line for each pass.
+    assert [line.split()[:4] for line in log.splitlines() if line.startswith("step ")] == [
+        ["step", str(n), "pass", f"{n}.0"] for n in range(1, STEPS + 1)
+    ]
+    said = status(environment, f"{model}.checkpoint")
+    assert (said["job"], said["state"], said["progress"]["step"]) == (job, "not in the queue any more", STEPS)
     assert said["progress"]["reason"]
-    same_as_local(environment, data, model, 10)
 
 
-def test_the_signal_before_the_time_limit_makes_a_job_that_goes_on_to_the_same_bits(environment, data, tmp_path):
-    model, kept, steps = tmp_path / "model.safetensors", tmp_path / "kept", 40
-    command = ("fit", "gaussian-mixture", data, "-k", 8, "-o", model, *STEPS, steps, "--checkpoint", kept)
-    job = submit(environment, *command, "--time", "10:00")
-    log = kept / "job.log"
-    poll(lambda: log.exists() and "\nstep 3 " in log.read_text())
-    # What SLURM itself does for --signal=B:TERM@60, at a step of the fit instead of a second of the clock.
-    call(environment, "scancel", "--batch", "--signal=TERM", job)
-    said = finish(environment, job, log)
-    assert "stopped by SIGTERM. The fit is committed" in said
-    assert "going on from" in said
-    assert said.count("\nstep 1 ") == 1
-    assert model.exists(), said
-    same_as_local(environment, data, model, steps)
-
-
-def test_a_cancelled_worker_job_is_replaced(environment, data, tmp_path):
-    model = tmp_path / "model.safetensors"
-    steps = 60
+def test_a_cancelled_worker_job_is_replaced(environment, data, expected, tmp_path):
+    model, held, log = tmp_path / "model.safetensors", tmp_path / "held", tmp_path / "driver.log"
+    held.touch()
     config = {"cores": 1, "processes": 1, "memory": "1GB", "interface": "lo", "walltime": "00:10:00"}
     (tmp_path / "dask.yaml").write_text(json.dumps({"jobqueue": {"slurm": {"name": "daskem-worker", **config}}}))
-    told = {**environment, "DASK_CONFIG": str(tmp_path)}
+    told = {**environment, "DASK_CONFIG": str(tmp_path), "DASKEM_HELD": str(held)}
     told |= {"DEPLOY": str(ROOT / "deploy"), "PYTHON": sys.executable, "JOBS": "2"}
     told |= {"SBATCH_OUTPUT": "/dev/null"}  # of worker jobs, else files in the directory of whoever runs this
-    log = tmp_path / "driver.log"
-    command = ("fit", "gaussian-mixture", data, "-k", 8, "-o", model, *STEPS, steps, "--checkpoint", tmp_path / "kept")
     script = ROOT / "deploy" / "slurm" / "driver-and-workers.sh"
+    command = ("fit", "held:gaussians", data, "-o", model, *OPTIONS, "--checkpoint", tmp_path / "kept")
     job = call(told, "sbatch", "--parsable", f"--output={log}", script, *command).strip()
 
     def workers():
         listed = call(told, "squeue", "--noheader", "--name=daskem-worker", "--states=RUNNING", "--format=%i")
-        return listed.split()
+        return set(listed.split())
 
-    poll(lambda: log.exists() and "\nstep 3 " in log.read_text())
-    lost = workers()[0]
-    call(told, "scancel", lost)
-    replaced = poll(lambda: len(workers()) == 2 and lost not in workers() and workers())
-    assert max(map(int, replaced)) > int(lost)
-    said = finish(told, job, log)
-    assert model.exists(), said
+    poll(Path(f"{held}.reached").exists)
+    before = poll(lambda: len(workers()) == 2 and workers())
+    call(told, "scancel", *before)
+    poll(lambda: len(workers() - before) == 2)
+    held.unlink()
+    same(model, expected, finish(told, job, log))
+    # Worker jobs end with the driver's.
     poll(lambda: not workers())
-    same_as_local(environment, data, model, steps)
+
+
+def test_the_notebook_about_clusters_runs_in_a_job(environment, tmp_path):
+    notebook = json.loads((ROOT / "notebooks" / "6_from_notebook_to_cluster.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    (tmp_path / "script.py").write_text("\n\n".join(cells))
+    log = tmp_path / "job.log"
+    asked = ("--ntasks=4", f"--chdir={tmp_path}", f"--output={log}", "--time=5:00")
+    told = {**environment, "MPLBACKEND": "agg"}
+    job = call(told, "sbatch", "--parsable", *asked, "--wrap", f"srun {sys.executable} script.py").strip()
+    said = finish(told, job, log)
+    assert said.count("the same bits: True") == 2, said
+    assert "2 worker processes" in said
+    assert "JobState=COMPLETED" in call(environment, "scontrol", "show", "job", job)
 
 
 def test_sbatch_says_what_is_wrong(environment, data, tmp_path):
@@ -166,3 +222,19 @@ def test_a_directory_that_nodes_cannot_write_to(environment, data, tmp_path):
     said = finish(environment, job, log)
     assert "cannot write to /proc/not-shared" in said
     assert not model.exists()
+
+
+def test_a_job_at_its_time_limit_goes_on_to_the_same_bits(environment, expected, limited):
+    limited.await_stopped()
+    limited.check_went_on(environment, expected)
+
+
+def test_a_preempted_job_goes_on_to_the_same_bits(environment, data, expected, tmp_path):
+    held = held_job(environment, data, tmp_path, "10:00")
+    held.await_reached()
+    assert status(environment, held.directory)["state"].startswith("RUNNING")
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "true")
+    call(environment, "sbatch", *urgent)
+    held.await_stopped()
+    poll(lambda: status(environment, held.directory)["state"].startswith("PENDING"))
+    held.check_went_on(environment, expected)

@@ -1,0 +1,84 @@
+"""A store larger than both workers: memory of each, and whether Dask had to spill, pause or restart (README.md)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from distributed import Client, LocalCluster
+from measure import parser, peak_rss, seconds, start, temporary
+from stores import make_store
+
+import daskem
+from daskem.algorithms import Auto
+from daskem.data import open_dataset
+from daskem.engine import parse_bytes
+from daskem.models import Gaussian, Mixture
+from daskem.predict import predict_to_store
+
+N_FEATURES = 64
+ROW_BYTES = 4 * N_FEATURES
+CHUNK_ROWS = (32 << 20) // ROW_BYTES
+# What a worker says when memory gets short, and what its nanny says when it ends it.
+TROUBLE = ("Pausing", "memory leak", "Unmanaged memory", "exceeded", "Restarting", "Spill")
+
+
+def logged(client: Client) -> list[str]:
+    """Return the lines that workers and nannies logged."""
+    logs = [*client.get_worker_logs().values(), *client.get_worker_logs(nanny=True).values()]
+    return [text for log in logs for _, text in log]
+
+
+def spilled(client: Client) -> int:
+    """Return the bytes that workers hold on disk."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return sum(int(worker["metrics"]["spilled_bytes"]["disk"]) for worker in workers)
+
+
+def work(store: Path, out: Path, components: int) -> Any:
+    """Fit a mixture by the default algorithm, and write labels and densities of all rows."""
+    data = open_dataset(store)
+    result = daskem.fit(Mixture(Gaussian("diag"), components), data, algorithm=Auto(), seed=0)
+    predict_to_store(result.model, result.params, data, str(out), ["labels", "log_prob"], components)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser(__doc__)
+    options.add_argument("--size", type=parse_bytes, default="8GB", help="size of the store, times --scale")
+    options.add_argument("--worker-memory", default="1GB", help="of each of two workers")
+    options.add_argument("--components", type=int, default=8, help="components of the mixture")
+    chosen = options.parse_args(arguments)
+    report = start("two workers: a store larger than all of them")
+    n_rows = max(1, -(-int(chosen.size * chosen.scale) // (CHUNK_ROWS * ROW_BYTES))) * CHUNK_ROWS
+    with (
+        temporary(chosen.directory) as directory,
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit=chosen.worker_memory, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        store = make_store(directory / "x.zarr", n_rows, N_FEATURES, CHUNK_ROWS, "zstd", chosen.seed)
+        before = set(client.run(os.getpid).values())
+        took = seconds(lambda: report.say(f" {work(store, directory / 'out.zarr', chosen.components).reason}"))
+        report.say(f" {n_rows:,} x {N_FEATURES} float32, {n_rows * ROW_BYTES / 1e9:.3g} GB: fit, predict {took:.3g} s")
+        for address, peak in client.run(peak_rss).items():
+            report.check(f"peak of {address}", peak / 1e9, parse_bytes(chosen.worker_memory) / 1e9, unit=" GB")
+        report.check("workers that were restarted", len(before - set(client.run(os.getpid).values())), 0)
+        report.check("bytes spilled", spilled(client), 0)
+        lines = logged(client)
+        said = [line for line in lines if any(word in line for word in TROUBLE)]
+        report.check("log lines of workers", len(lines), 1, at_least=True)
+        report.check("log lines of paused or spilling workers", len(said), 0)
+        report.say("".join(f"    {line}\n" for line in said[:10]))
+        group = zarr.open_group(directory / "out.zarr", mode="r")
+        report.check("rows without a label", int(np.sum(group["labels"][:] < 0)), 0)
+    return report.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
