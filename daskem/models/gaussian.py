@@ -4,9 +4,8 @@ Second moments are of u = (x - reference) * scale. `scale` holds powers of two, 
 from one only where features lie so far from unit size that squares would leave the range of the type.
 
 References start as one point, the mean of the sample. A component further from its reference than `FEATURE_RATIO` and
-`COMMON_RATIO` standard deviations allow takes its own mean as the next one, and goes back to the common point once it is
-within a quarter of that.
-So references stay fixed in all but tight, far-apart mixtures. Where `params.reference` changes, statistics made before
+`COMMON_RATIO` allow, in standard deviations, takes its own mean as the next one, and goes back to the common point once
+it is within a quarter of that. So references stay fixed in all but tight, far-apart mixtures. Where `params.reference` changes, statistics made before
 must not be blended with statistics made after, unless `Gaussian.rebase` has moved them.
 """
 

@@ -29,6 +29,9 @@ Covariance = Literal["full", "tied", "diag", "spherical", "tied_diag", "tied_sph
 
 # Features within 2^-16 .. 2^16 of unit size are left alone: even single precision squares and sums them safely.
 PLAIN_EXPONENT = 16
+EPS = float(np.finfo(np.float64).eps)
+# A pivot of a Cholesky factor within so many bounds of its rounding error may be nothing else.
+PIVOT_ERRORS = 16
 
 
 @dataclass(frozen=True)
@@ -401,9 +404,13 @@ def power_of_two(rows: Array, mean: Float, common: bool) -> Float:
 
 
 def _cholesky(matrix: Float) -> Float | None:
+    """Return the lower factor, None unless the matrix is positive definite by more than rounding errors."""
     if not np.isfinite(matrix).all():
         return None
     try:
-        return np.asarray(np.linalg.cholesky(matrix), np.float64)
+        lower = np.asarray(np.linalg.cholesky(matrix), np.float64)
     except np.linalg.LinAlgError:
         return None
+    # A pivot is what the features before leave of a variance, with an error of up to d eps of that variance.
+    resolved = np.diagonal(lower) ** 2 > PIVOT_ERRORS * len(matrix) * EPS * np.diagonal(matrix)
+    return lower if resolved.all() else None

@@ -50,7 +50,7 @@ __all__ = [
 # Measured error of a smallest eigenvalue, relative to itself, about a common reference: 2e-11 at r = 256.
 COMMON_RATIO = 256.0
 # Measured error of covariances, relative to the largest entry: 3e-13 at 32 standard deviations, 1e-12 at 64.
-FEATURE_RATIO = 48.0
+FEATURE_RATIO = 32.0
 # Rounding errors of a row's log density stay below 1e-12 of its two parts (the peak, and half the squared distance).
 FLOAT64_TERMS = 2048.0
 # Measured likewise in single precision: 3e-6 at 8 standard deviations, 7e-6 at 16, 7e-5 at 32.
