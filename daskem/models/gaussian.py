@@ -5,8 +5,8 @@ from one only where features lie so far from unit size that squares would leave 
 
 References start as one point, the mean of the sample. A component further from its reference than `FEATURE_RATIO` and
 `COMMON_RATIO` allow, in standard deviations, takes its own mean as the next one, and goes back to the common point once
-it is within a quarter of that. So references stay fixed in all but tight, far-apart mixtures. Where `params.reference` changes, statistics made before
-must not be blended with statistics made after, unless `Gaussian.rebase` has moved them.
+it is within a quarter of that. So references stay fixed in all but tight, far-apart mixtures. Where `params.reference`
+changes, statistics made before must not be blended with statistics made after, unless `Gaussian.rebase` has moved them.
 """
 
 from __future__ import annotations
@@ -145,8 +145,9 @@ class Gaussian:
             If a component is empty or collapsed and the policy is to raise.
         """
         n = stats.n if n is None else n
-        offset, covariance, unresolved = self._estimate(stats, params, n)
+        offset, covariance, summed = self._estimate(stats, params, n)
         factor, positive = self.shape.factorise(covariance)
+        unresolved = ~self.shape.resolved(factor, summed)
         new = self._assemble(params, params.reference + offset / params.scale, covariance, factor)
         empty = n <= EMPTY_SHARE * n.sum()
         held = self.prior is not None and bool(positive.all())
@@ -346,8 +347,8 @@ class Gaussian:
         return cast(GaussianStats, total)
 
     def _estimate(self, stats: GaussianStats, params: GaussianParams, n: Float) -> tuple[Float, Float, Array]:
-        """Return offsets of the means from their references, covariances, and which of these are rounding error."""
-        k, d = stats.x.shape
+        """Return offsets of the means from their references, covariances, and the variances about the references."""
+        d = stats.x.shape[1]
         shape, mass, x, xx = self.shape, stats.n + N_FLOOR, stats.x, self.shape.square(stats.xx, d)
         freedom, floor = shape.freedom(n + N_FLOOR, d), shape.ridge(self.reg_covar, params.scale)
         if self.prior is not None:
@@ -358,8 +359,7 @@ class Gaussian:
             xx = xx + prior_scale + kappa * shape.outer(prior_mean, prior_mean)
         offset = x / mass[:, None]
         covariance = (xx - shape.outer(mass[:, None] * offset, offset)) / freedom + floor
-        lost = shape.variances(covariance) <= 16 * EPS * shape.variances(xx / freedom)
-        return offset, covariance, np.broadcast_to(lost.any(axis=-1), (k,))
+        return offset, covariance, shape.variances(xx / freedom)
 
     def _prior_weight(self, params: GaussianParams, n: Float) -> tuple[float, Array, Float]:
         """Return the rows that the prior's mean counts as, what divides the scatter, and what is added to it then."""
