@@ -387,4 +387,12 @@ CASES = [
     Case(
         "Student-t mixture, weighted, labelled", Mixture(models.StudentT(), 3), heavy_tails, weighted=True, n_labels=3
     ),
+    *(
+        Case(
+            f"Student-t mixture with holes, {covariance}, dof {dof}",
+            Mixture(models.StudentT(covariance, dof, 0.0, missing=True), 2),
+            with_holes(heavy_tails),
+        )
+        for covariance, dof in (("full", "each"), ("tied", 3.0), ("diag", "shared"), ("tied_spherical", "each"))
+    ),
 ]

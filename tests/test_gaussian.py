@@ -468,7 +468,7 @@ def test_planning_is_arithmetic_whatever_the_size():
         plan = Mixture(Gaussian(covariance), 100_000).footprint(5000, np.dtype(np.float32))
         assert plan.block_rows >= 1
         assert plan.stats > 8 * 100_000 * 5000
-    assert Mixture(Gaussian("full"), 16).footprint(32, np.dtype(np.float64)).block_rows == 1024
+    assert Mixture(Gaussian("full"), 16).footprint(32, np.dtype(np.float64)).block_rows == 2048
     assert block_rows(1 << 40) == 1
 
 

@@ -17,16 +17,17 @@ SCRIPT = """
 import json, resource, sys
 import dask
 import dask.array as da
-from daskem import KMeans, MaxSteps, fit
+from daskem import MaxPasses, fit
+from daskem.algorithms import ALGORITHMS
 from daskem.data import open_dataset
 from daskem.models import Gaussian, KMeans, Mixture
-from daskem.predict import score
 
 store, model, options = sys.argv[1], eval(sys.argv[2]), json.loads(sys.argv[3])
 dask.config.set(num_workers=2)
 lazy = options.pop("lazy", False)
 data = da.from_zarr(store) if lazy else store
-result = fit(model, data, stop=MaxSteps(2), seed=1, **options)
+algorithm = ALGORITHMS[options.pop("algorithm", "batch")]()
+result = fit(model, data, algorithm=algorithm, stop=MaxPasses(4), seed=1, **options)
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({**result.plan.as_dict(), "measured": peak}))
 """
@@ -77,6 +78,15 @@ def test_the_measured_peak_is_within_the_plan(stores, store, model, options):
     else:
         # A plan that reserved everything would be kept too; streaming must take little beside the rows.
         assert figures["peak"] - figures["base"] < 3 * 4 * ROWS * FEATURES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["anderson", "auto", "incremental", "progressive", "squarem", "stepwise"])
+def test_what_algorithms_keep_is_within_the_plan(stores, algorithm):
+    figures = measure(
+        stores / "plain", "Mixture(Gaussian('diag'), 8)", memory_limit="1GB", cache="none", algorithm=algorithm
+    )
+    assert figures["measured"] <= figures["peak"] <= figures["limit"]
 
 
 @pytest.mark.slow

@@ -12,11 +12,22 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import daskem
+from daskem.algorithms import BatchEM
 from daskem.cli import main
 from daskem.cli.own import load
 from daskem.core import Chunk
 from daskem.errors import DataError, MissingCapabilityError, NonFiniteError, OptionError
-from daskem.models import Bernoulli, Gaussian, Mixture, gaussian_missing
+from daskem.models import (
+    Bernoulli,
+    Categorical,
+    Exponential,
+    Gamma,
+    Gaussian,
+    Mixture,
+    Poisson,
+    VonMisesFisher,
+    gaussian_missing,
+)
 from daskem.models.gaussian_kernels import unpack
 
 COVARIANCES = ["full", "tied", "diag", "spherical", "tied_diag", "tied_spherical"]
@@ -227,12 +238,57 @@ def test_a_diagnosis_and_a_choice_take_holes():
     assert [np.isfinite(one.icl) for one in daskem.select(mixtures, rows, seed=0).candidates] == [True, True]
 
 
+def columnwise():
+    """Return families of independent columns by name, rows that suit them, and what gives a component's means."""
+    rng = np.random.default_rng(4)
+    which = rng.integers(2, size=(300, 1))
+    positive = rng.gamma(2.0, 1.0 + 5.0 * which, (300, 3))
+    return {
+        "bernoulli": (Bernoulli(0.5), (rng.random((300, 3)) < 0.2 + 0.6 * which) * 1.0, lambda p: p.probabilities),
+        "poisson": (Poisson(), rng.poisson(2.0 + 9.0 * which, (300, 3)) * 1.0, lambda p: p.rates),
+        "exponential": (Exponential(), positive, lambda p: p.scales),
+        "gamma": (Gamma(), positive, lambda p: p.shapes * p.scales),
+    }
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "poisson", "exponential", "gamma"])
+def test_independent_columns_are_filled_in_with_the_posterior_mean(name):
+    family, rows, mean = columnwise()[name]
+    holes = np.random.default_rng(5).random(rows.shape) < 0.3
+    holes[0] = True
+    rows = np.where(holes, np.nan, rows)
+    model = Mixture(family, 2)
+    fitted = daskem.fit(model, rows, algorithm=BatchEM(), stop=daskem.MaxSteps(3))
+    imputed = model.impute(fitted.params, Chunk(rows))
+    expected = model.posterior(fitted.params, Chunk(rows)) @ mean(fitted.params.components)
+    np.testing.assert_allclose(imputed, np.where(holes, expected, rows), rtol=1e-12)
+    # A row of nothing but holes is told nothing of its component.
+    np.testing.assert_allclose(imputed[0], fitted.params.weights @ mean(fitted.params.components), rtol=1e-12)
+
+
+def test_codes_are_filled_in_with_the_likeliest_and_groups_by_their_families():
+    # Two kinds of row, told apart by the first two columns; the third is the kind's own code.
+    kind = np.arange(60) % 2
+    rows = np.stack([kind, kind, np.where(kind, 2, 1)], axis=1).astype(float)
+    rows[0] = 0, 0, -1
+    rows[1] = 1, 1, np.nan
+    mixture = daskem.CategoricalMixture(2, random_state=0).fit(rows)
+    assert mixture.impute(rows)[:2].tolist() == [[0, 0, 1], [1, 1, 2]]
+    scores = np.where(kind, 50.0, 10.0) + np.arange(60) % 3
+    scores[:2] = np.nan
+    families = {"answers": Categorical(), "score": Gaussian("diag", missing=True)}
+    mixed = daskem.MixedMixture(2, families=families, columns={"answers": [0, 1, 2], "score": [3]}, random_state=0)
+    imputed = mixed.fit(np.column_stack([rows, scores])).impute(np.column_stack([rows, scores]))
+    assert imputed[:2, :3].tolist() == [[0, 0, 1], [1, 1, 2]]
+    np.testing.assert_allclose(imputed[:2, 3], [11.0, 51.0], atol=0.1)
+
+
 def test_only_models_that_can_impute_do():
-    flags = np.where(np.isnan(holed(100, 2, 0.2)), np.nan, 1.0)
-    model = Mixture(Bernoulli(0.5), 2)
-    params = model.init(Chunk(flags), np.random.default_rng(0))
+    model = Mixture(VonMisesFisher(), 2)
+    rows = np.eye(4)[np.arange(40) % 4]
+    params = model.init(Chunk(rows), np.random.default_rng(0))
     with pytest.raises(MissingCapabilityError, match="impute"):
-        model.impute(params, Chunk(flags))
+        model.impute(params, Chunk(rows))
 
 
 def run(*args):
@@ -264,7 +320,7 @@ def test_the_command_line_fits_and_imputes(tmp_path):
     assert run("fit", "gaussian-mixture", tmp_path / "whole.npy", "-k", 2, "-o", plain).exit_code == 0
     denied = run("predict", plain, tmp_path / "whole.npy", "-o", tmp_path / "no.zarr", "--impute")
     assert denied.exit_code == 1
-    assert "--impute needs a model fitted with --missing nan" in denied.stderr
+    assert "--impute needs a model of missing values" in denied.stderr
 
 
 def test_what_is_still_refused():

@@ -313,3 +313,33 @@ def test_degrees_of_freedom_that_cannot_work_are_refused(dof):
 def test_options_of_the_gaussian_are_checked_at_once():
     with pytest.raises(OptionError, match="covariance is 'round'"):
         StudentT("round")
+
+
+@each_shape
+def test_log_densities_of_what_is_present_are_those_of_the_marginal(covariance):
+    rows = draw(n=60, d=3)
+    family = StudentT(covariance, 3.0, missing=True)
+    params = start(Mixture(family, 2), rows).components
+    rows[np.random.default_rng(1).random(rows.shape) < 0.3] = np.nan
+    rows[0] = np.nan
+    found = family.log_prob(params, Chunk(rows))
+    np.testing.assert_allclose(found[0], 0.0, atol=1e-13)
+    for k in range(2):
+        scale = matrix(covariance, params, k)
+        for row, value in zip(rows[1:], found[1:, k], strict=True):
+            there = ~np.isnan(row)
+            if there.any():
+                marginal = peer.multivariate_t(params.means[k][there], scale[np.ix_(there, there)], df=3.0)
+                assert value == pytest.approx(marginal.logpdf(row[there]), rel=1e-11)
+
+
+def test_holes_and_outliers_are_no_obstacle_to_the_truth():
+    # Monotone missing data (Liu & Rubin 1995): the second column is seen in half of the rows alone.
+    rows = draw(n=4_000, k=1, nu=3.0, seed=2)
+    whole = steps(Mixture(StudentT(), 1), start(Mixture(StudentT(), 1), rows), rows, 60).components
+    model = Mixture(StudentT(missing=True), 1)
+    rows[::2, 1] = np.nan
+    params = steps(model, start(model, rows), rows, 150).components
+    np.testing.assert_allclose(params.means, whole.means, atol=0.1)
+    np.testing.assert_allclose(params.covariances, whole.covariances, rtol=0.1)
+    assert params.dof[0] == pytest.approx(whole.dof[0], rel=0.1)

@@ -133,7 +133,8 @@ def _check_what(model: Any, what: list[str]) -> None:
         require(model, HasLogProb, "log densities (--log-prob)")
     if "imputed" in what and not handles_missing(model):
         raise OptionError(
-            f"--impute needs a model fitted with --missing nan, which this {type(model).__name__} was not."
+            f"--impute needs a model of missing values, which this {type(model).__name__} is not. Gaussian mixtures "
+            "fitted with --missing nan are, and those of binary, categorical, count and positive columns."
         )
     if "transform" in what and not hasattr(model, "transform"):
         raise OptionError(f"--transform gives distances to centers, which a {type(model).__name__} does not have.")

@@ -28,6 +28,7 @@ class _EllipticalMixture(BaseMixture):
     precisions_init: npt.ArrayLike | None = None
     prior: str | None = None
     on_collapse: str = "keep"
+    missing: str = "raise"
 
     fitted: ClassVar[dict[str, str]] = {
         "means_": "means",
@@ -35,10 +36,21 @@ class _EllipticalMixture(BaseMixture):
         "precisions_cholesky_": "precisions_cholesky",
     }
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "nan"
+        return tags
+
     def _check_options(self) -> None:
         super()._check_options()
         check_number("reg_covar", self.reg_covar)
         check_choice("covariance_type", self.covariance_type, tuple(SHAPES))
+        check_choice("missing", self.missing, ("raise", "nan"))
+
+    def _shared(self) -> dict[str, Any]:
+        """Return the options that both families have."""
+        own = {name: getattr(self, name) for name in ("reg_covar", "prior", "on_collapse")}
+        return {"covariance": self.covariance_type, **own, "missing": self.missing == "nan"}
 
     def _starting_values(self) -> dict[str, Any]:
         own = {"means_init": self.means_init, "precisions_init": self.precisions_init}
@@ -70,8 +82,6 @@ precisions_init, random_state, warm_start, verbose, verbose_interval
     on_collapse : ``"keep"``, ``"reseed"`` or ``"raise"``: what happens to an empty or collapsing component.
     missing : ``"raise"``, or ``"nan"`` where NaN stands for a missing value, missing at random: rows then count with
         the values that they have, exactly, and `impute` gives the others.
-    missing : ``"raise"``, or ``"nan"`` where NaN stands for a missing value, missing at random: rows then count with
-        the values that they have, exactly, and `impute` gives the others.
     init_sample : rows to draw for the start, ``"auto"``, or ``"k-means||"`` (see `daskem.fit`).
     max_seconds : wall-clock budget, or None.
     cache, memory_limit : see `daskem.fit`.
@@ -91,27 +101,8 @@ lower_bounds_, n_features_in_
     [0.5, 10.5]
     """
 
-    missing: str = "raise"
-
-    def impute(self, X: Any) -> Any:
-        """Return X (n, d) with the conditional means of missing values given those present in the place of NaN.
-
-        Needs a mixture fitted with ``missing="nan"``.
-        """
-        return self._rows(X, "imputed", self.n_components)
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self.missing == "nan"
-        return tags
-
-    def _check_options(self) -> None:
-        super()._check_options()
-        check_choice("missing", self.missing, ("raise", "nan"))
-
     def _family(self, data: Dataset) -> Family:
-        options: Any = (self.covariance_type, self.reg_covar, self.prior, self.on_collapse, self.missing == "nan")
-        return Gaussian(*options)
+        return Gaussian(**self._shared())
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -121,8 +112,8 @@ class StudentTMixture(_EllipticalMixture):
     Parameters
     ----------
     dof : degrees of freedom: ``"each"`` (estimated for each component), ``"shared"`` (one estimate) or a fixed number.
-    covariance_type, reg_covar, means_init, precisions_init, prior, on_collapse : as in `GaussianMixture`, of the scale
-        matrices.
+    covariance_type, reg_covar, means_init, precisions_init, prior, on_collapse, missing : as in `GaussianMixture`, of
+        the scale matrices.
     n_components and all others : see `BaseMixture`.
 
     Attributes
@@ -152,5 +143,5 @@ class StudentTMixture(_EllipticalMixture):
     }
 
     def _family(self, data: Dataset) -> Family:
-        options: Any = (self.covariance_type, self.dof, self.reg_covar, self.prior, self.on_collapse)
-        return StudentT(*options)
+        options: dict[str, Any] = {**self._shared(), "dof": self.dof}
+        return StudentT(**options)

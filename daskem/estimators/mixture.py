@@ -109,6 +109,14 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         """Return the posterior probability of each component for each row, (n, k), as features."""
         return self._rows(X, "proba", self.n_components)
 
+    def impute(self, X: Any) -> Any:
+        """Return X (n, d) with missing values filled in given those present.
+
+        By conditional means, codes of categories by the likeliest. Only mixtures of families that take missing values
+        can, Gaussian ones with ``missing="nan"``.
+        """
+        return self._rows(X, "imputed", self.n_components)
+
     def diagnose(self, X: Any, y: Any = None, sample_weight: Any = None) -> Diagnosis:
         """Say what the data that the mixture was fitted to tell of its parameters, and what not (`daskem.diagnose`)."""
         data = self._dataset(X, sample_weight=sample_weight, y=_known_labels(y))

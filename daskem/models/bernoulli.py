@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from daskem.core import Array, Float
-from daskem.models.natural import PROBABILITY_FLOOR, NaturalFamily, where_seen
+from daskem.models.natural import PROBABILITY_FLOOR, ColumnFamily, where_seen
 
 __all__ = ["Bernoulli", "BernoulliParams"]
 
@@ -23,7 +23,7 @@ class BernoulliParams:
 
 
 @dataclass(frozen=True)
-class Bernoulli(NaturalFamily):
+class Bernoulli(ColumnFamily):
     """A family of independent binary columns; a mixture of them is the latent class model of binary answers.
 
     log p(x | k) = sum_j x_j logit(p_kj) + log(1 - p_kj), over the columns j that are not NaN. Probabilities stay within
@@ -52,6 +52,9 @@ class Bernoulli(NaturalFamily):
 
     def _valid(self, rows: Array, params: BernoulliParams | None) -> Array:
         return np.asarray((rows == 0) | (rows == 1))
+
+    def _filling(self, params: BernoulliParams, resp: Array) -> Float:
+        return np.asarray(resp @ params.probabilities, np.float64)
 
     def _natural(self, params: BernoulliParams) -> tuple[Float, Float]:
         log_one, log_zero = np.log(params.probabilities), np.log1p(-params.probabilities)

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 
 from daskem.core import Array, Chunk, Float, Int
 from daskem.errors import DataError, OptionError
-from daskem.models.natural import PROBABILITY_FLOOR, NaturalFamily, Observations, filled, where_seen
+from daskem.models.natural import PROBABILITY_FLOOR, ColumnFamily, Observations, filled, where_seen
 
 __all__ = ["Categorical", "CategoricalParams"]
 
@@ -45,7 +45,7 @@ class CategoricalParams:
 
 
 @dataclass(frozen=True)
-class Categorical(NaturalFamily):
+class Categorical(ColumnFamily):
     """A family of independent categorical columns; a mixture of them is the latent class model.
 
     Rows hold codes from 0 to the column's number of levels less 1; NaN or -1 where the column is missing, whose term is
@@ -146,6 +146,11 @@ class Categorical(NaturalFamily):
         codes += _starts(params.levels).astype(np.int32)
         hot = _indicators(codes, valid, int(params.levels.sum()), chunk)
         return Observations(hot, outside=outside if outside is not None and outside.any() else None)
+
+    def _filling(self, params: CategoricalParams, resp: Array) -> Float:
+        # Means of codes say nothing: the likeliest level of each column.
+        likeliest = [(resp @ params.of_column(j)).argmax(axis=1) for j in range(len(params.levels))]
+        return np.stack(likeliest, axis=1).astype(np.float64)
 
     def _natural(self, params: CategoricalParams) -> tuple[Float, Float]:
         return np.log(params.probabilities), np.zeros((len(params.probabilities), 1))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from daskem.core import Array, Float
-from daskem.models.natural import NaturalFamily, SufficientStats, filled, valid_positive, where_seen
+from daskem.models.natural import ColumnFamily, SufficientStats, filled, valid_positive, where_seen
 
 __all__ = ["Exponential", "ExponentialParams"]
 
@@ -23,7 +23,7 @@ class ExponentialParams:
 
 
 @dataclass(frozen=True)
-class Exponential(NaturalFamily):
+class Exponential(ColumnFamily):
     """A family of independent exponential columns.
 
     log p(x | k) = sum_j -x_j / scale_kj - log scale_kj, over the columns j that are not NaN.
@@ -52,6 +52,9 @@ class Exponential(NaturalFamily):
 
     def _valid(self, rows: Array, params: ExponentialParams | None) -> Array:
         return valid_positive(rows)
+
+    def _filling(self, params: ExponentialParams, resp: Array) -> Float:
+        return np.asarray(resp @ params.scales, np.float64)
 
     def _natural(self, params: ExponentialParams) -> tuple[Float, Float]:
         return -1.0 / params.scales, -np.log(params.scales)

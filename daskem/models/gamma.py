@@ -10,7 +10,7 @@ from scipy.special import digamma, gammaln, polygamma
 
 from daskem.core import Array, Float
 from daskem.errors import OptionError
-from daskem.models.natural import NaturalFamily, SufficientStats, filled, valid_positive, where_seen
+from daskem.models.natural import ColumnFamily, SufficientStats, filled, valid_positive, where_seen
 
 __all__ = ["Gamma", "GammaParams", "shape_of"]
 
@@ -30,7 +30,7 @@ class GammaParams:
 
 
 @dataclass(frozen=True)
-class Gamma(NaturalFamily):
+class Gamma(ColumnFamily):
     """A family of independent gamma columns.
 
     log p(x | k) = sum_j (a - 1) log x_j - x_j / s - a log s - log Gamma(a), a and s being shape and scale of column j
@@ -80,6 +80,9 @@ class Gamma(NaturalFamily):
     def _features(self, values: Array) -> Array:
         logs = np.log(values, where=values > 0, out=np.zeros(values.shape))
         return np.concatenate([values, logs], axis=1)
+
+    def _filling(self, params: GammaParams, resp: Array) -> Float:
+        return np.asarray(resp @ (params.shapes * params.scales), np.float64)
 
     def _natural(self, params: GammaParams) -> tuple[Float, Float]:
         a, s = params.shapes, params.scales

@@ -121,17 +121,24 @@ class Gaussian:
 
     def squared_distances(self, params: GaussianParams, chunk: Chunk) -> Array:
         """Return Mahalanobis' distances squared, (n, k): like `log_prob`, a view of scratch memory."""
-        return self._plain_kernel(params, chunk).squared_distances(chunk).T
+        return self._kernel(params, chunk).squared_distances(chunk).T
 
-    def stats(self, params: GaussianParams, chunk: Chunk, resp: Array) -> GaussianStats:
-        """Return the moments of the rows under `resp` (n, k), float64 whatever the type of the rows."""
-        n, x, xx = self._kernel(params, chunk).moments(chunk, resp.T)
+    def stats(self, params: GaussianParams, chunk: Chunk, resp: Array, spread: Array | None = None) -> GaussianStats:
+        """Return the moments of the rows under `resp` (n, k), float64 whatever the type of the rows.
+
+        `spread` (n, k) are the weights of the conditional covariances of missing values, where these are others.
+        """
+        holes = self.holes(params, chunk)
+        if holes is None:
+            n, x, xx = self._plain_kernel(params, chunk).moments(chunk, resp.T)
+        else:
+            n, x, xx = holes.moments(chunk, resp.T, None if spread is None else spread.T)
         return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
 
     def impute(self, params: GaussianParams, chunk: Chunk, resp: Array) -> Float:
         """Return the rows (n, d) with sum_k resp_k E[missing | present, k] in the place of NaN, resp being (n, k)."""
-        kernel = self._kernel(params, chunk)
-        return kernel.impute(chunk, resp.T) if isinstance(kernel, HolesKernel) else np.array(chunk.rows, np.float64)
+        holes = self.holes(params, chunk)
+        return np.array(chunk.rows, np.float64) if holes is None else holes.impute(chunk, resp.T)
 
     def m_step(self, stats: GaussianStats, params: GaussianParams, n: Float | None = None) -> GaussianParams:
         """Return the maximiser of the expected complete-data log-likelihood, plus the log prior where there is one.
@@ -269,9 +276,14 @@ class Gaussian:
         prior = d + self.shape.one_size(d) if self.prior else 0
         return 8 * (k + k * d + second), 8 * (2 * k * d + 2 * size + 2 * d + prior) + k
 
+    def holes(self, params: GaussianParams, chunk: Chunk) -> HolesKernel | None:
+        """Return the arithmetic for a block with missing values, None where none is missing."""
+        return (
+            over_holes(self._plain_kernel(params, chunk), params, chunk) if self.missing and has_holes(chunk) else None
+        )
+
     def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel | HolesKernel:
-        kernel = self._plain_kernel(params, chunk)
-        return over_holes(kernel, params, chunk) if self.missing and has_holes(chunk) else kernel
+        return self.holes(params, chunk) or self._plain_kernel(params, chunk)
 
     def _plain_kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel:
         """Return the arithmetic over rows without holes, made once for all blocks of a task."""

@@ -159,7 +159,7 @@ class _Holes:
     complete : the rows without holes, whose places in the block are `kept`.
     rows : places of the others in the block, by number and then by pattern of their holes.
     values : (d, m) their values, zero for holes. place : holes as offsets into `values`, run by run.
-    feature : the feature of each hole.
+    feature, row : the feature of each hole, and which of the sorted rows has it.
     runs : runs of these rows with one number of holes.
     """
 
@@ -169,6 +169,7 @@ class _Holes:
     values: Float
     place: Int
     feature: Int
+    row: Int
     runs: tuple[_Run, ...]
 
     @classmethod
@@ -182,12 +183,13 @@ class _Holes:
         kept, rows = np.sort(order[:first]), order[first:]
         runs = tuple(_runs(missing, rows, codes[:, first:], k))
         features = [np.take(run.features, run.pattern, axis=1) for run in runs]
-        columns = [np.arange(run.rows.start, run.rows.stop) for run in runs]
-        place = np.concatenate([(f * len(rows) + c).ravel() for f, c in zip(features, columns, strict=True)])
+        row = np.concatenate([np.tile(np.arange(run.rows.start, run.rows.stop), len(run.features)) for run in runs])
+        feature = np.concatenate([f.ravel() for f in features])
+        place = feature * len(rows) + row
         values = np.ascontiguousarray(np.take(chunk.rows, rows, axis=0).T, np.float64)
         values.reshape(-1)[place] = 0.0
         complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
-        return cls(complete, kept, rows, values, place, np.concatenate([f.ravel() for f in features]), runs)
+        return cls(complete, kept, rows, values, place, feature, row, runs)
 
 
 def _codes(missing: Array) -> Float:
@@ -224,13 +226,17 @@ class _Conditional:
 
     Attributes
     ----------
+    about : (d, m) values about the reference that components share, scaled; holes hold anything.
     offset : (holes, k) conditional means less the means, scaled.
     inverses : C of each run, None where it is to be computed again.
+    peaks : (patterns, k) of each run, what log densities at the mean are more than those of rows without holes.
     """
 
     log_prob: Float
+    about: Float
     offset: Float
     inverses: tuple[Float | None, ...]
+    peaks: tuple[Float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,8 +260,24 @@ class HolesKernel(ABC):
         """Return log p(values present | component) as (k, n), in the scratch of the chunk."""
 
     @abstractmethod
-    def moments(self, chunk: Chunk, resp: Array) -> Moments:
-        """Return the expected n (k,), x (k, d) and xx of the rows under `resp` (k, n), as `Kernel.moments` has them."""
+    def log_peak(self, chunk: Chunk) -> Float:
+        """Return the log densities that the rows would have if all that is present were at the mean, (k, n)."""
+
+    def squared_distances(self, chunk: Chunk) -> Array:
+        """Return Mahalanobis' distances squared of the values present, (k, n), in the scratch of the chunk."""
+        out = self.log_prob(chunk)
+        out -= self.log_peak(chunk)
+        out *= -2
+        # Rounding takes rows near a mean below zero.
+        return np.maximum(out, 0, out=out)
+
+    @abstractmethod
+    def moments(self, chunk: Chunk, resp: Array, spread: Array | None = None) -> Moments:
+        """Return the expected n (k,), x (k, d) and xx of the rows under `resp` (k, n), as `Kernel.moments` has them.
+
+        `spread` (k, n) are the weights of the conditional covariances, where these are others: in a scale mixture the
+        weight that a row has in `resp` divides its covariance, and leaves the product as it was.
+        """
 
     @abstractmethod
     def impute(self, chunk: Chunk, resp: Array) -> Float:
@@ -288,23 +310,32 @@ class _MatrixHoles(HolesKernel):
         out[:, holes.rows] = self._conditional(chunk).log_prob
         return out
 
-    def moments(self, chunk: Chunk, resp: Array) -> Moments:
+    def log_peak(self, chunk: Chunk) -> Float:
+        holes, found = self._holes(chunk), self._conditional(chunk)
+        out = np.repeat(self.kernel.peak[:, None], len(chunk), axis=1)
+        for run, peak in zip(holes.runs, found.peaks, strict=True):
+            out[:, holes.rows[run.rows]] += np.take(peak, run.pattern, axis=0).T
+        return out
+
+    def moments(self, chunk: Chunk, resp: Array, spread: Array | None = None) -> Moments:
         holes, found = self._holes(chunk), self._conditional(chunk)
         n, x, xx = self.kernel.moments(holes.complete, np.take(resp, holes.kept, axis=1))
         share = np.asarray(np.take(resp, holes.rows, axis=1), np.float64)
-        first, second = np.empty(self.means.shape), self._covariance(holes, found, share)
-        for component, weight in enumerate(share):
-            u = self._about(chunk, self.kernel.reference[component])
-            u.reshape(-1)[holes.place] = self.kernel.delta[component, holes.feature] + found.offset[:, component]
-            first[component] = u @ weight
-            u *= np.sqrt(weight)
+        loose = share if spread is None else np.asarray(np.take(spread, holes.rows, axis=1), np.float64)
+        first, second = np.empty(self.means.shape), self._covariance(holes, found, loose)
+        expected = found.offset.T + np.take(self.kernel.delta, holes.feature, axis=1)
+        u = chunk.scratch.empty("weighted", holes.values.shape)
+        for component, root in enumerate(np.sqrt(share)):
+            np.multiply(self._about(chunk, component, found.about), root, out=u)
+            u.reshape(-1)[holes.place] = expected[component] * np.take(root, holes.row)
+            first[component] = u @ root
             second[component % len(second)] += u @ u.T
         return n + share.sum(axis=1), x + first, xx + self._shaped(second)
 
     def impute(self, chunk: Chunk, resp: Array) -> Float:
         holes, found = self._holes(chunk), self._conditional(chunk)
         expected = self.means[:, holes.feature] + found.offset.T / self.scale[holes.feature]
-        row = holes.rows[holes.place % len(holes.rows)]
+        row = holes.rows[holes.row]
         out = np.array(chunk.rows, np.float64)
         out[row, holes.feature] = (np.take(resp, row, axis=1) * expected).sum(axis=0)
         return out
@@ -324,19 +355,21 @@ class _MatrixHoles(HolesKernel):
         holes, k = self._holes(chunk), len(self.means)
         log_prob = chunk.scratch.empty("log_prob of holes", (k, len(holes.rows)))
         g = chunk.scratch.empty("g", (len(holes.place), k))
-        product = chunk.scratch.empty("L z", holes.values.shape)
-        for component, mean in enumerate(self.means):
-            z = self._about(chunk, mean)
+        z, product = (chunk.scratch.empty(name, holes.values.shape) for name in ("z", "L z"))
+        about = self._scaled(chunk, self.kernel.shift, "about")
+        for component, delta in enumerate(self.kernel.delta):
+            np.subtract(self._about(chunk, component, about), delta[:, None], out=z)
             z.reshape(-1)[holes.place] = 0.0
             np.matmul(self.precision[component % len(self.precision)], z, out=product)
             np.einsum("dn,dn->n", z, product, out=log_prob[component])
             g[:, component] = np.take(product, holes.place)
         log_prob *= -0.5
         log_prob += self.kernel.peak[:, None]
-        return _Conditional(log_prob, g, tuple(self._condition_runs(holes, log_prob, g)))
+        runs = list(self._condition_runs(holes, log_prob, g))
+        return _Conditional(log_prob, about, g, tuple(inverse for inverse, _ in runs), tuple(peak for _, peak in runs))
 
-    def _condition_runs(self, holes: _Holes, log_prob: Float, g: Float) -> Iterator[Float | None]:
-        """Turn g into conditional offsets and complete the log densities, run by run; yield the inverses to keep."""
+    def _condition_runs(self, holes: _Holes, log_prob: Float, g: Float) -> Iterator[tuple[Float | None, Float]]:
+        """Turn g into conditional offsets and complete the log densities, run by run; yield inverses and peaks."""
         precision = self._component_last()
         constant = 0.5 * LOG_2PI - np.log(self.scale)
         kept = 0
@@ -349,7 +382,7 @@ class _MatrixHoles(HolesKernel):
             log_prob[:, run.rows] += gain.T
             np.negative(offset, out=gradient)
             kept += inverse.size
-            yield inverse if kept <= KEPT_NUMBERS else None
+            yield (inverse if kept <= KEPT_NUMBERS else None), peak
 
     def _covariance(self, holes: _Holes, found: _Conditional, share: Float) -> Float:
         """Return the sum over rows of share (k, m) times the conditional covariance, shaped as the precision."""
@@ -364,10 +397,16 @@ class _MatrixHoles(HolesKernel):
     def _component_last(self) -> Float:
         return np.ascontiguousarray(self.precision.transpose(1, 2, 0))
 
-    def _about(self, chunk: Chunk, point: Float) -> Float:
-        """Return (x - point) * scale of the rows with holes, (d, m); holes hold anything."""
+    def _about(self, chunk: Chunk, component: int, shared: Float) -> Float:
+        """Return the values about a component's reference, which is most often the one that components share."""
+        if component not in self.kernel.own:
+            return shared
+        return self._scaled(chunk, self.kernel.reference[component], "about own")
+
+    def _scaled(self, chunk: Chunk, point: Float, name: str) -> Float:
+        """Return (x - point) * scale of the rows with holes, (d, m), in the scratch; holes hold anything."""
         values = self._holes(chunk).values
-        out = chunk.scratch.empty("about", values.shape)
+        out = chunk.scratch.empty(name, values.shape)
         np.subtract(values, point[:, None], out=out)
         if self.kernel.scale is not None:
             out *= self.scale[:, None]
@@ -385,14 +424,16 @@ class _DiagonalHoles(HolesKernel):
 
     def log_prob(self, chunk: Chunk) -> Array:
         out = chunk.scratch.empty("log_prob with holes", (len(self.means), len(chunk)))
-        peak = np.log(self.scale) + 0.5 * (np.log(self.precision) - LOG_2PI)
         linear = self.precision * self.kernel.delta
-        natural = np.hstack([peak - 0.5 * linear * self.kernel.delta, linear, -0.5 * self.precision])
+        natural = np.hstack([self._peak - 0.5 * linear * self.kernel.delta, linear, -0.5 * self.precision])
         for point, members in self._points():
             out[members] = natural[members] @ self._features(chunk, point)
         return out
 
-    def moments(self, chunk: Chunk, resp: Array) -> Moments:
+    def log_peak(self, chunk: Chunk) -> Float:
+        return np.asarray(self._peak @ ~np.isnan(chunk.rows.T), np.float64)
+
+    def moments(self, chunk: Chunk, resp: Array, spread: Array | None = None) -> Moments:
         k, d = self.means.shape
         resp = np.asarray(resp, np.float64)
         sums = np.empty((k, 3 * d))
@@ -401,11 +442,17 @@ class _DiagonalHoles(HolesKernel):
         n = resp.sum(axis=1)
         seen, x, xx = sums[:, :d], sums[:, d : 2 * d], sums[:, 2 * d :]
         lack, delta = n[:, None] - seen, self.kernel.delta
-        xx = xx + lack * (delta * delta + 1.0 / self.precision)
+        loose = lack if spread is None else np.asarray(spread, np.float64) @ np.isnan(chunk.rows)
+        xx = xx + lack * delta * delta + loose / self.precision
         return n, x + lack * delta, xx if self.kernel.covariance == "diag" else xx.sum(axis=1)
 
     def impute(self, chunk: Chunk, resp: Array) -> Float:
         return np.where(np.isnan(chunk.rows), resp.T @ self.means, chunk.rows)
+
+    @property
+    def _peak(self) -> Float:
+        """Log densities of each feature at the mean, (k, d)."""
+        return np.asarray(np.log(self.scale) + 0.5 * (np.log(self.precision) - LOG_2PI), np.float64)
 
     def _points(self) -> Iterator[tuple[Float, Any]]:
         """Yield the reference points and which components are about each."""

@@ -51,8 +51,6 @@ class Multinomial(NaturalFamily):
     start: ClassVar[str] = "short_em"
     takes: ClassVar[str] = f"whole numbers from 0 to {MAX_COUNT:g}"
     discrete: ClassVar[bool] = True
-    handles_missing: ClassVar[bool] = False
-    per_column: ClassVar[bool] = False
     fields: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def embedding(self, rows: Array) -> Float:

@@ -40,6 +40,7 @@ from daskem.models.repair import (
 __all__ = [
     "MAX_COUNT",
     "PROBABILITY_FLOOR",
+    "ColumnFamily",
     "NaturalFamily",
     "Observations",
     "SufficientStats",
@@ -114,9 +115,9 @@ class NaturalFamily(ABC):
     # What a column may hold, for errors.
     takes: ClassVar[str]
     # Whether NaN is a hole that the family leaves out.
-    handles_missing: ClassVar[bool] = True
+    handles_missing: ClassVar[bool] = False
     # Whether each column has a constant of its own, so that holes must be counted.
-    per_column: ClassVar[bool] = True
+    per_column: ClassVar[bool] = False
     # Whether float32 rows are computed in float32: only where features and slopes are of unit size.
     keeps_float32: ClassVar[bool] = False
     # Whether columns hold counts or codes, so that rows may repeat each other.
@@ -358,6 +359,22 @@ class NaturalFamily(ABC):
                     getattr(params, name)[component] = value
         params.repaired[vacant] = RESEEDED
         return params
+
+
+class ColumnFamily(NaturalFamily):
+    """A natural family whose columns are independent given the component, so that holes are left out and filled in."""
+
+    handles_missing: ClassVar[bool] = True
+    per_column: ClassVar[bool] = True
+
+    def impute(self, params: Params, chunk: Chunk, resp: Array) -> Float:
+        """Return the rows (n, d) with what a hole holds most likely, or in the mean, under `resp` (n, k)."""
+        rows = np.asarray(chunk.rows, np.float64)
+        return np.where(self._holes(rows), self._filling(params, resp), rows)
+
+    @abstractmethod
+    def _filling(self, params: Params, resp: Array) -> Float:
+        """Return what stands in the place of holes, (n, d)."""
 
 
 def filled(rows: Array) -> Float:

@@ -10,7 +10,7 @@ import numpy as np
 from daskem.core import Array, Float
 from daskem.models.natural import (
     MAX_COUNT,
-    NaturalFamily,
+    ColumnFamily,
     SufficientStats,
     filled,
     log_factorial,
@@ -34,7 +34,7 @@ class PoissonParams:
 
 
 @dataclass(frozen=True)
-class Poisson(NaturalFamily):
+class Poisson(ColumnFamily):
     """A family of independent Poisson columns.
 
     log p(x | k) = sum_j x_j log rate_kj - rate_kj - log x_j!, over the columns j that are not NaN.
@@ -71,6 +71,9 @@ class Poisson(NaturalFamily):
 
     def _log_base(self, values: Array) -> Float:
         return np.asarray(-log_factorial(values).sum(axis=1))
+
+    def _filling(self, params: PoissonParams, resp: Array) -> Float:
+        return np.asarray(resp @ params.rates, np.float64)
 
     def _natural(self, params: PoissonParams) -> tuple[Float, Float]:
         return np.log(params.rates), -params.rates

@@ -155,6 +155,15 @@ class Product:
         """Return the groups' statistics under `resp` (n, k)."""
         return ProductStats(tuple(f.stats(group, part, resp) for f, group, part in self._groups(params, chunk)))
 
+    def impute(self, params: ProductParams, chunk: Chunk, resp: Array) -> Float:
+        """Return the rows (n, d) with the holes of each group filled in by its family, under `resp` (n, k)."""
+        imputes = self._methods("impute", "imputing missing values")
+        out = np.array(chunk.rows, np.float64)
+        groups = zip(self._columns.values(), imputes, self._groups(params, chunk), strict=True)
+        for columns, impute, (_, group, part) in groups:
+            out[:, _span(columns)] = impute(group, part, resp)
+        return out
+
     def m_step(self, stats: ProductStats, params: ProductParams) -> ProductParams:
         """Return what the groups' statistics imply, group by group."""
         groups = zip(self.families.values(), stats.groups, params.groups, strict=True)

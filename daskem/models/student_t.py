@@ -6,6 +6,8 @@ Given the row and the component, with delta = (x - mu_k)^T Sigma_k^-1 (x - mu_k)
     u = E[U] = (nu_k + d) / (nu_k + delta)        E[log U] = psi((nu_k + d) / 2) - log((nu_k + delta) / 2)
 
 so that the Gaussian's arithmetic serves: distances come from its log densities, moments are weighted by resp * u.
+Of a row with missing values, d counts and delta measures those present [2]_; given U, a missing one has the Gaussian's
+conditional mean, and its conditional covariance C over U, so that E[U x x^T] has C itself beside what the means give.
 
 References
 ----------
@@ -26,6 +28,7 @@ from daskem.core import Array, Chunk, Float
 from daskem.errors import OptionError
 from daskem.models.gaussian import Gaussian
 from daskem.models.gaussian_algebra import Covariance, Shape
+from daskem.models.gaussian_missing import HolesKernel
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
 from daskem.models.repair import RESEEDED, Policy
 
@@ -87,8 +90,9 @@ class StudentT:
     covariance : shape of the scale matrices, one of those of `Gaussian`.
     dof : "each" (estimated for each component), "shared" (one estimate for all), or a number, which stays. Estimates
         are kept from `MIN_DOF` to `MAX_DOF`; a fixed number is at least `MIN_DOF`.
-    reg_covar, prior, on_collapse : as for `Gaussian`; floor and prior are those of locations and scale matrices, the
-        prior of the degrees of freedom is flat. A reseeded component starts again with the first degrees of freedom.
+    reg_covar, prior, on_collapse, missing : as for `Gaussian`; floor and prior are those of locations and scale
+        matrices, the prior of the degrees of freedom is flat. A reseeded component starts again with the first degrees
+        of freedom.
 
     Notes
     -----
@@ -113,6 +117,7 @@ class StudentT:
     reg_covar: float = 1e-6
     prior: Literal["conjugate"] | None = None
     on_collapse: Policy = "keep"
+    missing: bool = False
 
     def __post_init__(self) -> None:
         fixed = isinstance(self.dof, (int, float, np.number)) and not isinstance(self.dof, bool)
@@ -126,7 +131,12 @@ class StudentT:
     @property
     def gaussian(self) -> Gaussian:
         """The family that does the arithmetic."""
-        return Gaussian(self.covariance, self.reg_covar, self.prior, self.on_collapse)
+        return Gaussian(self.covariance, self.reg_covar, self.prior, self.on_collapse, self.missing)
+
+    @property
+    def handles_missing(self) -> bool:
+        """Whether NaN is a hole."""
+        return self.missing
 
     @property
     def shape(self) -> Shape:
@@ -140,6 +150,9 @@ class StudentT:
 
     def log_prob(self, params: StudentTParams, chunk: Chunk) -> Array:
         """Return log p(x | component), (n, k), nats: a transposed view of scratch memory that may be overwritten."""
+        holes = self.gaussian.holes(params, chunk)
+        if holes is not None:
+            return self._log_prob_with_holes(params, chunk, holes).T
         out = self.gaussian.squared_distances(params, chunk).T
         nu, d = params.dof, chunk.rows.shape[1]
         out /= _column(nu, out)
@@ -162,15 +175,20 @@ class StudentT:
             shares = np.array(shares)
             self.log_prob(params, chunk)
         # Overwritten below: what is kept serves once.
-        u = kept.pop("u")
+        u, seen = kept.pop("u"), kept.pop("seen", None)
         del kept["params"]
-        n, half = shares.sum(axis=1, dtype=np.float64), 0.5 * (params.dof + chunk.rows.shape[1])
+        n = shares.sum(axis=1, dtype=np.float64)
         # A row at infinity has u = 0 and no share.
         least = np.finfo(u.dtype).tiny
         logs = np.array([share @ np.log(np.maximum(one, least)) for share, one in zip(shares, u, strict=True)], float)
         np.multiply(u, shares, out=u, casting="same_kind")
-        moments = self.gaussian.stats(params, chunk, u.T)
-        return StudentTStats(n, moments.n, moments.x, moments.xx, logs + n * (psi(half) - np.log(half)))
+        moments = self.gaussian.stats(params, chunk, u.T, shares.T)
+        half, counts = 0.5 * (params.dof + chunk.rows.shape[1])[:, None], n[:, None]
+        if seen is not None:
+            counts = np.array([np.bincount(seen, share, chunk.rows.shape[1] + 1) for share in shares])
+            half = 0.5 * (params.dof[:, None] + np.arange(counts.shape[1]))
+        logs += (counts * (psi(half) - np.log(half))).sum(axis=1)
+        return StudentTStats(n, moments.n, moments.x, moments.xx, logs)
 
     def m_step(self, stats: StudentTStats, params: StudentTParams) -> StudentTParams:
         """Return the maximiser of Q, plus the log prior where there is one (see the class).
@@ -224,6 +242,10 @@ class StudentT:
         new = self.gaussian.from_vector(vector[:size], replace(params, dof=np.array(dof)))
         return cast(StudentTParams, new)
 
+    def impute(self, params: StudentTParams, chunk: Chunk, resp: Array) -> Float:
+        """Return the rows (n, d) with sum_k resp_k E[missing | present, k] in the place of NaN, as a Gaussian's."""
+        return self.gaussian.impute(params, chunk, resp)
+
     def with_start(self, params: StudentTParams, means: Float | None, precisions: Float | None) -> StudentTParams:
         """Return `params` with a user's locations and inverse scale matrices (see `Gaussian.with_start`)."""
         return cast(StudentTParams, self.gaussian.with_start(params, means, precisions))
@@ -238,10 +260,31 @@ class StudentT:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
         return self.gaussian.row_numbers(k, d) + k
 
+    def missing_bytes(self, rows: int, k: int, d: int) -> int:
+        """Return the bytes of scratch that a block with missing values takes beside those of one without."""
+        return self.gaussian.missing_bytes(rows, k, d) + 8 * rows * 3 * k
+
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""
         stats, params = self.gaussian.record_bytes(k, d)
         return stats + 16 * k, params + 8 * k
+
+    def _log_prob_with_holes(self, params: StudentTParams, chunk: Chunk, holes: HolesKernel) -> Float:
+        """Return log p(values present | component), (k, n), in the scratch of the chunk."""
+        d, nu = chunk.rows.shape[1], params.dof[:, None]
+        seen = d - np.isnan(chunk.rows).sum(axis=1)
+        out = holes.squared_distances(chunk)
+        out /= nu
+        u = (1.0 + seen / nu) / (1.0 + out)
+        chunk.scratch.keep("student", chunk, dict).update(params=params, u=u, seen=seen)
+        np.log1p(out, out=out)
+        out *= -0.5 * (nu + seen)
+        out += holes.log_peak(chunk)
+        # How much lower, or higher, the peak of m features is than a Gaussian's.
+        m = np.arange(1.0, d + 1)
+        lower = gammaln(0.5 * m) - betaln(0.5 * nu, 0.5 * m) - 0.5 * m * np.log(0.5 * nu)
+        out += np.take(np.pad(lower, ((0, 0), (1, 0))), seen, axis=1)
+        return cast(Float, out)
 
     @property
     def _first_dof(self) -> float:

@@ -57,8 +57,6 @@ class VonMisesFisher(NaturalFamily):
     max_concentration: float = 1e8
 
     takes: ClassVar[str] = "unit vectors"
-    handles_missing: ClassVar[bool] = False
-    per_column: ClassVar[bool] = False
     fields: ClassVar[tuple[str, ...]] = ("directions", "concentrations")
 
     def __post_init__(self) -> None:

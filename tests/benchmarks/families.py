@@ -19,6 +19,7 @@ from stepmix.stepmix import StepMix
 from threadpoolctl import threadpool_limits
 
 import daskem
+from daskem.algorithms import BatchEM
 from daskem.core import Chunk, Family, Scratch
 from daskem.models import Bernoulli, Categorical, Gaussian, Mixture, MixtureParams, Product
 
@@ -108,7 +109,7 @@ def measure(workload: Workload, report: Report, repeats: int, seed: int) -> None
 
 
 def _fit(model: Mixture, rows: Array, params: Any, steps: int) -> object:
-    return daskem.fit(model, rows, params=params, stop=daskem.MaxSteps(steps))
+    return daskem.fit(model, rows, algorithm=BatchEM(), params=params, stop=daskem.MaxSteps(steps))
 
 
 def _from_stepmix(fitted: StepMix, model: Mixture, params: MixtureParams) -> MixtureParams:

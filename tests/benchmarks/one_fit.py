@@ -13,6 +13,7 @@ from typing import Any
 from measure import drop_page_cache, peak_rss, run_script
 
 import daskem
+from daskem.algorithms import BatchEM
 from daskem.models import Gaussian, Mixture
 
 
@@ -38,6 +39,7 @@ def fit(spec: Spec) -> dict[str, Any]:
     result = daskem.fit(
         Mixture(Gaussian(spec.covariance), spec.n_components),
         spec.store,
+        algorithm=BatchEM(),
         stop=daskem.MaxSteps(spec.steps + 1),
         callbacks=[lambda info, params: drop_page_cache(spec.store)],
         cache="none",

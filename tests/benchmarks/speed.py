@@ -43,10 +43,12 @@ class Workload:
 
     def estimator(self, package: str, rows: Array, steps: int) -> Any:
         """Return an unfitted estimator of "scikit-learn" or "daskem"; the arguments mean the same to both."""
+        # Batch EM: the steps of other algorithms need not see all rows.
+        own = {"algorithm": "batch"} if package == "daskem" else {}
         centers = rows[np.random.default_rng(1).choice(len(rows), self.k, replace=False)].astype(np.float64)
         if self.covariance == "k-means":
             cluster = sklearn.cluster.KMeans if package == "scikit-learn" else daskem.KMeans
-            return cluster(self.k, init=centers, n_init=1, max_iter=steps, tol=0, random_state=0)
+            return cluster(self.k, init=centers, n_init=1, max_iter=steps, tol=0, random_state=0, **own)
         mixture = sklearn.mixture.GaussianMixture if package == "scikit-learn" else daskem.GaussianMixture
         precision = np.ones((self.k, self.d))
         return mixture(
@@ -59,6 +61,7 @@ class Workload:
             means_init=centers,
             precisions_init=np.stack([np.eye(self.d)] * self.k) if self.covariance == "full" else precision,
             random_state=0,
+            **own,
         )
 
     def flops(self) -> float:
