@@ -24,6 +24,7 @@ from daskem.engine import (
     compressed,
     one_blas_thread,
     start_engine,
+    warn_of_unlike_workers,
 )
 from daskem.errors import OptionError
 from daskem.persist import SavedRun
@@ -205,6 +206,7 @@ def fit(
             memory_limit=memory_limit,
             memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
         )
+        warn_of_unlike_workers(engine.executor)
         problem = DataProblem(model, engine)
         if saved is None or not saved.finished:
             problem = compressed(problem, compress, getattr(algorithm, "full_passes", False))

@@ -1,5 +1,6 @@
 """Where code runs: passes over the data as Dask tasks, planned before they begin."""
 
+from daskem.engine.arithmetic import warn_of_unlike_workers
 from daskem.engine.blas import one_blas_thread
 from daskem.engine.passes import Engine, start_engine
 from daskem.engine.patterns import COMPRESS_MODES, CompressedProblem, check_compress, compressed
@@ -21,5 +22,6 @@ __all__ = [
     "one_blas_thread",
     "parse_bytes",
     "start_engine",
+    "warn_of_unlike_workers",
     "write_rows",
 ]
