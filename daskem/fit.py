@@ -27,6 +27,7 @@ from daskem.engine import (
     compressed,
     one_blas_thread,
     start_engine,
+    warn_of_unlike_workers,
     without_bad_units,
 )
 from daskem.errors import DaskEMWarning, OptionError
@@ -217,6 +218,7 @@ def fit(
             memory_limit=memory_limit,
             memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
         )
+        warn_of_unlike_workers(engine.executor)
         problem = DataProblem(model, engine)
         if saved is None or not saved.finished:
             problem = compressed(problem, compress, getattr(algorithm, "full_passes", False))

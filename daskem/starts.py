@@ -28,6 +28,8 @@ OVERSAMPLING = 2
 SURPLUS, MAX_DRAWN = 4.0, 1 << 16
 # Features that a message names before it only counts.
 MAX_NAMED = 10
+# Sums of squares of larger values, or of smaller differences than one over it, leave the range of double precision.
+LARGEST = 1e152
 
 
 def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
@@ -39,6 +41,7 @@ def draw_start(engine: Engine, model: object, init_sample: str | int) -> Chunk:
     else:
         sample = distinct(engine.sample(engine.plan.sample_rows, rng, missing=missing))
     _check_present(engine.data, sample)
+    _check_range(engine.data, sample)
     if isinstance(model, HasSupport) and model.unsupported(None, sample.rows):
         # Where such a row lies is known to a pass alone, which fails there.
         engine.fold(_Supported(model), tree.add)
@@ -57,6 +60,19 @@ def _check_present(data: Dataset, sample: Chunk) -> None:
             f"{data.rows.name}: feature(s) {_names(data, empty)} are missing (NaN) in all rows drawn for the start. "
             "Nothing can be learnt of a feature without values: leave it out, or, where a few rows have it, draw more "
             "rows with init_sample."
+        )
+
+
+def _check_range(data: Dataset, sample: Chunk) -> None:
+    """Refuse features whose values, or whose differences, have squares that double precision cannot hold."""
+    low, high = (bound(sample.rows, axis=0).astype(np.float64) for bound in (np.nanmin, np.nanmax))
+    spread = high / 2 - low / 2
+    vast = np.maximum(-low, high) > LARGEST
+    bad = np.flatnonzero(vast | ((spread > 0) & (spread < 1 / LARGEST)))
+    if bad.size:
+        raise DataError(
+            f"{data.rows.name}: feature(s) {_names(data, bad.tolist())} have values from {low[bad[0]]:g} to "
+            f"{high[bad[0]]:g}, whose squares are beyond double precision. Look for fill values, or rescale the data."
         )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import os
+from types import SimpleNamespace
 
 import cloudpickle
 import dask
@@ -21,10 +22,11 @@ from zarr.storage import LocalStore
 import daskem
 from daskem import BatchEM, Chunk, MaxSteps
 from daskem.data import Dataset, dataset, open_dataset, units
-from daskem.engine import start_engine
+from daskem.engine import arithmetic, start_engine
+from daskem.engine.arithmetic import describe_arithmetic, warn_of_unlike
 from daskem.engine.executor import Executor
 from daskem.engine.sampling import draw_sample
-from daskem.errors import NonFiniteError, PlanError
+from daskem.errors import DaskEMWarning, NonFiniteError, PlanError
 from daskem.models import Gaussian, Mixture
 from daskem.predict import predict_rows, predict_to_store
 from daskem.testing.trial import bits as bits_of
@@ -313,6 +315,43 @@ def test_a_cluster_without_workers_is_refused(store):
         pytest.raises(PlanError, match=r"has no workers\. Start some"),
     ):
         two_steps(store)
+
+
+# Workers that are not alike
+
+
+def test_workers_that_compute_with_something_else_are_named():
+    usual, other = describe_arithmetic(), "x86_64, numpy 1.0, openblas 0.2 Prescott"
+    warn_of_unlike({"tcp://a:1": usual, "tcp://b:2": usual})
+    with pytest.warns(DaskEMWarning, match=r"2 of 3 with .*numpy.*; but tcp://c:3: x86_64, numpy 1.0") as told:
+        warn_of_unlike({"tcp://a:1": usual, "tcp://c:3": other, "tcp://b:2": usual})
+    assert "tcp://a:1" not in str(told[0].message)
+    with pytest.warns(DaskEMWarning, match=r"tcp://w0, .* and 3 more: "):
+        warn_of_unlike({f"tcp://w{i}": other if i < 8 else usual for i in range(20)})
+
+
+def test_workers_of_one_kind_say_the_same(client, store):
+    assert len(set(client.run(describe_arithmetic).values())) == 1
+    for part in ("numpy", "scipy", "exp "):
+        assert part in describe_arithmetic()
+
+
+def test_a_fit_warns_of_a_worker_that_is_not_like_the_others(client, store, expected):
+    one = next(iter(client.scheduler_info(n_workers=-1)["workers"]))
+    client.run(_another_numpy, workers=[one])
+    try:
+        with pytest.warns(DaskEMWarning, match="workers compute with different .*numpy 0.0"):
+            assert bits(two_steps(store).params) == expected
+    finally:
+        client.run(_own_numpy, workers=[one])
+
+
+def _another_numpy() -> None:
+    arithmetic.np = SimpleNamespace(__version__="0.0", lib=np.lib)
+
+
+def _own_numpy() -> None:
+    arithmetic.np = np
 
 
 # Algorithms that see parts of the rows

@@ -29,6 +29,7 @@ __all__ = [
     "checkpoint_options",
     "data_options",
     "engine_options",
+    "fit_data_options",
     "fit_engine_options",
     "labelled_options",
     "made_of",

@@ -60,7 +60,7 @@ class Remaining:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def unit_boundary(self, row: int) -> int:
-        """Return the first row at or after `row` where a work unit may end: where one may in the whole, or a run does."""
+        """Return the first row at or after `row` where a work unit may end: as in the whole, or with a run."""
         return self._boundary(row, self.whole.unit_boundary)
 
     def piece_boundary(self, row: int) -> int:

@@ -1,5 +1,6 @@
 """Where code runs: passes over the data as Dask tasks, planned before they begin."""
 
+from daskem.engine.arithmetic import warn_of_unlike_workers
 from daskem.engine.blas import one_blas_thread
 from daskem.engine.examination import ON_BAD_UNIT, LeftOut, check_on_bad_unit, without_bad_units
 from daskem.engine.passes import Engine, start_engine
@@ -25,6 +26,7 @@ __all__ = [
     "one_blas_thread",
     "parse_bytes",
     "start_engine",
+    "warn_of_unlike_workers",
     "without_bad_units",
     "write_rows",
 ]

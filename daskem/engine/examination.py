@@ -18,6 +18,8 @@ from daskem.errors import DataError, OptionError
 __all__ = ["ON_BAD_UNIT", "LeftOut", "check_on_bad_unit", "without_bad_units"]
 
 ON_BAD_UNIT = ("raise", "skip")
+# Rows that are left out together where there are no stored chunks.
+RUN_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def without_bad_units(data: Dataset, model: object, memory_limit: Any = None) ->
     """Return the data without what cannot be used, and what that is; one pass.
 
     Left out are stored chunks that are missing, cannot be decoded, or hold NaN (unless `model` takes it for a missing
-    value) or infinity in a row of positive weight; where there are no chunks, the blocks of rows that do. It is decided
+    value) or infinity in a row of positive weight; where there are no chunks, runs of at most `RUN_ROWS` rows
+    that do. It is decided
     here, once: what cannot be read later is an error, so that all steps see the same rows.
 
     Raises
@@ -89,7 +92,7 @@ def _examine(
     found: list[LeftOut] = []
     for low, high in data.cuts(start, stop):
         if _overlaps(absent, low, high) or _trouble(data, low, high, block_rows, look):
-            for first, last in _chunks(data, low, high, block_rows):
+            for first, last in _chunks(data, low, high):
                 lacking = _overlaps(absent, first, last)
                 why = "The store does not have it." if lacking else _trouble(data, first, last, block_rows, look)
                 if why:
@@ -106,11 +109,11 @@ def _trouble(data: Dataset, start: int, stop: int, block_rows: int, look: _Look)
     return None
 
 
-def _chunks(data: Dataset, start: int, stop: int, block_rows: int) -> Iterator[tuple[int, int]]:
-    """Yield the stored chunks of rows ``start:stop``; blocks where any row may end a read."""
+def _chunks(data: Dataset, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield the stored chunks of rows ``start:stop``; short runs where any row may end a read."""
     while start < stop:
         end = data.rows.piece_boundary(start + 1)
-        end = min(end if end > start + 1 else start + block_rows, stop)
+        end = min(end if end > start + 1 else start + RUN_ROWS, stop)
         yield start, end
         start = end
 

@@ -3,10 +3,10 @@
 Second moments are of u = (x - reference) * scale. `scale` holds powers of two, so it costs no precision; it differs
 from one only where features lie so far from unit size that squares would leave the range of the type.
 
-References start as one point, the mean of the sample. A component more than `COMMON_RATIO` standard deviations from its
-reference takes its own mean as the next one, and goes back to the common point once it is within a quarter of that.
-So references stay fixed in all but tight, far-apart mixtures. Where `params.reference` changes, statistics made before
-must not be blended with statistics made after, unless `Gaussian.rebase` has moved them.
+References start as one point, the mean of the sample. A component further from its reference than `FEATURE_RATIO` and
+`COMMON_RATIO` allow, in standard deviations, takes its own mean as the next one, and goes back to the common point once
+it is within a quarter of that. So references stay fixed in all but tight, far-apart mixtures. Where `params.reference`
+changes, statistics made before must not be blended with statistics made after, unless `Gaussian.rebase` has moved them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from daskem import tree
 from daskem.core import Array, Chunk, Float
 from daskem.errors import MissingCapabilityError, OptionError
 from daskem.models.gaussian_algebra import SHAPES, Covariance, Shape, checked, power_of_two
-from daskem.models.gaussian_kernels import COMMON_RATIO, Kernel, n_statistics, pack, uses_features
+from daskem.models.gaussian_kernels import COMMON_RATIO, FEATURE_RATIO, Kernel, n_statistics, pack, uses_features
 from daskem.models.gaussian_missing import HolesKernel, has_holes, holes_bytes, over_holes, without_holes
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
 from daskem.models.gaussian_scores import at_floor, names, scores
@@ -152,8 +152,9 @@ class Gaussian:
             If a component is empty or collapsed and the policy is to raise.
         """
         n = stats.n if n is None else n
-        offset, covariance, unresolved = self._estimate(stats, params, n)
+        offset, covariance, summed = self._estimate(stats, params, n)
         factor, positive = self.shape.factorise(covariance)
+        unresolved = ~self.shape.resolved(factor, summed)
         new = self._assemble(params, params.reference + offset / params.scale, covariance, factor)
         empty = n <= EMPTY_SHARE * n.sum()
         held = self.prior is not None and bool(positive.all())
@@ -292,12 +293,15 @@ class Gaussian:
 
     def kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:
         """Return the arithmetic for rows of a type (see `daskem.models.gaussian_kernels`)."""
-        delta, factor = self._scaled(params)
-        deviation = np.sqrt(self.shape.variances(params.covariances)) * params.scale
-        deviation = np.broadcast_to(deviation, delta.shape)
-        places = params.shift, params.reference, params.scale
-        factor = self.shape.for_kernel(factor, len(delta))
-        return Kernel.make(self.shape.kernel, *places, delta, factor, deviation, dtype)
+        _, factor = self._scaled(params)
+        deviation = self._deviations(params) * params.scale
+        places = params.shift, params.reference, params.scale, params.means
+        factor = self.shape.for_kernel(factor, len(params.means))
+        return Kernel.make(self.shape.kernel, *places, factor, deviation, dtype)
+
+    def _deviations(self, params: GaussianParams) -> Float:
+        """Return the standard deviation of each feature in each component, (k, d), data units."""
+        return np.broadcast_to(np.sqrt(self.shape.variances(params.covariances)), params.means.shape)
 
     def _scaled(self, params: GaussianParams) -> tuple[Float, Float]:
         """Return means minus references and Cholesky factors of the precisions, both in scaled units."""
@@ -355,8 +359,8 @@ class Gaussian:
         return cast(GaussianStats, total)
 
     def _estimate(self, stats: GaussianStats, params: GaussianParams, n: Float) -> tuple[Float, Float, Array]:
-        """Return offsets of the means from their references, covariances, and which of these are rounding error."""
-        k, d = stats.x.shape
+        """Return offsets of the means from their references, covariances, and the variances about the references."""
+        d = stats.x.shape[1]
         shape, mass, x, xx = self.shape, stats.n + N_FLOOR, stats.x, self.shape.square(stats.xx, d)
         freedom, floor = shape.freedom(n + N_FLOOR, d), shape.ridge(self.reg_covar, params.scale)
         if self.prior is not None:
@@ -367,8 +371,7 @@ class Gaussian:
             xx = xx + prior_scale + kappa * shape.outer(prior_mean, prior_mean)
         offset = x / mass[:, None]
         covariance = (xx - shape.outer(mass[:, None] * offset, offset)) / freedom + floor
-        lost = shape.variances(covariance) <= 16 * EPS * shape.variances(xx / freedom)
-        return offset, covariance, np.broadcast_to(lost.any(axis=-1), (k,))
+        return offset, covariance, shape.variances(xx / freedom)
 
     def _prior_weight(self, params: GaussianParams, n: Float) -> tuple[float, Array, Float]:
         """Return the rows that the prior's mean counts as, what divides the scatter, and what is added to it then."""
@@ -395,12 +398,17 @@ class Gaussian:
 
         A component whose covariance came out wrong gets its own reference, hence the most accurate arithmetic.
         """
-        _, factor = self._scaled(params)
-        near = self.shape.ratios((params.means - params.reference) * params.scale, factor) <= COMMON_RATIO
-        home = self.shape.ratios((params.means - params.shift) * params.scale, factor) <= COMMON_RATIO / 4
+        near, home = self._near(params, params.reference), self._near(params, params.shift, 1 / 4)
         reference = np.where(near[:, None], params.reference, params.means)
         reference = np.where(home[:, None], params.shift, reference)
         return replace(params, reference=np.where(unsure[:, None], params.means, reference))
+
+    def _near(self, params: GaussianParams, points: Float, share: float = 1.0) -> Array:
+        """Return whether the means lie within a share of the bounds of the accuracy rule from `points`, (k,)."""
+        delta, factor = params.means - points, params.precisions_cholesky / self.shape.units(params.scale)
+        apart = np.abs(delta / self._deviations(params)).max(axis=1)
+        far = self.shape.ratios(delta * params.scale, factor)
+        return np.asarray((apart <= share * FEATURE_RATIO) & (far <= share * COMMON_RATIO))
 
     def _repair(
         self, new: GaussianParams, old: GaussianParams, n: Float, empty: Array, collapsed: Array

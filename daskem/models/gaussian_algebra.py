@@ -29,6 +29,9 @@ Covariance = Literal["full", "tied", "diag", "spherical", "tied_diag", "tied_sph
 
 # Features within 2^-16 .. 2^16 of unit size are left alone: even single precision squares and sums them safely.
 PLAIN_EXPONENT = 16
+EPS = float(np.finfo(np.float64).eps)
+# Of an entry of a covariance, relative to the deviations of its two features: a sum of many rows, less another one.
+ENTRY_ERROR = 16 * EPS
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,20 @@ class Shape(ABC):
     @abstractmethod
     def variances(self, second: Float) -> Array:
         """Return the diagonals, (k or 1, d or 1)."""
+
+    def resolved(self, factor: Float, variances: Array) -> Array:
+        """Return which factors come of more than rounding errors, (k or 1,).
+
+        Parameters
+        ----------
+        variances : (k or 1, d or 1) those that the covariances were computed from, errors being relative to them.
+        """
+        reach = self._reach(factor, np.sqrt(variances))
+        return np.asarray((ENTRY_ERROR * reach * reach < 1).all(axis=-1))
+
+    def _reach(self, factor: Float, deviation: Array) -> Array:
+        """Return the terms that make up each whitened feature, added without their signs, (k or 1, d or 1)."""
+        return self.variances(factor) * deviation
 
     def identity_like(self, covariances: Float) -> Float:
         """Return unit covariances."""
@@ -218,6 +235,10 @@ class Matrices(Shape):
     def variances(self, second: Float) -> Array:
         return np.atleast_2d(np.diagonal(second, axis1=-2, axis2=-1))
 
+    def _reach(self, factor: Float, deviation: Array) -> Array:
+        stacked = np.abs(factor.reshape(-1, *factor.shape[-2:]))
+        return np.asarray((deviation[:, None, :] @ stacked)[:, 0])
+
     def identity_like(self, covariances: Float) -> Float:
         return np.broadcast_to(np.eye(covariances.shape[-1]), covariances.shape)
 
@@ -233,6 +254,7 @@ class Matrices(Shape):
             lower = _cholesky(matrix)
             fine[k] = lower is not None
             factor[k] = identity if lower is None else solve_triangular(lower, identity, lower=True).T
+        fine[fine] = self.resolved(factor[fine], self.variances(stacked[fine]))
         return factor.reshape(covariances.shape), fine
 
     def _of_components(self, fine: Array) -> Array:

@@ -5,18 +5,21 @@ Everything is feature-major, (features, rows), in units u = (x - reference) * sc
 features    log_prob = natural (k, p) @ T(u) (p, n) and moments = resp (k, n) @ T(u)^T, with T(u) = [1, u, upper(u u^T)]
             (full), [1, u, u^2] (diag) or [1, u, |u A|^2] (spherical; tied, where A whitens).
 triangular  z_k = P_k^T u - P_k^T delta_k for each component, moments by symmetric rank-n updates (full only).
-own         u - delta_k formed about the component's own reference, in double precision: always accurate, and with many
-            components several times the cost, so only those components take it that need it.
+own         about points of the component's own, densities its mean and moments its reference, in double precision:
+            always accurate, and with many components several times the cost, so only those components take it that
+            need it, and only for what they need it.
 
 Rule of cost (float64 and float32 alike, measured with one BLAS thread, blocks of 1,024 rows): building T(u) costs about
 0.75 ns a feature and row whatever k is; a component costs 1.6 to 2.5 times as much in the triangular form as in the
 features form. The lines cross near k = 0.4 d; beyond d = 64 a block's features leave the caches. See `uses_features`.
 
-Rule of accuracy: second moments lose the square of the distance between mean and reference, in standard deviations.
-`COMMON_RATIO` bounds r_k = |(mu_k - reference_k) P_k| (for diag the largest feature's) for the common reference; a
-component beyond it takes the own form. Single precision rows are computed with in single precision where
-`FLOAT32_RATIO` bounds the distance of each feature and `FLOAT32_TERMS` the sum of the magnitudes of the terms that make
-up a log density, else in double precision.
+Rule of accuracy: second moments lose the square of the distance between mean and reference, in standard deviations. For
+the common reference `FEATURE_RATIO` bounds the distance in those of each feature, which governs the error of a
+covariance, and `COMMON_RATIO` bounds r_k = |(mu_k - reference_k) P_k|, which governs that of its smallest eigenvalue; a
+component beyond one of them has a reference of its own. A log density loses the sum of the magnitudes of the terms that
+make it up, which is large for nearly collinear features too: where it is beyond `FLOAT64_TERMS` a feature, the density
+takes the own form. Single precision rows are computed with in single precision where `FLOAT32_RATIO` bounds the
+distance of each feature and `FLOAT32_TERMS` that sum, else in double precision.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from daskem.core import Array, Chunk, Float
 
 __all__ = [
     "COMMON_RATIO",
+    "FEATURE_RATIO",
     "FLOAT32_RATIO",
     "FLOAT32_TERMS",
     "LOG_2PI",
@@ -43,8 +47,12 @@ __all__ = [
     "uses_features",
 ]
 
-# Measured relative error of covariances about a common reference: 3e-13 at r = 32, 2e-12 at 64, 2e-11 at 256.
+# Measured error of a smallest eigenvalue, relative to itself, about a common reference: 2e-11 at r = 256.
 COMMON_RATIO = 256.0
+# Measured error of covariances, relative to the largest entry: 3e-13 at 32 standard deviations, 1e-12 at 64.
+FEATURE_RATIO = 32.0
+# Rounding errors of a row's log density stay below 1e-12 of its two parts (the peak, and half the squared distance).
+FLOAT64_TERMS = 2048.0
 # Measured likewise in single precision: 3e-6 at 8 standard deviations, 7e-6 at 16, 7e-5 at 32.
 FLOAT32_RATIO = 16.0
 # Rounding errors of a row's log density stay below 6e-8 times this, 2e-4, and cancel over rows.
@@ -90,9 +98,10 @@ class Kernel:
     ----------
     form : "features" or "triangular", for the components whose reference is the common point.
     own : components with a reference of their own, in increasing order.
+    apart : those whose log density takes the own form, `own` included.
     packed : whether full second moments are (k, d (d + 1) / 2), the upper triangle by rows, rather than (k, d, d).
     dtype : type that the products are computed in; those of `own` are double.
-    shift : (d,) the common point. reference : (k, d). scale : (d,), or None for ones.
+    shift : (d,) the common point. reference, means : (k, d). scale : (d,), or None for ones.
     key : what T(u) depends on.
     delta : (k, d) means minus references, scaled.
     factor : Cholesky factors of the precisions, scaled, transposed where they are matrices.
@@ -104,10 +113,12 @@ class Kernel:
     covariance: str
     form: str
     own: list[int]
+    apart: list[int]
     packed: bool
     dtype: np.dtype[Any]
     shift: Float
     reference: Float
+    means: Float
     scale: Float | None
     key: bytes
     delta: Float
@@ -123,7 +134,7 @@ class Kernel:
         shift: Float,
         reference: Float,
         scale: Float,
-        delta: Float,
+        means: Float,
         factor: Float,
         deviation: Float,
         rows_dtype: np.dtype[Any],
@@ -133,11 +144,13 @@ class Kernel:
         `factor` holds the Cholesky factors of the precisions, shaped as the parameters have them, `deviation` (k, d)
         the standard deviations, both in scaled units.
         """
-        k, d = delta.shape
+        k, d = means.shape
+        delta = (means - reference) * scale
         packed = uses_features(covariance, d, k)
         form = "features" if packed else "triangular"
         home = (reference == shift).all(axis=1)
-        single = rows_dtype == np.float32 and _single_suffices(form, covariance, delta, factor, deviation, home)
+        terms = _terms(form, covariance, delta, factor, deviation)
+        single = rows_dtype == np.float32 and _single_suffices(delta[home], deviation[home], terms[home])
         dtype = np.dtype(np.float32 if single else np.float64)
         peak = _log_peak(covariance, factor, scale, k)
         exact = _natural(covariance, delta, factor, peak) if packed else _offset_factors(delta, factor)
@@ -149,10 +162,12 @@ class Kernel:
             covariance=covariance,
             form=form,
             own=np.flatnonzero(~home).tolist(),
+            apart=np.flatnonzero(~(home & (terms <= FLOAT64_TERMS * d))).tolist(),
             packed=packed,
             dtype=dtype,
             shift=shift,
             reference=reference,
+            means=means,
             scale=scale if (scale != 1.0).any() else None,
             key=_key(covariance, form, dtype, shift, scale, factor),
             delta=delta,
@@ -166,13 +181,13 @@ class Kernel:
         """Return log p(x | component) as (k, n), in the scratch of the chunk."""
         k, n = len(self.delta), len(chunk)
         out = chunk.scratch.empty("log_prob", (k, n), self.dtype)
-        if len(self.own) < k and self.packed:
+        if len(self.apart) < k and self.packed:
             np.matmul(self.natural, self._features(chunk), out=out)
             if self.lost.any():
                 out += self.lost.astype(self.dtype)[:, None]
-        elif len(self.own) < k:
+        elif len(self.apart) < k:
             self._log_prob_triangular(chunk, out)
-        for component in self.own:
+        for component in self.apart:
             self._log_prob_own(chunk, component, out[component])
         return out
 
@@ -243,7 +258,7 @@ class Kernel:
         z = chunk.scratch.empty(("product", self.dtype.char), (d, len(chunk)), self.dtype)
         # The factors are lower triangular here: the upper right quarter need not be multiplied.
         half = d // 2
-        for k in np.setdiff1d(np.arange(len(out)), self.own):
+        for k in np.setdiff1d(np.arange(len(out)), self.apart):
             factor = self.natural[k]
             np.matmul(factor[:half, :half], u[:half], out=z[:half])
             z[:half] += factor[:half, d, None]
@@ -276,18 +291,18 @@ class Kernel:
         shape = {"full": full, "tied": (d, d), "diag": (k, d), "spherical": (k,)}[self.covariance]
         return np.zeros(shape)
 
-    def _about_own(self, chunk: Chunk, k: int) -> Float:
-        """Return (x - reference_k) * scale, (d, n), in double precision."""
+    def _about(self, chunk: Chunk, point: Float) -> Float:
+        """Return (x - point) * scale, (d, n), in double precision."""
         rows = chunk.scratch.keep("transposed", chunk, lambda: np.ascontiguousarray(chunk.rows.T, np.float64))
         out = chunk.scratch.empty("own", rows.shape)
-        np.subtract(rows, self.reference[k][:, None], out=out)
+        np.subtract(rows, point[:, None], out=out)
         if self.scale is not None:
             out *= self.scale[:, None]
         return out
 
     def _log_prob_own(self, chunk: Chunk, k: int, out: Array) -> None:
-        z = self._about_own(chunk, k)
-        z -= self.delta[k][:, None]
+        # The mean is taken off at once: less the reference first, a difference of large numbers would be rounded.
+        z = self._about(chunk, self.means[k])
         if self.covariance in ("diag", "spherical"):
             z *= self.factor[k][:, None] if self.covariance == "diag" else self.factor[k]
         else:
@@ -296,7 +311,7 @@ class Kernel:
 
     def _moments_own(self, chunk: Chunk, k: int, resp: Array) -> tuple[Array, Array]:
         """Return x (d,) and the second moments of one component."""
-        u = self._about_own(chunk, k)
+        u = self._about(chunk, self.reference[k])
         x = u @ resp
         if self.covariance in ("full", "tied"):
             second = _scatter(chunk, u, resp)
@@ -394,27 +409,29 @@ def _rounding_loss(covariance: str, delta: Float, exact: Float, rounded: Array) 
     return np.asarray(lost[:, 0] + (lost[:, 1 : d + 1] * delta).sum(axis=1) + (lost[:, d + 1 :] * second).sum(axis=1))
 
 
-def _single_suffices(form: str, covariance: str, delta: Float, factor: Float, deviation: Float, home: Array) -> bool:
-    """Return whether single precision keeps 1e-5 of the components at `home` (see the rule of accuracy)."""
-    if not home.any():
-        return False
-    delta, deviation = delta[home], deviation[home]
-    factor = factor if covariance == "tied" else factor[home]
-    if not np.abs(delta / deviation).max() <= FLOAT32_RATIO:
-        return False
+def _terms(form: str, covariance: str, delta: Float, factor: Float, deviation: Float) -> Float:
+    """Return the sum of the magnitudes of the terms that make up a typical log density, (k,)."""
     reach = np.abs(delta) + deviation
-    if covariance == "diag":
-        terms = ((reach * factor) ** 2).sum(axis=1)
-    elif covariance == "spherical":
-        terms = (reach**2).sum(axis=1) * factor**2
-    else:
-        factors = np.broadcast_to(factor, (len(delta), *factor.shape[-2:]))
-        if form == "triangular":
+    # What does not fit into the range of the type is beyond any bound.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if covariance == "diag":
+            terms = ((reach * factor) ** 2).sum(axis=1)
+        elif covariance == "spherical":
+            terms = ((reach * factor[:, None]) ** 2).sum(axis=1)
+        elif form == "triangular":
             # z is about one and carries the error of the terms that add up to it.
-            terms = np.einsum("kd,kde->k", reach, np.abs(factors))
+            terms = (reach[:, None, :] @ np.abs(factor)).sum(axis=(1, 2))
         else:
-            terms = np.array([r @ np.abs(p @ p.T) @ r for r, p in zip(reach, factors, strict=True)])
-    return bool(terms.max() <= FLOAT32_TERMS)
+            precision = np.abs(factor @ factor.swapaxes(-1, -2))
+            terms = ((reach[:, None, :] @ precision)[:, 0] * reach).sum(axis=1)
+    return np.asarray(np.nan_to_num(terms, nan=np.inf, posinf=np.inf))
+
+
+def _single_suffices(delta: Float, deviation: Float, terms: Float) -> bool:
+    """Return whether single precision keeps 1e-5 of all these components (see the rule of accuracy)."""
+    if not len(delta):
+        return False
+    return bool(np.abs(delta / deviation).max() <= FLOAT32_RATIO and terms.max() <= FLOAT32_TERMS)
 
 
 def _upper_products(u: Array, out: Array) -> None:

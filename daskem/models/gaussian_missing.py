@@ -54,10 +54,12 @@ def without_holes(rows: Array, share: Float) -> tuple[Array, Float]:
     share : (n,) weights of the rows, which sum to one.
     """
     holes = np.isnan(rows)
+    # Of differences, so that a constant is its own mean exactly: no rounding error looks like a spread.
+    least = np.nanmin(rows, axis=0).astype(np.float64)
     if not holes.any():
-        return rows, share @ np.asarray(rows, np.float64)
+        return rows, least + share @ (rows - least)
     observed = share @ ~holes
-    mean = share @ np.where(holes, 0.0, rows) / observed
+    mean = least + share @ np.where(holes, 0.0, rows - least) / observed
     return mean + np.where(holes, 0.0, rows - mean) / np.sqrt(observed), mean
 
 

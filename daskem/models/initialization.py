@@ -164,7 +164,7 @@ def lloyd(
         if float(((moved - previous) ** 2).sum()) <= limit:
             break
     labels, cost = assign(u, moved)
-    return moved / factor + origin, labels, float(cost @ weight) / factor**2
+    return moved / factor + origin, labels, float(cost @ weight) / factor / factor
 
 
 def few_rows(sample: Chunk, most: int, rng: np.random.Generator) -> Chunk:

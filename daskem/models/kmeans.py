@@ -119,7 +119,7 @@ class KMeans:
         chunk = present(chunk)
         with np.errstate(all="ignore"):
             stats = _sums(params, chunk)
-            objective = -float(stats.inertia.sum()) / float(params.scale[0]) ** 2
+            objective = -float(stats.inertia.sum()) / float(params.scale[0]) / float(params.scale[0])
         return Expectation(stats, objective, chunk.total_weight)
 
     def m_step(self, stats: KMeansStats, params: KMeansParams) -> KMeansParams:

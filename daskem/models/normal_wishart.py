@@ -12,6 +12,7 @@ from daskem.core import Array, Chunk, Float
 from daskem.errors import OptionError
 from daskem.models.gaussian import Gaussian
 from daskem.models.gaussian_algebra import SHAPES, checked
+from daskem.models.gaussian_missing import without_holes
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
 from daskem.models.repair import AT_PRIOR, Policy
 
@@ -179,7 +180,7 @@ class NormalWishart(Gaussian):
             )
         weight = np.ones(len(sample)) if sample.weight is None else sample.weight
         share = weight / weight.sum()
-        mean = share @ np.asarray(sample.rows, np.float64)
+        _, mean = without_holes(sample.rows, share)
         prior_mean = mean if self.mean_prior is None else checked("mean_prior", self.mean_prior, (d,))
         own = {f.name: getattr(pooled, f.name) for f in fields(GaussianParams)}
         own |= {"prior_mean": prior_mean, "prior_scale": self._prior_scale(sample, mean, pooled.scale, weight)}

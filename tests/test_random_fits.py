@@ -1,0 +1,125 @@
+"""Random fits of every model: the objective never falls, no parameter is NaN, or there is one error of daskem.
+
+``pytest -m slow tests/test_random_fits.py`` makes `FITS` of each model, hours of them; the ordinary run `FEW`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, Case, blobs, blobs_with_holes, heavy_tails
+
+from daskem import tree
+from daskem.algorithms.stopping import ROUNDING
+from daskem.core import Chunk, HasLogPrior
+from daskem.errors import DaskEMError
+
+FITS, FEW, STEPS = 5_000, 12, 10
+EPS = float(np.finfo(np.float64).eps)
+# Rows of these may be moved and stretched at will.
+ANYWHERE = (blobs, blobs_with_holes, heavy_tails)
+
+
+def random_chunk(case: Case, rng: np.random.Generator) -> Chunk:
+    """Return few rows, some of them repeated, weighted or labelled, of any size and place where that makes sense."""
+    n = int(rng.integers(1, 60))
+    rows = np.ascontiguousarray(case.draw(rng, n), dtype=np.float64)
+    if case.draw in ANYWHERE:
+        place = rng.choice([0.0, 1.0, 1e4, 1e8]) * rng.normal(size=rows.shape[1])
+        rows = (rows - 100.0 + place) * 10.0 ** rng.choice([0, 0, 3, -3, 140, -140])
+    if rng.random() < 0.3:
+        rows = rows[rng.integers(max(1, n // 4), size=n)]
+    if rng.random() < 0.1:
+        rows[:, 0] = rows[0, 0]
+    weight = rng.choice([0.0, 0.5, 1.0, 3.0], size=n) if rng.random() < 0.5 else None
+    labels = np.where(rng.random(n) < 0.3, rng.integers(case.n_labels, size=n), -1) if case.n_labels else None
+    return Chunk(rows, weight, labels)
+
+
+def random_model(case: Case, rng: np.random.Generator) -> Any:
+    """Return the model of a case, with another number of components where it has one."""
+    if not hasattr(case.model, "n_components") or case.n_labels:
+        return case.model
+    return replace(case.model, n_components=int(rng.integers(1, 6)))
+
+
+def can_start(model: Any, chunk: Chunk) -> bool:
+    """Return whether a fit would begin: see `daskem.starts`."""
+    present = chunk.rows if chunk.weight is None else chunk.rows[chunk.weight > 0]
+    enough = len(present) >= getattr(model, "n_components", 1)
+    return enough and len(present) > 0 and not np.isnan(present).all(axis=0).any()
+
+
+def floored(model: Any) -> bool:
+    """Return whether a variance has a floor without a prior, which no likelihood knows of."""
+    parts = getattr(model, "family", None)
+    families = [parts, *getattr(parts, "families", {}).values()]
+    return any(getattr(f, "reg_covar", 0.0) > 0 and not getattr(f, "prior", None) for f in families)
+
+
+def rounding(params: Any) -> float:
+    """Return the relative error of a log density that the condition of covariances explains, beside `ROUNDING`."""
+    condition = 0.0
+    for path, leaf in tree.leaves(params):
+        if path.endswith("precisions_cholesky") and leaf.ndim > 1 and leaf.shape[-1] == leaf.shape[-2]:
+            unit = leaf / np.linalg.norm(leaf, axis=-1, keepdims=True)
+            condition = max(condition, float(np.linalg.cond(unit).max()) ** 2)
+        elif path.endswith(("concentrations", "shapes")):
+            condition = max(condition, float(leaf.max()))
+    return ROUNDING + 16 * EPS * condition
+
+
+def fit(model: Any, chunk: Chunk, rng: np.random.Generator, monotone: bool) -> str:
+    """Make some steps and return how they went; fail where that is no way to go."""
+    try:
+        params, before = model.init(chunk, rng), -np.inf
+        for _ in range(STEPS):
+            found = model.e_step(params, chunk)
+            log_prior = model.log_prior(params) if isinstance(model, HasLogPrior) else 0.0
+            objective = found.objective + log_prior
+            assert tree.all_finite(found)
+            slack = rounding(params) * max(chunk.total_weight, abs(before), abs(log_prior))
+            assert not monotone or before == -np.inf or objective >= before - slack, (before, objective, slack)
+            params, before = model.m_step(found.stats, params), objective
+            assert tree.all_finite(params)
+    except DaskEMError as error:
+        return type(error).__name__
+    return "fitted"
+
+
+def fit_many(case: Case, n: int) -> dict[str, int]:
+    """Make `n` random fits and return how many ended in which way."""
+    ends: dict[str, int] = {}
+    for i in range(n):
+        rng = np.random.default_rng([CASES.index(case), i])
+        chunk, model = random_chunk(case, rng), random_model(case, rng)
+        if not can_start(model, chunk):
+            continue
+        try:
+            with np.errstate(all="ignore"):
+                end = fit(model, chunk, rng, not floored(case.model))
+        except Exception as error:
+            raise AssertionError(f"fit {i} of {case.name}") from error
+        ends[end] = ends.get(end, 0) + 1
+    return ends
+
+
+# Test doubles divide by weights that may be zero; bare families say nothing of their objective.
+REAL = [case for case in CASES if type(case.model).__module__.startswith("daskem") and not case.skip]
+each_model = pytest.mark.parametrize("case", REAL, ids=lambda case: case.name)
+
+
+@each_model
+def test_random_fits_go_up_and_stay_numbers(case):
+    ends = fit_many(case, FEW)
+    assert ends["fitted"] >= FEW / 4
+
+
+@pytest.mark.slow
+@each_model
+def test_thousands_of_random_fits_go_up_and_stay_numbers(case):
+    ends = fit_many(case, FITS)
+    assert ends["fitted"] >= FITS / 4
