@@ -32,6 +32,8 @@ PLAIN_EXPONENT = 16
 EPS = float(np.finfo(np.float64).eps)
 # Of an entry of a covariance, relative to the deviations of its two features: a sum of many rows, less another one.
 ENTRY_ERROR = 16 * EPS
+# Of a variance, in the units of the features: one over less than this has too few digits, or is infinite.
+LEAST_VARIANCE = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Shape(ABC):
 
     def factorise(self, covariances: Float) -> tuple[Float, Array]:
         """Return factors, and which covariances are positive definite (k or 1,)."""
-        fine = np.isfinite(covariances) & (covariances > 0)
+        fine = np.isfinite(covariances) & (covariances >= LEAST_VARIANCE)
         factor = 1.0 / np.sqrt(np.where(fine, covariances, 1.0))
         return factor, self._of_components(fine)
 
@@ -426,6 +428,7 @@ def _cholesky(matrix: Float) -> Float | None:
     if not np.isfinite(matrix).all():
         return None
     try:
-        return np.asarray(np.linalg.cholesky(matrix), np.float64)
+        lower = np.asarray(np.linalg.cholesky(matrix), np.float64)
     except np.linalg.LinAlgError:
         return None
+    return lower if (np.diagonal(lower) ** 2 >= LEAST_VARIANCE).all() else None
