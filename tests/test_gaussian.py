@@ -539,3 +539,22 @@ def test_a_constant_feature_leaves_no_nan_even_without_a_floor(covariance):
     assert np.isfinite(model.e_step(params, Chunk(rows)).objective)
     if not SHAPES[covariance].isotropic:
         assert params.components.repaired.all()
+
+
+# One component's covariance over two features, stored as its shape stores it.
+UNITS = {
+    "full": np.eye(2)[None],
+    "tied": np.eye(2),
+    "diag": np.ones((1, 2)),
+    "spherical": np.ones(1),
+    "tied_diag": np.ones(2),
+    "tied_spherical": np.ones(1),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("variance", [1e-300, 1e-310, 5e-324])
+def test_a_variance_whose_inverse_overflows_is_a_collapsed_one(name, variance):
+    factor, positive = SHAPES[name].factorise(UNITS[name] * variance)
+    assert positive.all() == (variance == 1e-300)
+    assert np.isfinite(SHAPES[name].precisions(factor)).all()

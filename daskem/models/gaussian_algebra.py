@@ -32,7 +32,7 @@ PLAIN_EXPONENT = 16
 EPS = float(np.finfo(np.float64).eps)
 # Of an entry of a covariance, relative to the deviations of its two features: a sum of many rows, less another one.
 ENTRY_ERROR = 16 * EPS
-# Of a variance, in the units of the features: one over less than this has too few digits, or is infinite.
+# Variances below this, in the units of the features, have lost digits, and their inverses soon overflow.
 LEAST_VARIANCE = float(np.finfo(np.float64).tiny)
 
 
