@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "ContractError",
     "DaskEMError",
     "DaskEMWarning",
@@ -60,6 +61,10 @@ class FileFormatError(DaskEMError, ValueError):
 
 class CheckpointError(DaskEMError, OSError):
     """Checkpoints cannot be written, belong to another fit or to a run that lives, or are not there."""
+
+
+class ClusterError(DaskEMError, RuntimeError):
+    """A Dask cluster was lost: its scheduler, all of its workers, or each worker that began a certain task."""
 
 
 class DaskEMWarning(UserWarning):

@@ -125,8 +125,8 @@ def run_all(
             if kept.due() and any(run.reason is None for run in runs):
                 keeper.keep(runs)
         check()
-    except BaseException:
-        keeper.rescue(runs)
+    except BaseException as error:
+        keeper.rescue(runs, error)
         raise
     keeper.keep(runs)
     return [run.saved() for run in runs]
@@ -206,11 +206,15 @@ class _Keeper:
         if self.kept.save(SavedFit(saved, self.fit.precision, seconds)):
             self.latest = runs
 
-    def rescue(self, runs: Sequence[_Run]) -> None:
-        """Commit what an error or an interrupt would lose; that must not hide what happened."""
-        if runs is self.latest:
+    def rescue(self, runs: Sequence[_Run], error: BaseException) -> None:
+        """Commit what an error or an interrupt would lose, and note there where it is; nothing must hide `error`."""
+        if isinstance(self.kept, Unkept):
             return
         try:
-            self.keep(runs)
-        except (CheckpointError, DaskEMWarning) as error:
-            logger.warning("%s", error)
+            if runs is not self.latest:
+                self.keep(runs)
+        except (CheckpointError, DaskEMWarning) as fault:
+            logger.warning("%s", fault)
+        if runs is self.latest:
+            steps = max(run.n_steps for run in runs)
+            error.add_note(f"The fit is committed to {self.kept.directory}, after {steps} steps: the same goes on there.")

@@ -33,10 +33,11 @@ class ErrorLines(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except StopSignal as stopped:
-            click.echo(f"daskem: {stopped}. The fit is committed; run the same command to go on.", err=True)
+            click.echo(f"daskem: {_with_notes(f'{stopped}.', stopped)}", err=True)
             leave(TRY_AGAIN)
-        except KeyboardInterrupt:
-            click.echo("daskem: interrupted. What was being written is not there, or marked incomplete.", err=True)
+        except KeyboardInterrupt as stopped:
+            told = "interrupted. What was being written is not there, or marked incomplete."
+            click.echo(f"daskem: {_with_notes(told, stopped)}", err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             # Whoever was reading has seen enough; closing standard output at exit must not fail again.
@@ -72,8 +73,13 @@ def columns_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _with_notes(text: str, error: BaseException) -> str:
+    """Return `text` and what was noted on the way of `error`, such as where a fit is committed."""
+    return " ".join([text, *getattr(error, "__notes__", ())])
+
+
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(_with_notes(str(error), error).split())
     if isinstance(error, DaskEMError):
         return text
     return f"{type(error).__name__}: {text}. Run `daskem --debug ...` to see where it comes from."

@@ -15,6 +15,7 @@ from distributed import default_client, span
 from distributed.system import MEMORY_LIMIT
 
 from daskem.engine.blas import one_blas_thread
+from daskem.engine.remote import compute_remotely
 from daskem.errors import PlanError
 
 __all__ = ["Executor", "find_executor"]
@@ -49,7 +50,7 @@ class Executor:
     def compute_all(self, nodes: Sequence[Any], slots: int) -> list[Any]:
         """Return the values of delayed `nodes`, running at most `slots` tasks at once in a process."""
         if self.cluster:
-            return list(dask.compute(*nodes))
+            return compute_remotely(nodes)
         # One task at a time needs no threads.
         scheduler = self.scheduler if slots > 1 else "synchronous"
         with one_blas_thread():

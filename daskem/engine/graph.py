@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -9,7 +10,10 @@ from uuid import uuid4
 
 from dask.delayed import Delayed, delayed
 
-__all__ = ["call", "node", "reduction"]
+__all__ = ["call", "call_on", "node", "reduction", "rows_of"]
+
+# Of a task on rows: function, first row, row after the last, and what makes the name unique.
+ON_ROWS = re.compile(r"\w+-(\d+)-(\d+)-\w+")
 
 
 def node(value: Any) -> Delayed:
@@ -20,7 +24,22 @@ def node(value: Any) -> Delayed:
 
 def call(function: Callable[..., Any], *args: Any) -> Delayed:
     """Return a task of its own, whatever the arguments."""
-    node: Delayed = _delayed(function)(*args, dask_key_name=f"{function.__name__}-{uuid4().hex}")
+    return _task(function.__name__, function, args)
+
+
+def call_on(function: Callable[..., Any], part: Any, start: int, stop: int, *args: Any) -> Delayed:
+    """Return the task ``function(part, start, stop, *args)``, whose name says which rows of the data it reads."""
+    return _task(f"{function.__name__}-{start}-{stop}", function, (part, start, stop, *args))
+
+
+def rows_of(key: Any) -> tuple[int, int] | None:
+    """Return which rows the task of that name reads; None if it is not one of `call_on`."""
+    match = ON_ROWS.fullmatch(str(key))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _task(name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Delayed:
+    node: Delayed = _delayed(function)(*args, dask_key_name=f"{name}-{uuid4().hex}")
     return node
 
 

@@ -15,8 +15,9 @@ from daskem.core import Chunk, Expectation, Model, Params, Sizes
 from daskem.data.dataset import PIECE_BYTES, Dataset
 from daskem.data.units import Unit
 from daskem.engine.executor import Executor, find_executor
-from daskem.engine.graph import call, node, reduction
+from daskem.engine.graph import call, call_on, node, reduction, rows_of
 from daskem.engine.planner import Plan, make_plan
+from daskem.engine.remote import DeadlyTasks
 from daskem.engine.tasks import (
     ExpectTask,
     Merge,
@@ -30,7 +31,7 @@ from daskem.engine.tasks import (
     load_unit,
     map_unit,
 )
-from daskem.errors import ContractError, DataError
+from daskem.errors import ClusterError, ContractError, DataError
 
 __all__ = ["Engine", "start_engine"]
 
@@ -73,7 +74,7 @@ class Engine:
         chosen = self.plan.units if units is None else [self.plan.units[i] for i in units]
         task = ExpectTask(model, tuple(members), self.plan.block_rows, self.plan.segment_rows, self.seed, step)
         shared = node(task)
-        leaves = [call(expect_unit, self.parts[u.index], u.start, u.stop, u.index, shared) for u in chosen]
+        leaves = [call_on(expect_unit, self.parts[u.index], u.start, u.stop, u.index, shared) for u in chosen]
         with self.executor.span(f"step {step}"):
             total: Partial = self.compute(reduction(leaves, self.plan.arity, lambda run: call(combine, *run)))
         _check_complete(total, chosen)
@@ -83,7 +84,7 @@ class Engine:
         """Return one delayed list per unit: `function` of each of its blocks."""
         shared = node(function)
         return [
-            call(map_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, shared) for u in self.plan.units
+            call_on(map_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, shared) for u in self.plan.units
         ]
 
     def call_runs(self, task: Callable[..., Any], runs: Sequence[tuple[int, int]], *args: Any) -> list[Delayed]:
@@ -91,7 +92,7 @@ class Engine:
         shared = [node(arg) for arg in args]
         parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop) in enumerate(runs)])
         return [
-            call(task, part, start, stop, self.plan.block_rows, *shared)
+            call_on(task, part, start, stop, self.plan.block_rows, *shared)
             for part, (start, stop) in zip(parts, runs, strict=True)
         ]
 
@@ -108,7 +109,7 @@ class Engine:
         """
         what, how = node(function), node(merge)
         leaves = [
-            call(fold_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, what, how)
+            call_on(fold_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, what, how)
             for u in self.plan.units
         ]
         return self.compute(reduction(leaves, self.plan.arity, lambda run: call(fold, how, *run)))
@@ -123,7 +124,7 @@ class Engine:
         parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop, _) in enumerate(draws)])
         seed = int(rng.integers(1 << 62))
         drawn: list[Chunk] = self.compute_all(
-            [call(draw_rows, part, *draw, seed, missing) for part, draw in zip(parts, draws, strict=True)]
+            [call_on(draw_rows, part, *draw, seed, missing) for part, draw in zip(parts, draws, strict=True)]
         )
         sample = replace(join(drawn), seed=self.seed)
         if len(sample) == 0:
@@ -138,8 +139,29 @@ class Engine:
         return self.compute_all([node])[0]
 
     def compute_all(self, nodes: Sequence[Delayed]) -> list[Any]:
-        """Return the values of nodes."""
-        return self.executor.compute_all(nodes, min(self.plan.slots, len(self.plan.units)))
+        """Return the values of nodes.
+
+        Raises
+        ------
+        ClusterError
+            If a task takes each of its workers with it, or the cluster is lost.
+        """
+        try:
+            return self.executor.compute_all(nodes, min(self.plan.slots, len(self.plan.units)))
+        except DeadlyTasks as error:
+            raise ClusterError(self._fatal(error)) from error
+
+    def _fatal(self, error: DeadlyTasks) -> str:
+        """Return which rows no worker survives, and what to do."""
+        source = self.data.rows
+        runs = sorted(filter(None, map(rows_of, error.keys)))
+        where = "; ".join(f"{source.locate(*run)}, rows {run[0]}:{run[1]}" for run in runs) or ", ".join(error.keys)
+        how = "" if len(error.keys) == 1 else "; each alone was no harm"
+        return (
+            f"{source.name}, {where}: {error.deaths} workers died one after the other while they worked on this{how} "
+            f"(the last one: {error.worker}). Their logs say why: most often memory, where a lower memory_limit "
+            "(--memory-limit) or fewer threads for each worker help; else a library crashed on these rows."
+        )
 
     def _draws(self, rows: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
         if self.data.rows.in_process:
@@ -204,7 +226,7 @@ def start_engine(
             len(plan.units),
             plan.cache * plan.processes / 1e9,
         )
-        kept = [call(load_unit, parts[u.index], u.start, u.stop) for u in plan.units[: plan.cached_units]]
+        kept = [call_on(load_unit, parts[u.index], u.start, u.stop) for u in plan.units[: plan.cached_units]]
         parts = [*executor.keep(kept, plan.slots), *parts[plan.cached_units :]]
     return Engine(data, plan, executor, seed, tuple(parts))
 

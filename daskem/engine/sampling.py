@@ -15,7 +15,7 @@ from daskem import tree
 from daskem.core import Array, Batch, Chunk, Expectation, Int, Model, Params
 from daskem.data.dataset import Dataset, Memory
 from daskem.data.units import Unit
-from daskem.engine.graph import call, node, reduction
+from daskem.engine.graph import call, call_on, node, reduction
 from daskem.engine.passes import Engine
 from daskem.engine.planner import Plan, size
 from daskem.engine.tasks import ExpectTask, Partial, combine, expect_unit, join, take_rows
@@ -102,7 +102,7 @@ def draw_sample(engine: Engine, rows: int, missing: bool) -> Dataset:
             "Raise memory_limit, or use a smaller sample. Nothing was read."
         )
     shared = (data.n_rows, rows, data.piece_rows(), engine.seed)
-    calls = [call(_sample_unit, engine.parts[u.index], u.start, u.stop, shared, missing) for u in plan.units]
+    calls = [call_on(_sample_unit, engine.parts[u.index], u.start, u.stop, shared, missing) for u in plan.units]
     drawn: list[Chunk] = []
     for first in range(0, len(calls), together := _units_together(plan, rows)):
         drawn += engine.compute_all(calls[first : first + together])
