@@ -217,4 +217,5 @@ class _Keeper:
             logger.warning("%s", fault)
         if runs is self.latest:
             steps = max(run.n_steps for run in runs)
-            error.add_note(f"The fit is committed to {self.kept.directory}, after {steps} steps: the same goes on there.")
+            where = f"{self.kept.directory}, after {steps} steps"
+            error.add_note(f"The fit is committed to {where}; run the same again to go on.")

@@ -172,20 +172,21 @@ class Stranger(Balls):
 
 @dataclass(frozen=True)
 class Deadly(Balls):
-    """`Balls` whose process dies at once, as one killed for memory would, the first time a given row is met."""
+    """`Balls` whose process dies at once, as one killed for memory would, when it meets a given row.
+
+    Only the first time, where there is the path of a `flag` to remember that by.
+    """
 
     flag: str = ""
     step: int = 0
     row: int = 0
 
     def e_step(self, params: Centers, chunk: Chunk) -> Expectation:
-        if chunk.step == self.step and chunk.start <= self.row < chunk.start + len(chunk):
-            try:
-                Path(self.flag).touch(exist_ok=False)
-            except FileExistsError:
-                pass
-            else:
-                os.kill(os.getpid(), signal.SIGKILL)
+        met = chunk.step == self.step and chunk.start <= self.row < chunk.start + len(chunk)
+        if met and not (self.flag and Path(self.flag).exists()):
+            if self.flag:
+                Path(self.flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().e_step(params, chunk)
 
 

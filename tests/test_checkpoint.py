@@ -497,7 +497,8 @@ def test_a_command_that_is_stopped_and_run_again_saves_the_same_tensors(store, t
             assert process.returncode == -number, told
         else:
             assert process.returncode == 75, told
-            assert f"stopped by {number.name}. The fit is committed; run the same command to go on." in told
+            assert f"stopped by {number.name}. The fit is committed to {tmp_path / 'kept'}, after " in told
+            assert " steps; run the same again to go on.\n" in told
     process = run_fit(store, tmp_path)
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 0, told

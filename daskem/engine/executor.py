@@ -22,6 +22,8 @@ __all__ = ["Executor", "find_executor"]
 
 # Resident bytes of a worker process that has imported numpy, scipy, dask and zarr and done nothing yet.
 WORKER_BASE = 220 << 20
+# How often a cluster is asked for its workers, until the answer has all of them.
+ASKED = 10
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,13 @@ def find_executor(*, local: bool = False) -> Executor:
 
 
 def _cluster(client: Any) -> Executor:
-    workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
+    workers: list[Any] = []
+    # The client refreshes this by itself, without the workers, and may do so just before it answers: ask again.
+    for _ in range(ASKED):
+        info = client.scheduler_info(n_workers=-1)
+        workers = list(info["workers"].values())
+        if len(workers) == info["n_workers"]:
+            break
     if not workers:
         raise PlanError(
             f"the Dask cluster at {client.scheduler.address} has no workers. "

@@ -17,7 +17,7 @@ from daskem.data.units import Unit
 from daskem.engine.executor import Executor, find_executor
 from daskem.engine.graph import call, call_on, node, reduction, rows_of
 from daskem.engine.planner import Plan, make_plan
-from daskem.engine.remote import DeadlyTasks
+from daskem.engine.remote import DeadlyTasksError
 from daskem.engine.tasks import (
     ExpectTask,
     Merge,
@@ -84,7 +84,8 @@ class Engine:
         """Return one delayed list per unit: `function` of each of its blocks."""
         shared = node(function)
         return [
-            call_on(map_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, shared) for u in self.plan.units
+            call_on(map_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, shared)
+            for u in self.plan.units
         ]
 
     def call_runs(self, task: Callable[..., Any], runs: Sequence[tuple[int, int]], *args: Any) -> list[Delayed]:
@@ -148,10 +149,10 @@ class Engine:
         """
         try:
             return self.executor.compute_all(nodes, min(self.plan.slots, len(self.plan.units)))
-        except DeadlyTasks as error:
+        except DeadlyTasksError as error:
             raise ClusterError(self._fatal(error)) from error
 
-    def _fatal(self, error: DeadlyTasks) -> str:
+    def _fatal(self, error: DeadlyTasksError) -> str:
         """Return which rows no worker survives, and what to do."""
         source = self.data.rows
         runs = sorted(filter(None, map(rows_of, error.keys)))

@@ -143,7 +143,9 @@ def _count(engine: Engine, limit: int) -> _Patterns | None:
     """Return the distinct rows of all data, or None if there are more than `limit`; one pass."""
     block_rows = engine.plan.block_rows
     shared = node(limit)
-    leaves = [call_on(_count_unit, engine.parts[u.index], u.start, u.stop, block_rows, shared) for u in engine.plan.units]
+    leaves = [
+        call_on(_count_unit, engine.parts[u.index], u.start, u.stop, block_rows, shared) for u in engine.plan.units
+    ]
     total = engine.compute(reduction(leaves, engine.plan.arity, lambda run: call(_join, shared, *run)))
     merged = None if total is None else _merged(total)
     return None if merged is None or len(merged) > limit else merged

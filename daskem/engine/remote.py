@@ -15,14 +15,14 @@ from distributed import Client, Future, KilledWorker, default_client, wait
 from daskem.engine.graph import rows_of
 from daskem.errors import ClusterError
 
-__all__ = ["DeadlyTasks", "compute_remotely"]
+__all__ = ["DeadlyTasksError", "compute_remotely"]
 
 # How long a cluster may be without any worker, or without its scheduler, while it should work, and how often to look.
 LOST_SECONDS = 300.0
 LOOK_SECONDS = 5.0
 
 
-class DeadlyTasks(Exception):
+class DeadlyTasksError(Exception):
     """Tasks that no worker survives: one, or several that are deadly only together.
 
     Attributes
@@ -44,7 +44,7 @@ def compute_remotely(nodes: Sequence[Delayed]) -> list[Any]:
     ------
     ClusterError
         If the scheduler goes away, or for `LOST_SECONDS` does not answer or has no workers: Dask would wait for ever.
-    DeadlyTasks
+    DeadlyTasksError
         If each worker died that worked on certain tasks.
     """
     client = default_client()
@@ -53,7 +53,7 @@ def compute_remotely(nodes: Sequence[Delayed]) -> list[Any]:
         try:
             return _compute(client, nodes)
         except KilledWorker as error:
-            raise DeadlyTasks(_find_deadly(client, nodes, error), error) from error
+            raise DeadlyTasksError(_find_deadly(client, nodes, error), error) from error
     except CancelledError as error:
         raise ClusterError(
             f"the Dask scheduler at {address} went away ({type(error).__name__}). Its log says why; start a cluster "
@@ -85,7 +85,10 @@ def _wait(client: Client, futures: Sequence[Future]) -> None:
 
 
 def _has_workers(client: Client) -> bool:
-    return client.status == "running" and bool(client.scheduler_info(n_workers=-1)["workers"])
+    try:
+        return client.status == "running" and bool(client.nthreads())
+    except OSError:
+        return False
 
 
 def _check_alive(client: Client, address: str, seconds: float) -> None:
@@ -116,16 +119,16 @@ def _find_deadly(client: Client, nodes: Sequence[Delayed], error: KilledWorker) 
 
 
 def _is_deadly(client: Client, task: Delayed) -> bool:
-    """Return whether a worker dies that has nothing else to do than this task."""
+    """Return whether workers die that have nothing else to do than this task; one death may be chance."""
     before, end = _at_deaths(client)[task.key], time.monotonic() + LOST_SECONDS
     future = client.compute(task)
     try:
         while time.monotonic() < end and not future.done():
             with suppress(TimeoutError):
                 wait(future, timeout=LOOK_SECONDS / 10)
-            if _at_deaths(client)[task.key] > before:
+            if _at_deaths(client)[task.key] >= before + 2:
                 return True
-        return False
+        return future.status == "error" and isinstance(future.exception(), KilledWorker)
     finally:
         future.release()
 
