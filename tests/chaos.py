@@ -1,13 +1,15 @@
 """Kills real processes at random moments and compares bits: ``python tests/chaos.py [--minutes 5] [--seed 0]``.
 
-Four kinds of victims take turns: drivers of a fit at any moment, drivers inside a commit, writers of predictions, and
-workers of a cluster. What is killed is run again until it ends; then its result must be that of a run that nobody
-disturbed. The seed replays the moments, as far as the machine keeps time; ``--only drivers`` looks at one kind.
+Five kinds of victims take turns: drivers of a fit at any moment, drivers inside a commit, writers of predictions, and
+workers and schedulers of a cluster. What is killed is run again until it ends; then its result must be that of a run
+that nobody disturbed. The seed replays the moments, as far as the machine keeps time; ``--only drivers`` looks at one
+kind.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
 import hashlib
 import multiprocessing
@@ -19,12 +21,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler, Worker
 
 import daskem
 from daskem import BatchEM, MaxSteps
@@ -34,8 +37,9 @@ from daskem.persist.checkpoint import UNFINISHED
 
 # Seconds after which a process counts as hung.
 HANG = 60.0
-KINDS = ("drivers", "commits", "writers", "workers")
+KINDS = ("drivers", "commits", "writers", "workers", "schedulers")
 STEPS = 30
+WORKER_KILLS = 10
 ALGORITHMS = ("batch", "stepwise", "incremental", "squarem", "anderson", "progressive")
 # A fork has everything imported already: many more kills to a minute.
 fork = multiprocessing.get_context("fork")
@@ -94,16 +98,18 @@ class Bench:
     def place(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.directory))
 
-    def _fit(self, algorithm: str) -> str:
-        place = self.place()
+    def _fit(self, algorithm: str) -> tuple[str, float]:
+        """Return the digest of a fit that nobody disturbed, and the seconds that it took."""
+        place, clock = self.place(), time.monotonic()
         assert run(self.fit_arguments(algorithm, place / "kept", str(place / "model"))) == 0
-        return tensors(place / "model")
+        return tensors(place / "model"), time.monotonic() - clock
 
     @functools.cached_property
-    def predictions(self) -> str:
-        output = self.place() / "out.zarr"
+    def predictions(self) -> tuple[str, float]:
+        """The digest of a prediction that nobody disturbed, and the seconds that it took."""
+        output, clock = self.place() / "out.zarr", time.monotonic()
         assert run(self.predict_arguments(str(output))) == 0
-        return arrays(output)
+        return arrays(output), time.monotonic() - clock
 
 
 def kill_drivers(bench: Bench, rng: np.random.Generator, aimed: bool = False) -> Counter:
@@ -111,10 +117,11 @@ def kill_drivers(bench: Bench, rng: np.random.Generator, aimed: bool = False) ->
     algorithm = str(rng.choice(ALGORITHMS))
     place = bench.place()
     arguments = bench.fit_arguments(algorithm, place / "kept", str(place / "model"))
-    whole = bench.fits(algorithm)
+    whole, seconds = bench.fits(algorithm)
     count = Counter()
     for _ in range(3):
-        wait = float(rng.uniform(0.05, 2.0))
+        # Each run goes on where the one before was killed, and has less to do.
+        wait = float(rng.uniform(0.0, seconds / 3))
         moment = _next_commit(place / "kept") if aimed else None
         count["kills"] += run(arguments, kill_after=wait, kill_when=moment) == -signal.SIGKILL
     return count + _judge(run(arguments), lambda: tensors(place / "model") == whole)
@@ -122,17 +129,18 @@ def kill_drivers(bench: Bench, rng: np.random.Generator, aimed: bool = False) ->
 
 def kill_writers(bench: Bench, rng: np.random.Generator) -> Counter:
     """Kill a prediction three times; what it leaves is either whole or no data."""
-    whole, output = bench.predictions, bench.place() / "out.zarr"
+    (whole, seconds), output = bench.predictions, bench.place() / "out.zarr"
     count = Counter()
     for _ in range(3):
-        count["kills"] += run(bench.predict_arguments(str(output)), float(rng.uniform(0.05, 1.0))) == -signal.SIGKILL
+        wait = float(rng.uniform(0.0, seconds))
+        count["kills"] += run(bench.predict_arguments(str(output)), kill_after=wait) == -signal.SIGKILL
         if output.exists() and _claims_to_be_whole(output):
             count["wrong"] += arrays(output) != whole
     return count + _judge(run(bench.predict_arguments(str(output))), lambda: arrays(output) == whole)
 
 
 def kill_workers(bench: Bench, rng: np.random.Generator) -> Counter:
-    """Kill three workers in the course of a fit on a cluster; in a process of its own, which leaves no threads here."""
+    """Kill workers in the course of fits on a cluster; in a process of its own, which leaves no threads here."""
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=_worker_round, args=(bench.rows, int(rng.integers(1 << 30)), sender))
     process.start()
@@ -155,8 +163,8 @@ def _worker_round(rows: str, seed: int, sender: Any) -> None:
         whole = fit()
 
         def strike() -> None:
-            for _ in range(3):
-                if over.wait(rng.uniform(0.05, 0.5)):
+            while count["kills"] < WORKER_KILLS:
+                if over.wait(rng.uniform(0.05, 1.0)):
                     return
                 alive = [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
                 if alive:
@@ -166,11 +174,12 @@ def _worker_round(rows: str, seed: int, sender: Any) -> None:
         killer = threading.Thread(target=strike)
         killer.start()
         try:
-            result = fit()
-            same = result.params.weights.tobytes() == whole.params.weights.tobytes() and [
-                info.objective for info in result.trace
-            ] == [info.objective for info in whole.trace]
-            count["survived" if same else "wrong"] += 1
+            while killer.is_alive():
+                result = fit()
+                same = result.params.weights.tobytes() == whole.params.weights.tobytes() and [
+                    info.objective for info in result.trace
+                ] == [info.objective for info in whole.trace]
+                count["survived" if same else "wrong"] += 1
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             count["errors"] += 1
@@ -179,26 +188,87 @@ def _worker_round(rows: str, seed: int, sender: Any) -> None:
         sender.send(count)
 
 
+def kill_schedulers(bench: Bench, rng: np.random.Generator) -> Counter:
+    """Kill the scheduler of a fit, which ends with one error; the same command goes on at the next cluster."""
+    algorithm = str(rng.choice(ALGORITHMS))
+    place = bench.place()
+    arguments = bench.fit_arguments(algorithm, place / "kept", str(place / "model"))
+    whole, seconds = bench.fits(algorithm)
+    with _cluster() as (scheduler, address):
+        wait = float(rng.uniform(0.0, 2 * seconds))
+        code = run([*arguments, "--scheduler", address], kill_after=wait, victim=scheduler)
+    # The fit may have ended before the blow; one that did not has to say that it failed.
+    count = Counter(kills=int(code == 1))
+    if code not in (0, 1):
+        return count + _judge(code, lambda: False)
+    with _cluster() as (_, address):
+        return count + _judge(run([*arguments, "--scheduler", address]), lambda: tensors(place / "model") == whole)
+
+
+@contextmanager
+def _cluster() -> Iterator[tuple[Any, str]]:
+    """Start a scheduler and two workers, which nobody starts again; give the scheduler's process and its address."""
+    receiver, sender = fork.Pipe(duplex=False)
+    scheduler = fork.Process(target=_serve, args=(sender,))
+    scheduler.start()
+    address = receiver.recv()
+    workers = [fork.Process(target=_work, args=(address,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield scheduler, address
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+            process.join()
+
+
+def _serve(sender: Any) -> None:
+    async def serve() -> None:
+        async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
+            sender.send(scheduler.address)
+            await scheduler.finished()
+
+    _quietly(lambda: asyncio.run(serve()))
+
+
+def _work(address: str) -> None:
+    async def work() -> None:
+        async with Worker(address, nthreads=1, dashboard=False) as worker:
+            await worker.finished()
+
+    _quietly(lambda: asyncio.run(work()))
+
+
 ROUNDS: dict[str, Callable[[Bench, np.random.Generator], Counter]] = {
     "drivers": kill_drivers,
     "commits": functools.partial(kill_drivers, aimed=True),
     "writers": kill_writers,
     "workers": kill_workers,
+    "schedulers": kill_schedulers,
 }
 
 
 def run(
-    arguments: list[str], kill_after: float | None = None, kill_when: Callable[[], bool] | None = None
+    arguments: list[str],
+    kill_after: float | None = None,
+    kill_when: Callable[[], bool] | None = None,
+    victim: Any = None,
 ) -> int | None:
-    """Run a command in a process of its own, perhaps to be killed; return its exit code, None where it hung."""
-    process = fork.Process(target=_command, args=(arguments,))
+    """Run a command in a process of its own; return its exit code, None where it hung.
+
+    Parameters
+    ----------
+    kill_after, kill_when : seconds to wait, and what else to wait for, before `victim`, or the command, is killed.
+    """
+    process = fork.Process(target=_quietly, args=(lambda: daskem_command(arguments),))
     process.start()
     if kill_after is not None:
         process.join(kill_after)
         while kill_when is not None and process.is_alive() and not kill_when():
             pass
         if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill((victim or process).pid, signal.SIGKILL)
     process.join(HANG)
     if process.is_alive():
         process.kill()
@@ -206,12 +276,12 @@ def run(
     return process.exitcode
 
 
-def _command(arguments: list[str]) -> None:
+def _quietly(work: Callable[[], Any]) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     if not os.environ.get("CHAOS_VERBOSE"):
         os.dup2(quiet, 2)
-    daskem_command(arguments)
+    work()
 
 
 def _judge(code: int | None, same: Callable[[], bool]) -> Counter:
