@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from daskem.algorithms import AnyOf, decrease, rounding_of, step_together
@@ -16,7 +15,7 @@ from daskem.core import Algorithm, Model, Params, State, StepInfo
 from daskem.data import Dataset, fingerprint
 from daskem.engine import DataProblem
 from daskem.errors import CheckpointError, DaskEMWarning, OptionError
-from daskem.persist import Checkpoints, SavedFit, SavedRun, describe, record_classes
+from daskem.persist import Checkpoints, SavedFit, SavedRun, any_path, describe, record_classes
 
 __all__ = ["Unkept", "begin", "last_objective", "open_checkpoints", "run_all"]
 
@@ -70,14 +69,10 @@ def open_checkpoints(
         if resume == "must":
             raise OptionError("resume='must' needs a directory to go on from: give checkpoint= (--checkpoint).")
         return Unkept()
-    if "://" in os.fspath(directory):
-        raise OptionError(
-            f"checkpoint={directory!r} is a URL; checkpoints need a directory of a local or shared file system."
-        )
     given = None if starts is None else list(starts)
     identity = describe(model=model, algorithm=algorithm, stop=rules, params=given, **options)
     known = record_classes(model, algorithm, given)
-    return Checkpoints(Path(directory), {"data": fingerprint(data), **identity}, known, interval, resume)
+    return Checkpoints(any_path(directory), {"data": fingerprint(data), **identity}, known, interval, resume)
 
 
 def begin(algorithm: Algorithm, problem: DataProblem, starts: Sequence[Params]) -> SavedFit:

@@ -31,7 +31,8 @@ from daskem.data import dataset, units
 from daskem.errors import CheckpointError, ContractError, DaskEMWarning, DataError, FileFormatError, OptionError
 from daskem.models import Gaussian, Mixture
 from daskem.persist import checkpoint as module
-from daskem.persist import record_classes, sealed
+from daskem.persist import latest_progress, lock, record_classes, sealed
+from daskem.persist.paths import AnyPath, any_path, file_names
 from daskem.persist.trace import TraceTable
 
 ROWS = clouds(3_000, spread=2.0)
@@ -201,8 +202,8 @@ def test_there_must_be_one_where_that_is_asked_for(tmp_path):
         fit(resume="must")
     with pytest.raises(OptionError, match="one of 'auto', 'never', 'must'"):
         fit(checkpoint=tmp_path, resume="perhaps")
-    with pytest.raises(OptionError, match="local or shared file system"):
-        fit(checkpoint="s3://bucket/kept")
+    with pytest.raises(OptionError, match=r"nowhere://bucket/kept: .*Install the package"):
+        fit(checkpoint="nowhere://bucket/kept")
     with pytest.raises(OptionError, match="not negative"):
         fit(checkpoint=tmp_path, checkpoint_interval=-1)
 
@@ -283,24 +284,112 @@ def test_two_fits_do_not_share_a_directory(tmp_path):
     assert not (tmp_path / "lock").exists()
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1, "x" * 500, None, -1])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1, -1])
 def test_the_lock_of_a_process_that_is_gone_is_taken_over(pid, tmp_path, caplog):
     host = os.uname().nodename
     (tmp_path / "lock").write_text(json.dumps({"host": host, "pid": pid, "started": 1.0}))
-    if not isinstance(pid, int):
-        with pytest.raises(CheckpointError, match="may still write there"):
-            fit(checkpoint=tmp_path)
-        return
     with caplog.at_level(logging.WARNING, "daskem"):
         fit(checkpoint=tmp_path)
-    assert f"took over from process {pid}, which is gone" in caplog.text
+    assert f"took over from process {pid} on {host}, which is gone" in caplog.text
 
 
-def test_the_lock_of_another_host_is_respected(tmp_path):
-    held = {"host": "elsewhere", "pid": 1, "started": psutil.Process().create_time()}
-    (tmp_path / "lock").write_text(json.dumps(held))
-    with pytest.raises(CheckpointError, match=r"process 1 on 'elsewhere'.*delete .*lock"):
+def test_a_lock_that_nobody_can_read_is_respected(tmp_path):
+    (tmp_path / "lock").write_text("who")
+    with pytest.raises(CheckpointError, match=r"belongs to another run.*delete .*lock"):
         fit(checkpoint=tmp_path)
+
+
+@pytest.fixture
+def quick_beats(monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 30.0)
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.01)
+
+
+@pytest.fixture(params=["path", "url"])
+def shared(request, tmp_path) -> Iterator[AnyPath]:
+    """A directory that several hosts see: on a file system, or in an object store."""
+    if request.param == "path":
+        yield tmp_path
+        return
+    where = any_path(f"memory://{tmp_path}")
+    yield where
+    if where.exists():
+        where.fs.rm(where.path, recursive=True)
+
+
+@contextlib.contextmanager
+def lock_of(directory: AnyPath) -> Iterator[lock.DirectoryLock]:
+    held = lock.DirectoryLock(directory)
+    held.acquire()
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_the_lock_of_another_host_is_respected_while_it_beats(shared, monkeypatch):
+    with lock_of(shared) as held, monkeypatch.context() as patch:
+        patch.setattr(lock.socket, "gethostname", lambda: "elsewhere")
+        with pytest.raises(CheckpointError, match=rf"process {os.getpid()} on '{os.uname().nodename}'.*delete .*lock"):
+            fit(checkpoint=shared)
+        held.check()
+    assert file_names(shared) == []
+
+
+@pytest.mark.usefixtures("quick_beats")
+def test_the_lock_of_another_host_that_is_silent_is_taken_over(shared, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 0.1)
+    held = {"host": "gone", "pid": 1, "started": psutil.Process().create_time(), "token": "x", "beat": 7}
+    lock.replace(shared / "lock", json.dumps(held).encode())
+    with caplog.at_level(logging.WARNING, "daskem"):
+        fit(checkpoint=shared)
+    assert "watching for up to 0.1 s whether that lives" in caplog.text
+    assert "took over from process 1 on gone, which is gone" in caplog.text
+    assert "lock" not in file_names(shared)
+
+
+def test_a_fit_that_was_taken_for_dead_stops_before_it_writes(shared):
+    taken = {"host": "elsewhere", "pid": 5, "token": "y", "beat": 0}
+
+    def slept(info: StepInfo, params: Any) -> None:
+        lock.replace(shared / "lock", json.dumps(taken).encode())
+
+    with pytest.raises(CheckpointError, match=r"was taken over by process 5 on 'elsewhere': .* no sign of life"):
+        fit(checkpoint=shared, callbacks=[slept])
+    assert json.loads((shared / "lock").read_bytes()) == taken
+    assert sorted(file_names(shared)) == ["checkpoint-000001.safetensors", "lock"]
+
+
+# Object stores
+
+
+def test_a_fit_committed_to_an_object_store_goes_on_to_the_same_bits(shared):
+    def stop(info: StepInfo, params: Any) -> None:
+        if info.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(checkpoint=str(shared), callbacks=[stop])
+    assert f"committed to {shared}, after 3 steps" in caught.value.__notes__[0]
+    resumed = fit(checkpoint=str(shared), resume="must")
+    assert same(resumed, fit())
+    names = sorted(file_names(shared))
+    assert len(names) == 2, names
+    progress = latest_progress(str(shared))
+    assert progress is not None
+    assert (progress["step"], progress["file"]) == (6, str(shared / names[-1]))
+    with pytest.raises(CheckpointError, match=rf"{shared}/checkpoint-\d+\.safetensors is of another fit: seed"):
+        fit(checkpoint=str(shared), seed=4)
+
+
+def test_a_damaged_checkpoint_of_an_object_store_is_named_and_skipped(shared):
+    fit(checkpoint=str(shared))
+    last = shared / max(file_names(shared))
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.warns(DaskEMWarning, match=rf"{last}: the header describes .* It is skipped"):
+        assert same(fit(checkpoint=str(shared), resume="must"), fit())
 
 
 # Every call of a commit fails once, in every way

@@ -346,6 +346,10 @@ def test_credentials_that_have_expired_or_do_not_allow_it(tmp_path):
     before = sorted(tmp_path.iterdir())
     for command in (
         ("fit", "kmeans", "s3://a-bucket/x.zarr", "-k", 2, "-o", tmp_path / "other.safetensors", "--quiet"),
+        ("fit", "kmeans", tmp_path / "x.zarr", "-k", 2, "-o", "s3://a-bucket/other.safetensors", "--quiet"),
+        (*("fit", "kmeans", tmp_path / "x.zarr", "-k", 2, "-o", tmp_path / "other.safetensors", "--quiet"),
+         "--checkpoint", "s3://a-bucket/kept"),
+        ("predict", "s3://a-bucket/m.safetensors", tmp_path / "x.zarr", "-o", tmp_path / "out.zarr", "--quiet"),
         ("predict", model, tmp_path / "x.zarr", "-o", "s3://a-bucket/out.zarr", "--quiet"),
     ):
         result = CliRunner().invoke(main, [str(word) for word in command])
@@ -377,6 +381,35 @@ def test_a_fit_of_remote_data_goes_on_from_its_checkpoint_to_the_same_bits(bucke
     assert failing.failed
     assert [info.step for info in result.trace] == list(range(1, 9))
     assert bits(result.params) == bits(expected.params)
+
+
+@pytest.mark.s3
+def test_a_fit_that_is_kept_in_the_store_itself_goes_on_to_the_same_bits(bucket, server, tmp_path, monkeypatch):
+    def stop(info, params):
+        if info.step == 3:
+            raise KeyboardInterrupt
+
+    url, kept, model = f"{bucket}/data.zarr", f"{bucket}/kept", f"{bucket}/models/m.safetensors"
+    fit = ("fit", "gaussian-mixture", url, "-k", 2, "--max-iter", 8, "--tol", 0, "--algorithm", "batch")
+    run(*fit, "-o", tmp_path / "local.safetensors")
+    fit = (*fit, "-o", model, "--checkpoint", kept, "--checkpoint-interval", 0)
+    with failing_requests(server, monkeypatch) as failing:
+        with monkeypatch.context() as patch:
+            patch.setattr("daskem.cli.models.ProgressLines.__call__", lambda self, info, params: stop(info, params))
+            result = CliRunner().invoke(main, [str(word) for word in fit])
+        assert result.exit_code == 130
+        assert f"committed to {kept}, after 3 steps" in result.output
+        assert "step 3," in run("status", kept)
+        run(*fit, "--resume", "must")
+        run("predict", model, url, "-o", f"{bucket}/labels.zarr")
+        run("report", model, url, "-o", f"{bucket}/report.html")
+        assert f"model file {model}" in run("inspect", model)
+    assert failing.failed >= 3, f"of {failing.seen} requests only {failing.failed} failed: this proves nothing"
+    expected, found = load_model(tmp_path / "local.safetensors", KNOWN), load_model(model, KNOWN)
+    assert bits(found.params) == bits(expected.params)
+    result = CliRunner().invoke(main, [str(word) for word in fit])
+    assert result.exit_code == 1
+    assert f"{model} exists already" in result.output
 
 
 @pytest.mark.s3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -27,7 +26,7 @@ from daskem.data import Dataset
 from daskem.engine.watch import watch_units
 from daskem.errors import DataError, OptionError
 from daskem.models import KMeans
-from daskem.persist import LoadedModel
+from daskem.persist import LoadedModel, any_path
 from daskem.predict import evaluate, predict_to_store, score
 from daskem.report.progress import PassProgress
 
@@ -76,7 +75,7 @@ def predict_command(
                 what,
                 n_components(loaded.model, loaded.params, data.n_features),
                 overwrite=overwrite,
-                attributes={"daskem:model": os.path.abspath(model), "daskem:data": data.rows.name},
+                attributes={"daskem:model": str(any_path(model).absolute()), "daskem:data": data.rows.name},
                 memory_limit=where.memory_limit,
                 planned=progress.expect_units,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -34,7 +33,7 @@ from daskem.engine.executor import find_executor
 from daskem.engine.planner import make_plan
 from daskem.engine.watch import watch_units
 from daskem.fit import FitResult, fit
-from daskem.persist import check_new_file, save_model
+from daskem.persist import any_path, check_new_file, save_model
 from daskem.report.progress import PassProgress, duration, size
 
 __all__ = [
@@ -195,7 +194,7 @@ def _fit(
     save_model(output, result.model, result.params, metadata=summary, overwrite=overwrite)
     if report.json:
         found = shown(result.model, result.params)
-        click.echo(to_json({**summary, **found, "output": os.path.abspath(output)}))
+        click.echo(to_json({**summary, **found, "output": str(any_path(output).absolute())}))
     elif not report.quiet:
         click.echo(describe_fit(spec, result, data))
         click.echo(f"\nsaved to {output}")
@@ -231,7 +230,7 @@ def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
     ]
     if result.left_out:
         rows, places = sum(map(len, result.left_out)), len(result.left_out)
-        lines.append(f"{rows:,} rows in {places} place(s) could not be used and were left out")
+        lines.append(f"{rows:,} rows in {places} any_path(s) could not be used and were left out")
     if result.patterns is not None:
         lines.append(f"{result.patterns:,} of {data.n_rows:,} rows are distinct; each step took these alone")
     if result.events:

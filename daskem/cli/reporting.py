@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import click
 import numpy as np
@@ -26,7 +25,7 @@ from daskem.data import Dataset
 from daskem.engine import start_engine
 from daskem.errors import OptionError
 from daskem.inference import diagnose
-from daskem.persist import LoadedModel, check_new_file, inspect_model
+from daskem.persist import LoadedModel, any_path, check_new_file, inspect_model
 from daskem.report.page import Page, Table
 from daskem.report.views import SAMPLE_ROWS, Projections
 
@@ -73,7 +72,7 @@ def report_command(
         diagnosis=diagnosis,
         versions={"daskem": str(inspect_model(model)["daskem_version"])},
     )
-    Path(output).write_text(page.html(), encoding="utf-8")
+    any_path(output).write_text(page.html(), encoding="utf-8")
     announce(f"daskem: report written to {output}", report.quiet)
 
 

@@ -13,7 +13,7 @@ from daskem.cli.tables import component_table, shown
 from daskem.data import open_source
 from daskem.data.description import describe_store
 from daskem.errors import OptionError
-from daskem.persist import inspect_model, is_model_file
+from daskem.persist import any_path, inspect_model, is_model_file
 from daskem.report.progress import size
 
 __all__ = ["inspect_command"]
@@ -26,7 +26,7 @@ __all__ = ["inspect_command"]
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect_command(what: str, array: str | None, own: str | None, as_json: bool) -> None:
     """Say what X is: a Zarr store, an output of daskem, a .npy, Parquet or HDF5 file, or a model file."""
-    if os.path.isfile(what) and (is_model_file(what) or what.endswith(".safetensors")):
+    if what.endswith(".safetensors") or (os.path.isfile(what) and is_model_file(what)):
         _show_model(what, own, as_json)
     elif os.path.isfile(what) and not what.endswith(".zip"):
         _show_table(what, array, as_json)
@@ -47,7 +47,8 @@ def _show_model(path: str, own: str | None, as_json: bool) -> None:
         found = {"components": None} if loaded is None else shown(loaded.model, loaded.params)
         click.echo(to_json({"kind": "model", **described, **found}))
         return
-    lines = [f"model file {path}, {size(os.path.getsize(path))}, written by daskem {described['daskem_version']}"]
+    nbytes = any_path(path).stat().st_size
+    lines = [f"model file {path}, {size(nbytes)}, written by daskem {described['daskem_version']}"]
     lines.append(f"model       {loaded.model if loaded else described['model'].get('record')}")
     lines += _metadata_lines(described["metadata"])
     click.echo("\n".join(lines))

@@ -16,7 +16,7 @@ from daskem.cli.fitting import fit_group
 from daskem.cli.options import as_one
 from daskem.cli.slurm import job_state, submit_script
 from daskem.errors import DataError, OptionError
-from daskem.persist import latest_progress
+from daskem.persist import AnyPath, any_path, latest_progress
 from daskem.report.progress import duration
 
 __all__ = ["status_command", "submit_command"]
@@ -75,7 +75,7 @@ def submit_command(
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def status_command(directory: str, as_json: bool) -> None:
     """Tell how far the fit is that keeps its checkpoints in DIRECTORY, and how its job is doing."""
-    where = Path(directory)
+    where = any_path(directory)
     job, progress = _job(where), latest_progress(where)
     if job is None and progress is None:
         raise DataError(f"there is neither a job nor a checkpoint in {directory}. Check the path.")
@@ -128,7 +128,7 @@ def _submit(script: str, directory: Path) -> str:
     return job
 
 
-def _job(directory: Path) -> str | None:
+def _job(directory: AnyPath) -> str | None:
     try:
         return str(json.loads((directory / JOB).read_text())["job"])
     except FileNotFoundError:

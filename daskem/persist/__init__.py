@@ -11,13 +11,16 @@ from daskem.persist.model_file import (
     load_model,
     save_model,
 )
+from daskem.persist.paths import AnyPath, any_path
 
 __all__ = [
     "RESUME",
+    "AnyPath",
     "Checkpoints",
     "LoadedModel",
     "SavedFit",
     "SavedRun",
+    "any_path",
     "check_new_file",
     "check_storable",
     "describe",

@@ -8,7 +8,6 @@ since leaves one to go back to.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 import warnings
@@ -23,8 +22,9 @@ from daskem.core import Array, State, StepInfo
 from daskem.errors import CheckpointError, ContractError, DaskEMWarning, FileFormatError, OptionError
 from daskem.persist.identity import classes_in, differences
 from daskem.persist.lock import DirectoryLock
+from daskem.persist.paths import AnyPath, Fetched, Where, any_path, file_names, kind_of, remove
 from daskem.persist.records import DescriptionError, pack, unpack
-from daskem.persist.sealed import FileKind, NewerFileError, read_document, read_tensors, write_sealed
+from daskem.persist.sealed import FileKind, NewerFileError, opened, read_document, read_tensors, write_sealed
 from daskem.persist.trace import TraceTable
 
 __all__ = ["RESUME", "UNFINISHED", "Checkpoints", "SavedFit", "SavedRun", "latest_progress", "read_checkpoint"]
@@ -69,14 +69,14 @@ class Checkpoints:
 
     Parameters
     ----------
-    directory : where; made if it is not there.
+    directory : where, on a file system or in an object store; made if it is not there.
     identity : what makes this fit this fit (see `daskem.persist.identity`).
     known : classes that states may be made of.
     interval : seconds from one commit to the next; 0 to commit after every step.
     resume : "auto" to go on from what is there, "must" to insist on it, "never" to replace it.
     """
 
-    directory: Path
+    directory: AnyPath
     identity: dict[str, Any]
     known: Sequence[type]
     interval: float = 60.0
@@ -91,12 +91,14 @@ class Checkpoints:
             raise OptionError(f"resume={self.resume!r} must be one of {', '.join(map(repr, RESUME))}.")
         if not self.interval >= 0:
             raise OptionError(f"checkpoint_interval={self.interval} must be seconds, not negative.")
-        self.directory = Path(self.directory).absolute()
+        where = any_path(self.directory)
+        self.directory = where.absolute() if isinstance(where, Path) else where
         self._lock = DirectoryLock(self.directory)
 
     def __enter__(self) -> Checkpoints:
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if isinstance(self.directory, Path):
+                self.directory.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except OSError as error:
             if isinstance(error, CheckpointError):
@@ -156,7 +158,10 @@ class Checkpoints:
         self._last = time.monotonic()
         self._check_known(fit)
         try:
+            self._lock.check()
             self._commit(fit)
+        except CheckpointError:
+            raise
         except (OSError, FileFormatError) as error:
             told = f"no checkpoint could be written to {self.directory}: {error}."
             if self._failed:
@@ -181,7 +186,7 @@ class Checkpoints:
         try:
             read_checkpoint(path, self.known)
         except FileFormatError:
-            path.unlink()
+            remove(path)
             raise
         self._good = [*self._good, number][-KEPT:]
         self._let_go()
@@ -199,15 +204,15 @@ class Checkpoints:
         """Delete what is no longer needed: older checkpoints, and files that a run left half written."""
         try:
             for number in set(self._numbers()) - set(self._good):
-                self._path(number).unlink(missing_ok=True)
-            for name in os.listdir(self.directory):
+                remove(self._path(number))
+            for name in file_names(self.directory):
                 if UNFINISHED.fullmatch(name):
-                    (self.directory / name).unlink(missing_ok=True)
+                    remove(self.directory / name)
         except OSError as error:
             # What is there too long does no harm to what was committed.
             logger.warning("old checkpoints in %s cannot be removed: %s", self.directory, error)
 
-    def _check_same(self, path: Path, identity: dict[str, Any]) -> None:
+    def _check_same(self, path: AnyPath, identity: dict[str, Any]) -> None:
         told = differences(identity, self.identity)
         if told:
             raise CheckpointError(
@@ -216,14 +221,14 @@ class Checkpoints:
             )
 
     def _numbers(self) -> list[int]:
-        found = [NAME.fullmatch(name) for name in os.listdir(self.directory)]
+        found = [NAME.fullmatch(name) for name in file_names(self.directory)]
         return sorted(int(match[1]) for match in found if match)
 
-    def _path(self, number: int) -> Path:
+    def _path(self, number: int) -> AnyPath:
         return self.directory / f"checkpoint-{number:06d}.safetensors"
 
 
-def read_checkpoint(path: str | os.PathLike[str], known: Sequence[type]) -> tuple[dict[str, Any], SavedFit]:
+def read_checkpoint(path: Where, known: Sequence[type]) -> tuple[dict[str, Any], SavedFit]:
     """Read a checkpoint: of which fit, and the fit. Nothing in the file is executed or imported.
 
     Raises
@@ -231,7 +236,7 @@ def read_checkpoint(path: str | os.PathLike[str], known: Sequence[type]) -> tupl
     FileFormatError
         If the file is missing, damaged, no checkpoint, from a newer version, or needs a class that is not in `known`.
     """
-    where = Path(path)
+    where = opened(any_path(path))
     header, document = read_document(where, CHECKPOINT)
     tensors = read_tensors(where, header, CHECKPOINT, document["tensors"])
     for name, tensor in tensors.items():
@@ -250,7 +255,7 @@ def read_checkpoint(path: str | os.PathLike[str], known: Sequence[type]) -> tupl
     return document["identity"], saved
 
 
-def latest_progress(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
+def latest_progress(directory: Where) -> dict[str, Any] | None:
     """Return how far the newest whole checkpoint in a directory is, without the classes that its state is made of.
 
     Returns
@@ -265,11 +270,11 @@ def latest_progress(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
         If there are checkpoints, but none of them is whole.
     """
     fault: FileFormatError | None = None
-    where = Path(directory)
-    names = [name for name in os.listdir(where) if NAME.fullmatch(name)] if where.is_dir() else []
+    where = any_path(directory)
+    names = [name for name in (file_names(where) if kind_of(where) == "directory" else []) if NAME.fullmatch(name)]
     for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
         try:
-            return _progress(where / name)
+            return _progress(opened(where / name))
         except FileNotFoundError:
             continue
         except FileFormatError as error:
@@ -279,7 +284,7 @@ def latest_progress(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     return None
 
 
-def _progress(where: Path) -> dict[str, Any]:
+def _progress(where: Path | Fetched) -> dict[str, Any]:
     header, document = read_document(where, CHECKPOINT)
     tensors = read_tensors(where, header, CHECKPOINT, document["tensors"])
     try:
@@ -300,7 +305,7 @@ def _progress(where: Path) -> dict[str, Any]:
         raise FileFormatError(f"{where} describes no fit ({error!r:.200}). Restore a copy.") from error
 
 
-def _run(run: dict[str, Any], where: Path) -> SavedRun:
+def _run(run: dict[str, Any], where: Path | Fetched) -> SavedRun:
     if not isinstance(run["trace"], TraceTable) or not hasattr(run["state"], "params"):
         raise FileFormatError(f"{where}: a start has no trace or no state. The file was not made by daskem.")
     return SavedRun(run["state"], run["trace"].steps(), run["reason"], run["converged"])

@@ -7,30 +7,40 @@ import logging
 import os
 import secrets
 import socket
-from pathlib import Path
+import threading
+import time
 from typing import Any
 
 import psutil
 
 from daskem.errors import CheckpointError
+from daskem.persist.paths import AnyPath, create, remove, replace
 
 __all__ = ["DirectoryLock"]
 
 logger = logging.getLogger("daskem")
 
 NAME = "lock"
+# How often the owner writes its lock anew, and how long one that stays as it is must be watched before its owner counts
+# as dead. Network file systems may show what a file held a minute ago (NFS: acdirmax, 60 s).
+BEAT_SECONDS = 20.0
+SILENT_SECONDS = 150.0
+LOOK_SECONDS = 1.0
 
 
 class DirectoryLock:
     """Owns a directory from `acquire` to `release`; the file says for whom: host, process and when that began.
 
-    A process that died leaves its lock behind. On the host where it ran that can be seen, and the lock is taken over;
-    from another host it cannot.
+    A process that died leaves its lock behind. On the host where it ran that can be seen. From another host it is seen
+    by the owner's beat: while it lives, a thread counts up in the file. Either way the lock is taken over.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: AnyPath) -> None:
         self.path = directory / NAME
-        self.text = json.dumps(_owner(os.getpid()) | {"token": secrets.token_hex(8)})
+        self.owner = _owner(os.getpid()) | {"token": secrets.token_hex(8)}
+        self._beats = 0
+        self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat_on, name="daskem-lock", daemon=True)
 
     def acquire(self) -> None:
         """Take the lock.
@@ -38,47 +48,96 @@ class DirectoryLock:
         Raises
         ------
         CheckpointError
-            If another run has it that lives, or may live.
+            If another run has it that lives.
         """
-        # Twice: another run may take a lock over at the same moment, and has it then.
-        for _ in range(2):
-            if self._create():
+        # Thrice: another run may take a lock over at the same moment, and has it then.
+        for _ in range(3):
+            if create(self.path, self._text()):
+                self._heart.start()
                 return
             held = self._read()
-            if held is None or _lives(held):
+            if held is None:
+                continue
+            if self._lives(held):
                 raise CheckpointError(_refusal(self.path, held))
-            stale = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}.stale")
-            os.rename(self.path, stale)
-            stale.unlink()
-            logger.warning("%s: took over from process %s, which is gone", self.path.parent, held.get("pid"))
+            if self._read() == held:
+                remove(self.path)
+                logger.warning(
+                    "%s: took over from process %s on %s, which is gone",
+                    *(self.path.parent, held.get("pid"), held.get("host")),
+                )
         raise CheckpointError(_refusal(self.path, self._read()))
+
+    def check(self) -> None:
+        """See that the lock is still this one's: a process that slept for long may have been taken for dead.
+
+        Raises
+        ------
+        CheckpointError
+            If another run has it now.
+        """
+        held = self._read()
+        if held is not None and not self._is_own(held):
+            raise CheckpointError(
+                f"{self.path.parent} was taken over by {_who(held)}: this run gave no sign of life for more than "
+                f"{SILENT_SECONDS:g} s. It stops here, so that only one of the two goes on."
+            )
 
     def release(self) -> None:
         """Give the lock back, if it is still this one's."""
+        self._over.set()
+        if self._heart.ident is not None:
+            self._heart.join()
         try:
-            if self.path.read_text() == self.text:
-                self.path.unlink()
+            if self._is_own(self._read() or {}):
+                remove(self.path)
         except OSError as error:
             logger.warning("%s cannot be removed (%s); the next run will take it over.", self.path, error)
 
-    def _create(self) -> bool:
-        # Linked into place whole: a run that dies while it writes must not leave a lock that nobody can read.
-        temporary = self.path.with_name(f".{NAME}.{secrets.token_hex(4)}.tmp")
-        try:
-            temporary.write_text(self.text)
-            os.link(temporary, self.path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
+    def _beat_on(self) -> None:
+        while not self._over.wait(BEAT_SECONDS):
+            try:
+                if self._is_own(self._read() or {}):
+                    self._beats += 1
+                    replace(self.path, self._text())
+            except OSError as error:
+                logger.warning("%s cannot be written anew: %s", self.path, error)
+
+    def _text(self) -> bytes:
+        return json.dumps(self.owner | {"beat": self._beats}).encode()
+
+    def _is_own(self, held: dict[str, Any]) -> bool:
+        return bool(held.get("token") == self.owner["token"])
 
     def _read(self) -> dict[str, Any] | None:
+        """Return what the lock says; None if there is none, or none that can be read."""
         try:
-            held = json.loads(self.path.read_text())
+            held = json.loads(self.path.read_bytes())
         except (OSError, ValueError):
             return None
         return held if isinstance(held, dict) else None
+
+    def _lives(self, held: dict[str, Any]) -> bool:
+        pid = held.get("pid")
+        if held.get("host") != socket.gethostname() or type(pid) is not int:
+            return self._beats_elsewhere(held)
+        try:
+            process = psutil.Process(pid)
+            return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() == held.get("started"))
+        except (psutil.Error, OverflowError, ValueError):
+            return False
+
+    def _beats_elsewhere(self, held: dict[str, Any]) -> bool:
+        logger.warning(
+            "%s belongs to %s; watching for up to %g s whether that lives", self.path.parent, _who(held), SILENT_SECONDS
+        )
+        end = time.monotonic() + SILENT_SECONDS
+        while time.monotonic() < end:
+            self._over.wait(LOOK_SECONDS)
+            now = self._read()
+            if now != held:
+                return now is not None
+        return False
 
 
 def _owner(pid: int) -> dict[str, Any]:
@@ -86,20 +145,12 @@ def _owner(pid: int) -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": pid, "started": psutil.Process(pid).create_time()}
 
 
-def _lives(held: dict[str, Any]) -> bool:
-    pid = held.get("pid")
-    if held.get("host") != socket.gethostname() or type(pid) is not int:
-        return True
-    try:
-        process = psutil.Process(pid)
-        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() == held.get("started"))
-    except (psutil.Error, OverflowError, ValueError):
-        return False
+def _who(held: dict[str, Any]) -> str:
+    return f"process {held.get('pid')!r:.40} on {held.get('host')!r:.80}"
 
 
-def _refusal(path: Path, held: dict[str, Any] | None) -> str:
-    who = f"process {held.get('pid')!r:.40} on {held.get('host')!r:.80}" if held else "another run"
+def _refusal(path: AnyPath, held: dict[str, Any] | None) -> str:
     return (
-        f"{path.parent} belongs to {who}, which may still write there. Give each fit a directory of its own; "
-        f"if that run is over, delete {path}."
+        f"{path.parent} belongs to {_who(held) if held else 'another run'}, which may still write there. Give each fit "
+        f"a directory of its own; if that run is over, delete {path}."
     )

@@ -22,8 +22,9 @@ import numpy as np
 
 from daskem.core import Array, Params
 from daskem.errors import ContractError, FileFormatError, NonFiniteError, OptionError
+from daskem.persist.paths import Fetched, Where, any_path, check_writable, kind_of
 from daskem.persist.records import DescriptionError, pack, unpack
-from daskem.persist.sealed import FileKind, read_document, read_tensors, write_sealed
+from daskem.persist.sealed import FileKind, opened, read_document, read_tensors, write_sealed
 from daskem.persist.tensors import MAX_HEADER, Header
 
 __all__ = [
@@ -55,7 +56,7 @@ class LoadedModel:
     metadata: dict[str, Any]
 
 
-def check_new_file(path: str | os.PathLike[str], overwrite: bool) -> None:
+def check_new_file(path: Where, overwrite: bool) -> None:
     """Refuse, before any work, to write a file that exists or whose directory does not.
 
     Raises
@@ -63,13 +64,16 @@ def check_new_file(path: str | os.PathLike[str], overwrite: bool) -> None:
     OptionError
         If `path` is a directory, exists and `overwrite` is False, or cannot be written.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise OptionError(f"{target} is a directory. Give the name of a file to write, such as model.safetensors.")
-    if target.exists() and not overwrite:
-        raise OptionError(f"{target} exists already. Choose another name, or pass --overwrite (overwrite=True).")
-    if not (target.parent.is_dir() and os.access(target.parent, os.W_OK | os.X_OK)):
-        raise OptionError(f"{target.parent} is not a directory that can be written to: it is missing or read-only.")
+    target = any_path(path)
+    try:
+        there = kind_of(target)
+        if there == "directory":
+            raise OptionError(f"{target} is a directory. Give the name of a file to write, such as model.safetensors.")
+        if there == "file" and not overwrite:
+            raise OptionError(f"{target} exists already. Choose another name, or pass --overwrite (overwrite=True).")
+        check_writable(target)
+    except OSError as error:
+        raise OptionError(f"{target} cannot be written: {error}") from error
 
 
 def check_storable(model: object) -> None:
@@ -91,7 +95,7 @@ def is_model_file(path: str | os.PathLike[str]) -> bool:
 
 
 def save_model(
-    path: str | os.PathLike[str],
+    path: Where,
     model: object,
     params: Params,
     *,
@@ -119,7 +123,7 @@ def save_model(
     NonFiniteError
         If a parameter is NaN or infinite.
     """
-    target = Path(path)
+    target = any_path(path)
     check_new_file(target, overwrite)
     tensors: dict[str, Array] = {}
     document = {
@@ -135,7 +139,7 @@ def save_model(
     write_sealed(target, MODEL_FILE, document, tensors)
 
 
-def load_model(path: str | os.PathLike[str], known: Iterable[type]) -> LoadedModel:
+def load_model(path: Where, known: Iterable[type]) -> LoadedModel:
     """Read a model file. Nothing in the file is executed, and no class is imported because the file names it.
 
     Parameters
@@ -149,7 +153,7 @@ def load_model(path: str | os.PathLike[str], known: Iterable[type]) -> LoadedMod
         If the file is missing, damaged, not a model file, from a newer version, holds NaN or infinity in a parameter,
         or needs a class that is not in `known`.
     """
-    where = Path(path)
+    where = opened(any_path(path))
     header, document = _read_document(where)
     tensors = read_tensors(where, header, MODEL_FILE, document["tensors"])
     for name, tensor in tensors.items():
@@ -167,7 +171,7 @@ def load_model(path: str | os.PathLike[str], known: Iterable[type]) -> LoadedMod
     return LoadedModel(model, params, document["metadata"])
 
 
-def inspect_model(path: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect_model(path: Where) -> dict[str, Any]:
     """Return what a model file says of itself, without reading a tensor.
 
     Returns
@@ -181,12 +185,12 @@ def inspect_model(path: str | os.PathLike[str]) -> dict[str, Any]:
     FileFormatError
         If the file is missing, damaged, not a model file or from a newer version.
     """
-    where = Path(path)
+    where = opened(any_path(path))
     _, document = _read_document(where)
     return {name: value for name, value in document.items() if name != "seal"}
 
 
-def _read_document(where: Path) -> tuple[Header, dict[str, Any]]:
+def _read_document(where: Path | Fetched) -> tuple[Header, dict[str, Any]]:
     header, document = read_document(where, MODEL_FILE)
     if not isinstance(document.get("metadata"), dict):
         raise FileFormatError(f"{where}: 'metadata' is missing from the description of the model. Restore a copy.")

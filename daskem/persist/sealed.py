@@ -2,7 +2,7 @@
 
 One safetensors file is the whole of it, so that there is never a manifest without its arrays: the document lies under
 ``__metadata__`` and carries its own digest too, its *seal*. A file is written under a temporary name, synced and
-renamed; it is read with every check before the allocation that depends on it.
+renamed, or as one object of a store; it is read with every check before the allocation that depends on it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from daskem.core import Array
 from daskem.errors import FileFormatError, OptionError
+from daskem.persist.paths import AnyPath, Fetched, replace, sync
 from daskem.persist.tensors import MAX_HEADER, Header, read_header, read_tensor
 
-__all__ = ["FileKind", "NewerFileError", "read_document", "read_tensors", "sync", "write_sealed"]
+__all__ = ["FileKind", "NewerFileError", "opened", "read_document", "read_tensors", "write_sealed"]
 
 # Stands in the document for its own digest while that is computed.
 BLANK = "0" * 64
@@ -45,7 +46,7 @@ class FileKind:
     version: int
 
 
-def write_sealed(target: Path, kind: FileKind, document: Mapping[str, Any], tensors: dict[str, Array]) -> None:
+def write_sealed(target: AnyPath, kind: FileKind, document: Mapping[str, Any], tensors: dict[str, Array]) -> None:
     """Write a file: all of it, or nothing.
 
     Raises
@@ -69,6 +70,9 @@ def write_sealed(target: Path, kind: FileKind, document: Mapping[str, Any], tens
         raise OptionError(
             f"the metadata take {len(text)} bytes, {MAX_HEADER // 4} are allowed. Keep a summary of the trace."
         )
+    if not isinstance(target, Path):
+        replace(target, save(tensors, metadata={kind.key: text}))
+        return
     with _replacing(target) as temporary:
         try:
             save_file(tensors, temporary, metadata={kind.key: text})
@@ -77,7 +81,23 @@ def write_sealed(target: Path, kind: FileKind, document: Mapping[str, Any], tens
             raise OSError(f"{target} cannot be written: {error}") from error
 
 
-def read_document(where: Path, kind: FileKind) -> tuple[Header, dict[str, Any]]:
+def opened(where: AnyPath) -> Path | Fetched:
+    """Return a file to be read in pieces: itself, or what a store gave of it.
+
+    Raises
+    ------
+    FileFormatError
+        If the store does not give it.
+    """
+    if isinstance(where, Path):
+        return where
+    try:
+        return Fetched(where)
+    except OSError as error:
+        raise FileFormatError(f"{where} cannot be opened ({error}). Check the path.") from error
+
+
+def read_document(where: Path | Fetched, kind: FileKind) -> tuple[Header, dict[str, Any]]:
     """Return the header and the document of a file, without reading a tensor.
 
     Raises
@@ -111,7 +131,7 @@ def read_document(where: Path, kind: FileKind) -> tuple[Header, dict[str, Any]]:
     return header, document
 
 
-def read_tensors(where: Path, header: Header, kind: FileKind, described: dict[str, Any]) -> dict[str, Array]:
+def read_tensors(where: Path | Fetched, header: Header, kind: FileKind, described: dict[str, Any]) -> dict[str, Array]:
     """Return the tensors of a file, each checked against its digest in the document.
 
     Raises
@@ -148,16 +168,7 @@ def _replacing(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_version(where: Path, document: dict[str, Any], kind: FileKind) -> None:
+def _check_version(where: Path | Fetched, document: dict[str, Any], kind: FileKind) -> None:
     found = document.get("format_version")
     if type(found) is not int or found < 1:
         raise FileFormatError(
@@ -170,7 +181,7 @@ def _check_version(where: Path, document: dict[str, Any], kind: FileKind) -> Non
         )
 
 
-def _check_seal(where: Path, document: dict[str, Any], text: str, kind: FileKind) -> None:
+def _check_seal(where: Path | Fetched, document: dict[str, Any], text: str, kind: FileKind) -> None:
     seal = document.get("seal")
     if not isinstance(seal, str) or _digest(text.replace(seal, BLANK, 1).encode("utf-8", "replace")) != seal:
         raise FileFormatError(

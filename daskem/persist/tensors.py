@@ -11,14 +11,14 @@ import math
 import os
 import stat
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from daskem.core import Array
 from daskem.errors import FileFormatError
+from daskem.persist.paths import Fetched
 
 __all__ = ["MAX_HEADER", "Header", "Place", "read_header", "read_tensor"]
 
@@ -61,7 +61,7 @@ class Header:
     metadata: dict[str, str]
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path | Fetched) -> Header:
     """Read and check the header of a safetensors file.
 
     Raises
@@ -90,7 +90,7 @@ def read_header(path: Path) -> Header:
     return Header({place.name: place for place in places}, metadata)
 
 
-def read_tensor(path: Path, place: Place) -> Array:
+def read_tensor(path: Path | Fetched, place: Place) -> Array:
     """Read one tensor, in native byte order.
 
     Raises
@@ -101,7 +101,7 @@ def read_tensor(path: Path, place: Place) -> Array:
     tensor = np.empty(place.shape, place.dtype)
     with _open(path) as file:
         file.seek(place.start)
-        if file.readinto(tensor.reshape(-1).view(np.uint8).data) != place.nbytes:
+        if file.readinto(tensor.reshape(-1).view(np.uint8).data) != place.nbytes:  # type: ignore[attr-defined]
             raise _damaged(path, f"tensor {place.name!r:.80} is cut short")
     if place.dtype.kind == "b" and place.nbytes and int(tensor.view(np.uint8).max()) > 1:
         raise _damaged(path, f"tensor {place.name!r:.80} holds a byte that is neither true nor false")
@@ -111,11 +111,13 @@ def read_tensor(path: Path, place: Place) -> Array:
 _REMEDY = "It is damaged, or not a model file at all; restore a copy."
 
 
-def _damaged(path: Path, what: str) -> FileFormatError:
+def _damaged(path: Path | Fetched, what: str) -> FileFormatError:
     return FileFormatError(f"{path}: {what}. {_REMEDY}")
 
 
-def _open(path: Path) -> BufferedReader:
+def _open(path: Path | Fetched) -> BinaryIO:
+    if isinstance(path, Fetched):
+        return path.open()
     try:
         # A pipe would wait for ever to be opened.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -127,9 +129,10 @@ def _open(path: Path) -> BufferedReader:
         raise FileFormatError(f"{path} cannot be opened ({error}). Check the path.") from error
 
 
-def _read_raw(path: Path) -> tuple[bytes, int, int]:
+def _read_raw(path: Path | Fetched) -> tuple[bytes, int, int]:
     with _open(path) as file:
-        file_size = os.fstat(file.fileno()).st_size
+        file_size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if file_size < 8 or length > file_size - 8:
             raise _damaged(path, f"a header of {length} bytes does not fit into a file of {file_size} bytes")
@@ -148,7 +151,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _place(path: Path, name: str, entry: Any, data_start: int) -> Place:
+def _place(path: Path | Fetched, name: str, entry: Any, data_start: int) -> Place:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise _damaged(path, f"tensor {name!r:.80} lacks type, shape or place")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
