@@ -347,8 +347,11 @@ def test_credentials_that_have_expired_or_do_not_allow_it(tmp_path):
     for command in (
         ("fit", "kmeans", "s3://a-bucket/x.zarr", "-k", 2, "-o", tmp_path / "other.safetensors", "--quiet"),
         ("fit", "kmeans", tmp_path / "x.zarr", "-k", 2, "-o", "s3://a-bucket/other.safetensors", "--quiet"),
-        (*("fit", "kmeans", tmp_path / "x.zarr", "-k", 2, "-o", tmp_path / "other.safetensors", "--quiet"),
-         "--checkpoint", "s3://a-bucket/kept"),
+        (
+            *("fit", "kmeans", tmp_path / "x.zarr", "-k", 2, "-o", tmp_path / "other.safetensors", "--quiet"),
+            "--checkpoint",
+            "s3://a-bucket/kept",
+        ),
         ("predict", "s3://a-bucket/m.safetensors", tmp_path / "x.zarr", "-o", tmp_path / "out.zarr", "--quiet"),
         ("predict", model, tmp_path / "x.zarr", "-o", "s3://a-bucket/out.zarr", "--quiet"),
     ):
@@ -395,7 +398,7 @@ def test_a_fit_that_is_kept_in_the_store_itself_goes_on_to_the_same_bits(bucket,
     fit = (*fit, "-o", model, "--checkpoint", kept, "--checkpoint-interval", 0)
     with failing_requests(server, monkeypatch) as failing:
         with monkeypatch.context() as patch:
-            patch.setattr("daskem.cli.models.ProgressLines.__call__", lambda self, info, params: stop(info, params))
+            patch.setattr("daskem.cli.fitting.PassProgress.__call__", lambda self, info, params: stop(info, params))
             result = CliRunner().invoke(main, [str(word) for word in fit])
         assert result.exit_code == 130
         assert f"committed to {kept}, after 3 steps" in result.output
