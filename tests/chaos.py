@@ -35,7 +35,7 @@ from daskem.cli import main as daskem_command
 from daskem.models import Gaussian, Mixture
 from daskem.persist.checkpoint import UNFINISHED
 
-# Seconds after which a process counts as hung.
+# Seconds without any progress after which a process counts as hung.
 HANG = 60.0
 KINDS = ("drivers", "commits", "writers", "workers", "schedulers")
 STEPS = 30
@@ -101,7 +101,7 @@ class Bench:
     def _fit(self, algorithm: str) -> tuple[str, float]:
         """Return the digest of a fit that nobody disturbed, and the seconds that it took."""
         place, clock = self.place(), time.monotonic()
-        assert run(self.fit_arguments(algorithm, place / "kept", str(place / "model"))) == 0
+        assert run(self.fit_arguments(algorithm, place / "kept", str(place / "model")), place / "kept") == 0
         return tensors(place / "model"), time.monotonic() - clock
 
     @functools.cached_property
@@ -123,8 +123,8 @@ def kill_drivers(bench: Bench, rng: np.random.Generator, aimed: bool = False) ->
         # Each run goes on where the one before was killed, and has less to do.
         wait = float(rng.uniform(0.0, seconds / 3))
         moment = _next_commit(place / "kept") if aimed else None
-        count["kills"] += run(arguments, kill_after=wait, kill_when=moment) == -signal.SIGKILL
-    return count + _judge(run(arguments), lambda: tensors(place / "model") == whole)
+        count["kills"] += run(arguments, place / "kept", wait, moment) == -signal.SIGKILL
+    return count + _judge(run(arguments, place / "kept"), lambda: tensors(place / "model") == whole)
 
 
 def kill_writers(bench: Bench, rng: np.random.Generator) -> Counter:
@@ -166,7 +166,8 @@ def _worker_round(rows: str, seed: int, sender: Any) -> None:
             while count["kills"] < WORKER_KILLS:
                 if over.wait(rng.uniform(0.05, 1.0)):
                     return
-                alive = [nanny.pid for nanny in cluster.workers.values() if nanny.pid]
+                # A nanny whose worker dies before it has begun gives up, and nobody starts another one.
+                alive = [nanny.pid for nanny in cluster.workers.values() if nanny.process.status.name == "running"]
                 if alive:
                     os.kill(int(rng.choice(alive)), signal.SIGKILL)
                     count["kills"] += 1
@@ -196,13 +197,14 @@ def kill_schedulers(bench: Bench, rng: np.random.Generator) -> Counter:
     whole, seconds = bench.fits(algorithm)
     with _cluster() as (scheduler, address):
         wait = float(rng.uniform(0.0, 2 * seconds))
-        code = run([*arguments, "--scheduler", address], kill_after=wait, victim=scheduler)
+        code = run([*arguments, "--scheduler", address], place / "kept", wait, victim=scheduler)
     # The fit may have ended before the blow; one that did not has to say that it failed.
     count = Counter(kills=int(code == 1))
     if code not in (0, 1):
         return count + _judge(code, lambda: False)
     with _cluster() as (_, address):
-        return count + _judge(run([*arguments, "--scheduler", address]), lambda: tensors(place / "model") == whole)
+        code = run([*arguments, "--scheduler", address], place / "kept")
+    return count + _judge(code, lambda: tensors(place / "model") == whole)
 
 
 @contextmanager
@@ -251,6 +253,7 @@ ROUNDS: dict[str, Callable[[Bench, np.random.Generator], Counter]] = {
 
 def run(
     arguments: list[str],
+    kept: Path | None = None,
     kill_after: float | None = None,
     kill_when: Callable[[], bool] | None = None,
     victim: Any = None,
@@ -259,6 +262,7 @@ def run(
 
     Parameters
     ----------
+    kept : where its commits show that it is not hung.
     kill_after, kill_when : seconds to wait, and what else to wait for, before `victim`, or the command, is killed.
     """
     process = fork.Process(target=_quietly, args=(lambda: daskem_command(arguments),))
@@ -269,7 +273,12 @@ def run(
             pass
         if process.is_alive():
             os.kill((victim or process).pid, signal.SIGKILL)
-    process.join(HANG)
+    seen, since = "", time.monotonic()
+    while process.is_alive() and time.monotonic() < since + HANG:
+        process.join(1.0)
+        last = max((path.name for path in kept.glob("checkpoint-*")), default="") if kept else ""
+        if last != seen:
+            seen, since = last, time.monotonic()
     if process.is_alive():
         process.kill()
         return None

@@ -174,18 +174,20 @@ class Stranger(Balls):
 class Deadly(Balls):
     """`Balls` whose process dies at once, as one killed for memory would, when it meets a given row.
 
-    Only the first time, where there is the path of a `flag` to remember that by.
+    Only the first few `times`, where there is the path of a `flag` to count them in.
     """
 
     flag: str = ""
+    times: int = 1
     step: int = 0
     row: int = 0
 
     def e_step(self, params: Centers, chunk: Chunk) -> Expectation:
         met = chunk.step == self.step and chunk.start <= self.row < chunk.start + len(chunk)
-        if met and not (self.flag and Path(self.flag).exists()):
+        if met and not (self.flag and Path(self.flag).exists() and os.path.getsize(self.flag) >= self.times):
             if self.flag:
-                Path(self.flag).touch()
+                with open(self.flag, "a") as file:
+                    file.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
         return super().e_step(params, chunk)
 

@@ -110,3 +110,17 @@ def test_rows_that_no_worker_survives_are_named(store):
     ):
         daskem.fit(Deadly(step=1, row=2_345), store, params=start, algorithm=BatchEM(), stop=MaxSteps(2), cache="none")
     assert "--memory-limit" in str(caught.value)
+
+
+def test_deaths_that_no_rows_are_the_reason_of_do_not_end_a_fit(store, tmp_path, caplog):
+    start = Centers(np.full(3, 1 / 3), ROWS[:3])
+    model = Deadly(flag=str(tmp_path / "deaths"), times=4, step=1, row=2_345)
+    fit = functools.partial(daskem.fit, model, store, params=start, algorithm=BatchEM(), stop=MaxSteps(2), cache="none")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0") as cluster,
+        Client(cluster),
+    ):
+        killed = fit()
+        assert (tmp_path / "deaths").read_text() == "xxxx"
+        assert bits(killed.params) == bits(fit().params)
+    assert "4 workers died one after the other, of nothing that they worked on; trying again" in caplog.text

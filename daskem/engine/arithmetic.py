@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 import scipy
 import scipy.linalg  # brings a BLAS of its own, listed once it is loaded
-from distributed import default_client
 from threadpoolctl import threadpool_info
 
 from daskem.engine.executor import Executor
+from daskem.engine.remote import ask_scheduler
 from daskem.errors import DaskEMWarning
 
 __all__ = ["describe_arithmetic", "warn_of_unlike", "warn_of_unlike_workers"]
@@ -39,8 +39,8 @@ def warn_of_unlike_workers(executor: Executor) -> None:
     """Warn of workers of the cluster, if one does the work, that compute with something else than most do."""
     if executor.cluster:
         # A worker that dies now is no reason not to ask the others.
-        found = default_client().run(describe_arithmetic, on_error="ignore")
-        warn_of_unlike(found)
+        with ask_scheduler() as client:
+            warn_of_unlike(client.run(describe_arithmetic, on_error="ignore"))
 
 
 def warn_of_unlike(reports: Mapping[str, str]) -> None:

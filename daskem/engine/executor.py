@@ -15,7 +15,7 @@ from distributed import default_client, span
 from distributed.system import MEMORY_LIMIT
 
 from daskem.engine.blas import one_blas_thread
-from daskem.engine.remote import compute_remotely
+from daskem.engine.remote import ask_scheduler, compute_remotely
 from daskem.errors import PlanError
 
 __all__ = ["Executor", "find_executor"]
@@ -65,7 +65,8 @@ class Executor:
     def keep(self, nodes: list[Any], slots: int) -> list[Any]:
         """Return `nodes` whose values stay where they were computed; a lost worker's are computed again."""
         if self.cluster:
-            return list(dask.persist(*nodes))
+            with ask_scheduler():
+                return list(dask.persist(*nodes))
         return list(dask.persist(*nodes, scheduler=self.scheduler, num_workers=slots))
 
     def load(self, nodes: list[Any], slots: int) -> list[Any]:
@@ -83,9 +84,12 @@ def find_executor(*, local: bool = False) -> Executor:
     scheduler = dask.config.get("scheduler", None)
     if not local and scheduler in (None, "dask.distributed", "distributed"):
         try:
-            return _cluster(default_client())
+            client = default_client()
         except ValueError:
             pass
+        else:
+            with ask_scheduler():
+                return _cluster(client)
     if scheduler in ("sync", "synchronous", "single-threaded"):
         return Executor(1, 1, MEMORY_LIMIT, scheduler="synchronous")
     threads = dask.config.get("num_workers", None)
