@@ -23,11 +23,12 @@ from daskem.core import (
     handles_missing,
     require,
 )
-from daskem.data import Dataset, create_output
+from daskem.data import Dataset, create_output, fingerprint
 from daskem.data.writers import Place, check_apart
 from daskem.engine import Engine, eager_rows, lazy_rows, start_engine, write_rows
 from daskem.engine.rows import write_runs
 from daskem.errors import OptionError
+from daskem.persist import digest
 from daskem.starts import check_side_columns
 
 __all__ = ["RESULTS", "RowFunction", "evaluate", "predict_rows", "predict_to_store", "score"]
@@ -168,6 +169,8 @@ def predict_to_store(
 ) -> Engine:
     """Write `what` (of `RESULTS`) of each row to a Zarr group at `url` (or in that store), one array each, in one pass.
 
+    What was broken off is gone on with, if model, parameters and data are the same: only missing chunks are written.
+
     Parameters
     ----------
     planned : called with the number of tasks before the first one starts.
@@ -175,8 +178,8 @@ def predict_to_store(
     Raises
     ------
     DataError
-        Before any work, if something is at `url` already and `overwrite` is not set, if the rows themselves are there,
-        or if it cannot be written.
+        Before any work, if something else is at `url` already and `overwrite` is not set, if the rows themselves are
+        there, or if it cannot be written.
     """
     unknown = [name for name in what if name not in RESULTS]
     if unknown or not what:
@@ -187,11 +190,22 @@ def predict_to_store(
     # A write unit's results are there twice: block by block, and joined to be written.
     engine = start_engine(data, model, results=2 * rows * row_bytes, cache="none", memory_limit=memory_limit)
     check_apart(url, data.sources)
-    output = create_output(url, arrays, data.n_rows, rows, overwrite=overwrite, attributes=attributes)
+    made_from = _made_from(model, params, data, engine.plan.block_rows)
+    output = create_output(
+        *(url, arrays, data.n_rows, rows), overwrite=overwrite, attributes=attributes, made_from=made_from
+    )
     if planned is not None:
         planned(len(write_runs(engine.plan, output.chunk_rows)))
     write_rows(engine, _Several(tuple(RowFunction(model, params, name) for name in what)), output)
     return engine
+
+
+def _made_from(model: Model, params: Params, data: Dataset, block_rows: int) -> str | None:
+    """Return a digest of all that results depend on, to the bit; None where the rows cannot be told from others."""
+    told = fingerprint(data)
+    if any(source is not None and source["content"] is None for source in told.values()):
+        return None
+    return digest(model=model, params=params, data=told, block_rows=block_rows)
 
 
 def _write_rows_of(data: Dataset, width: int) -> int:

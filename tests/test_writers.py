@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
+import shutil
 
 import h5py
 import numpy as np
@@ -231,3 +233,43 @@ def test_outputs_at_urls(tmp_path):
     np.testing.assert_array_equal(open_source(url).read(0, N), rows(0, N)["proba"])
     with pytest.raises(OptionError, match="exists already"):
         create_output(url, LAYOUT, N, CHUNK)
+
+
+def test_an_output_that_was_broken_off_is_gone_on_with(tmp_path):
+    place = tmp_path / "out.zarr"
+    create = functools.partial(create_output, place, LAYOUT, N, CHUNK)
+    first = create(made_from="a")
+    write_all(first, skip=(10,))
+    second = create(made_from="a")
+    assert [pickle.loads(pickle.dumps(second)).holds(start, min(start + CHUNK, N)) for start in (0, 10, 20)] == [
+        *(True, False, True)
+    ]
+    assert second.holds(0, N) is False
+    # Cut short or changed: not there.
+    (place / "proba" / "c" / "2" / "0").write_bytes(b"")
+    labels = place / "labels" / "c" / "0"
+    labels.write_bytes(labels.read_bytes()[:-1])
+    assert not any(second.holds(start, min(start + CHUNK, N)) for start in (0, 10, 20))
+    write_all(second)
+    second.finish()
+    np.testing.assert_array_equal(open_source(place).read(0, N), rows(0, N)["proba"])
+    with pytest.raises(OptionError, match="exists already"):
+        create(made_from="a")
+
+
+@pytest.mark.parametrize("options", [{}, {"made_from": "b"}])
+def test_an_output_of_something_else_is_not_gone_on_with(tmp_path, options):
+    create = functools.partial(create_output, tmp_path / "out.zarr", LAYOUT, N, CHUNK)
+    write_all(create(made_from="a"), skip=(10,))
+    with pytest.raises(OptionError, match="exists already"):
+        create(**options)
+    assert not create(**options, overwrite=True).holds(0, CHUNK)
+
+
+@pytest.mark.parametrize("gone", ["labels", "proba"])
+def test_an_output_whose_arrays_were_not_all_made_is_made_anew(tmp_path, gone):
+    create = functools.partial(create_output, tmp_path / "out.zarr", LAYOUT, N, CHUNK, made_from="a")
+    shutil.rmtree(tmp_path / "out.zarr" / gone) if create() else None
+    write_all(again := create())
+    again.finish()
+    assert open_source(tmp_path / "out.zarr").shape == (N, 3)

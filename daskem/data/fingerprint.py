@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from zarr.storage import FsspecStore, ObjectStore
 
 from daskem.data.dataset import Dataset
@@ -73,7 +74,7 @@ def _describe(source: Source) -> dict[str, Any]:
         "columns": None if source.columns is None else list(source.columns),
         "chosen": None if selection is None or selection.picked is None else list(selection.picked),
         "from": None if selection is None else selection.start,
-        "chunks": [list(getattr(source, name)) for name in ("chunk", "shard") if hasattr(source, name)],
+        "chunks": [np.ravel(getattr(source, name)).tolist() for name in ("chunk", "shard") if hasattr(source, name)],
         "content": _content(source),
     }
 

@@ -1,11 +1,13 @@
 """Row-aligned outputs: a Zarr group of arrays that tasks fill, each task whole chunks of its own.
 
-An output says in its attribute ``daskem:status`` whether all of it is there, and is never taken for data before that.
+An output says in its attribute ``daskem:status`` whether all of it is there, and is never taken for data before that;
+in ``daskem:made_from``, what it is made from, so that the same work run again goes on where it was broken off.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,8 +29,11 @@ from daskem.errors import ContractError, DataError, OptionError
 
 __all__ = ["Output", "Place", "check_apart", "check_new_output", "create_output", "stored_grid"]
 
+logger = logging.getLogger("daskem")
+
 # Names that one kind of storage goes by.
 ALIASES = {"": "file", "local": "file", "gcs": "gs", "s3a": "s3", "abfss": "abfs", "az": "abfs"}
+MADE_FROM = "daskem:made_from"
 # Path or URL, or a store that is open.
 Place = str | os.PathLike[str] | Store
 # Shape of one row, () or (k,), and type of the numbers.
@@ -46,6 +51,7 @@ class Output:
     arrays : the arrays by name, all with `n_rows` rows.
     n_rows : rows of the output.
     chunk_rows : rows of a chunk: writes begin at multiples of it.
+    begun : whether an earlier run wrote some of it.
     """
 
     url: str
@@ -53,6 +59,25 @@ class Output:
     arrays: Mapping[str, zarr.Array[Any]]
     n_rows: int
     chunk_rows: int
+    begun: bool = False
+
+    def holds(self, start: int, stop: int) -> bool:
+        """Return whether an earlier run wrote these rows of every array, and they can be read."""
+        if not self.begun:
+            return False
+        for array in self.arrays.values():
+            grid = itertools.product(
+                range(start // self.chunk_rows, -(-stop // self.chunk_rows)), *(map(range, stored_grid(array)[1:]))
+            )
+            if absent(array, grid):
+                return False
+            try:
+                _ = array[start:stop]
+            except Exception as error:
+                # Cut short as the machine went down, say: written again, it is whole.
+                logger.info("rows %d:%d of %s are written again: %s", start, stop, self.url, error)
+                return False
+        return True
 
     def write(self, start: int, values: Mapping[str, Array]) -> None:
         """Write rows from `start` on of every array: whole chunks, or all that is left.
@@ -154,8 +179,11 @@ def create_output(
     *,
     overwrite: bool = False,
     attributes: Mapping[str, Any] | None = None,
+    made_from: str | None = None,
 ) -> Output:
     """Create the store of an output, every array marked incomplete, and return it ready for writing.
+
+    What an earlier run left incomplete that was made from the same is gone on with.
 
     Chunks carry a checksum (zstd's own, XXH64), so that a flipped bit is an error on reading, not a number; chunks that
     hold only zeros are written like others, so that a missing chunk always means that it was not written.
@@ -168,6 +196,7 @@ def create_output(
     chunk_rows : rows of a chunk; each task writes whole chunks.
     overwrite : replace an output of daskem that is there. Anything else is never deleted.
     attributes : what else to note on the group.
+    made_from : a digest of all that the rows depend on; None where they are not to be gone on with.
 
     Raises
     ------
@@ -175,10 +204,16 @@ def create_output(
         If something is there already, or the place cannot be written to.
     """
     where = _absolute(url)
-    _make_room(where, overwrite)
+    begun = _begun(where, made_from)
+    arrays_there = _fitting(begun, arrays, n_rows, chunk_rows) if begun else {}
+    if begun and arrays_there:
+        return Output(_address(url), begun, arrays_there, n_rows, chunk_rows, begun=True)
+    _make_room(where, overwrite or begun is not None)
+    marks = {**(attributes or {}), STATUS: "incomplete"} | ({MADE_FROM: made_from} if made_from else {})
     try:
-        group = zarr.open_group(where, mode="a", zarr_format=3)
-        group.attrs.put({**(attributes or {}), STATUS: "incomplete"})
+        # Marked as it is made: what is killed between the two would be nobody's.
+        group = zarr.open_group(where, mode="a", zarr_format=3, attributes=dict(marks))
+        group.attrs.put(marks)
         made = {
             name: group.create_array(
                 name,
@@ -196,6 +231,24 @@ def create_output(
             f"cannot write to {where}: {error}. Choose a place that can be written to.{remedy(where)}"
         ) from error
     return Output(_address(url), group, made, n_rows, chunk_rows)
+
+
+def _begun(where: str | Store, made_from: str | None) -> zarr.Group | None:
+    """Return what an earlier run left at `where` that was to become the same output; None if there is no such."""
+    group = _existing(where) if made_from else None
+    if group is None or group.attrs.get(STATUS) != "incomplete" or group.attrs.get(MADE_FROM) != made_from:
+        return None
+    return group
+
+
+def _fitting(group: zarr.Group, arrays: Layout, n_rows: int, chunk_rows: int) -> dict[str, zarr.Array[Any]]:
+    """Return the arrays of a group if they are laid out so; none if not all of them are."""
+    found = dict(group.arrays())
+    for name, (row, dtype) in arrays.items():
+        expected = ((n_rows, *row), (chunk_rows, *row), np.dtype(dtype))
+        if name not in found or (found[name].shape, found[name].chunks, found[name].dtype) != expected:
+            return {}
+    return {name: found[name] for name in arrays}
 
 
 def _place(where: str) -> tuple[str, ...]:

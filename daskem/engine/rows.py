@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 import dask.array as da
@@ -18,6 +19,8 @@ from daskem.engine.planner import Plan
 from daskem.engine.tasks import map_unit
 
 __all__ = ["eager_rows", "lazy_rows", "write_rows", "write_runs", "write_unit"]
+
+logger = logging.getLogger("daskem")
 
 
 def eager_rows(engine: Engine, function: Callable[[Chunk], Array]) -> Array:
@@ -56,7 +59,10 @@ def write_rows(engine: Engine, function: Callable[[Chunk], Mapping[str, Array]],
     A task writes whole chunks of the output, one after the other, as many as make a work unit. One that is run twice
     writes the same bytes to the same chunks; the mark comes last.
     """
-    engine.compute_all(engine.call_runs(write_unit, write_runs(engine.plan, output.chunk_rows), output, function))
+    runs = engine.call_runs(write_unit, write_runs(engine.plan, output.chunk_rows), output, function)
+    written = sum(engine.compute_all(runs))
+    if output.begun:
+        logger.info("%d of %d rows were in %s already", output.n_rows - written, output.n_rows, output.url)
     output.finish()
 
 
@@ -68,8 +74,18 @@ def write_unit(
     output: Output,
     function: Callable[[Chunk], Mapping[str, Array]],
 ) -> int:
-    """Write `function` of rows ``start:stop`` chunk by chunk, so that one chunk's results are held at a time."""
+    """Write `function` of rows ``start:stop`` chunk by chunk, so that one chunk's results are held at a time.
+
+    Returns
+    -------
+    int
+        Rows that were not there from an earlier run.
+    """
+    written = 0
     for first, last in walk(start, stop, output.chunk_rows):
+        if output.holds(first, last):
+            continue
         results = map_unit(data, first, last, block_rows, function)
         output.write(first, {name: np.concatenate([block[name] for block in results]) for name in results[0]})
-    return stop - start
+        written += last - first
+    return written

@@ -1,7 +1,7 @@
 """What outlives a run: model files and checkpoints, without pickle."""
 
 from daskem.persist.checkpoint import RESUME, Checkpoints, SavedFit, SavedRun, latest_progress, read_checkpoint
-from daskem.persist.identity import describe, record_classes
+from daskem.persist.identity import describe, digest, record_classes
 from daskem.persist.model_file import (
     LoadedModel,
     check_new_file,
@@ -24,6 +24,7 @@ __all__ = [
     "check_new_file",
     "check_storable",
     "describe",
+    "digest",
     "inspect_model",
     "is_model_file",
     "latest_progress",

@@ -11,8 +11,9 @@ from typing import Any
 
 from daskem.core import Array
 from daskem.persist.records import pack
+from daskem.persist.sealed import daskem_version
 
-__all__ = ["classes_in", "describe", "differences", "record_classes"]
+__all__ = ["classes_in", "describe", "differences", "digest", "record_classes"]
 
 # Rooms whose records a state may hold, whatever the model; their modules count only where they are loaded.
 ROOMS = ("daskem.algorithms", "daskem.core", "daskem.models", "daskem.persist")
@@ -36,6 +37,12 @@ def describe(**values: Any) -> dict[str, Any]:
     }
     # As a file gives it back.
     return json.loads(json.dumps(_with_digests(told, digests)))  # type: ignore[no-any-return]
+
+
+def digest(**values: Any) -> str:
+    """Return a digest of values (see `describe`) and of the version of daskem that makes something of them."""
+    told = {"daskem": daskem_version(), **describe(**values)}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def differences(saved: Any, now: Any) -> str:

@@ -27,7 +27,7 @@ from daskem.errors import FileFormatError, OptionError
 from daskem.persist.paths import AnyPath, Fetched, replace, sync
 from daskem.persist.tensors import MAX_HEADER, Header, read_header, read_tensor
 
-__all__ = ["FileKind", "NewerFileError", "opened", "read_document", "read_tensors", "write_sealed"]
+__all__ = ["FileKind", "NewerFileError", "daskem_version", "opened", "read_document", "read_tensors", "write_sealed"]
 
 # Stands in the document for its own digest while that is computed.
 BLANK = "0" * 64
@@ -59,7 +59,7 @@ def write_sealed(target: AnyPath, kind: FileKind, document: Mapping[str, Any], t
     full = {
         "seal": BLANK,
         "format_version": kind.version,
-        "daskem_version": _daskem_version(),
+        "daskem_version": daskem_version(),
         **document,
         "tensors": {name: _describe(tensor) for name, tensor in sorted(tensors.items())},
     }
@@ -198,7 +198,8 @@ def _digest(raw: Any) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def _daskem_version() -> str:
+def daskem_version() -> str:
+    """Return the version of daskem that is installed."""
     try:
         return version("daskem")
     except PackageNotFoundError:
