@@ -203,8 +203,9 @@ def fit(
     check_rows(dataset, components_of(model))
     check_side_columns(dataset, model, memory_limit)
     before = stamps(dataset)
-    random = {"n_init": n_starts, "init_sample": init_sample, "seed": seed}
-    kept = open_checkpoints(checkpoint, checkpoint_interval, resume, dataset, model, algorithm, rules, starts, random)
+    identity = {"model": model, "algorithm": algorithm, "stop": rules, "params": starts}
+    identity |= {"n_init": n_starts, "init_sample": init_sample, "seed": seed}
+    kept = open_checkpoints(checkpoint, checkpoint_interval, resume, dataset, identity)
     # Also for this process's own arithmetic: M-steps are many small products, which BLAS threads only slow down.
     with kept, one_blas_thread():
         saved = kept.load()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from daskem.algorithms import AnyOf, decrease, rounding_of, step_together
-from daskem.core import Algorithm, Model, Params, State, StepInfo
+from daskem.core import Algorithm, Params, State, StepInfo
 from daskem.data import Dataset, fingerprint
 from daskem.engine import DataProblem
 from daskem.errors import CheckpointError, DaskEMWarning, OptionError
@@ -46,17 +46,13 @@ class Unkept:
 
 
 def open_checkpoints(
-    directory: str | os.PathLike[str] | None,
-    interval: float,
-    resume: str,
-    data: Dataset,
-    model: Model,
-    algorithm: Algorithm,
-    rules: AnyOf,
-    starts: Sequence[Params] | None,
-    options: Mapping[str, Any],
+    directory: str | os.PathLike[str] | None, interval: float, resume: str, data: Dataset, identity: Mapping[str, Any]
 ) -> Checkpoints | Unkept:
-    """Return the checkpoints of the fit that all this makes.
+    """Return the checkpoints of the fit to `data` that all this makes.
+
+    Parameters
+    ----------
+    identity : what else makes this fit this fit: model, algorithm, stop rules, starting parameters, options.
 
     Raises
     ------
@@ -69,10 +65,8 @@ def open_checkpoints(
         if resume == "must":
             raise OptionError("resume='must' needs a directory to go on from: give checkpoint= (--checkpoint).")
         return Unkept()
-    given = None if starts is None else list(starts)
-    identity = describe(model=model, algorithm=algorithm, stop=rules, params=given, **options)
-    known = record_classes(model, algorithm, given)
-    return Checkpoints(any_path(directory), {"data": fingerprint(data), **identity}, known, interval, resume)
+    described = {"data": fingerprint(data), **describe(**identity)}
+    return Checkpoints(any_path(directory), described, record_classes(*identity.values()), interval, resume)
 
 
 def begin(algorithm: Algorithm, problem: DataProblem, starts: Sequence[Params]) -> SavedFit:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from zarr.storage import LocalStore, WrapperStore
 
 import daskem
+from daskem import errors
 from daskem.errors import DaskEMWarning
 from daskem.models import SHAPES
 
@@ -457,3 +458,25 @@ def test_the_conjugate_prior_keeps_a_mixture_from_collapsing():
     assert np.isfinite(mixture.lower_bound_)
     bounds = np.asarray(mixture.lower_bounds_)
     assert (np.diff(bounds) >= -1e-10).all()
+
+
+def test_an_estimator_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    X = np.random.default_rng(0).standard_normal((400, 2)) + 4.0 * np.arange(400)[:, None] % 8
+    options = {"n_components": 2, "random_state": 0, "tol": 0.0, "max_iter": 6, "algorithm": "batch"}
+
+    def stop(*step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("daskem.estimators.base._PrintStep.__call__", stop)
+    kept = {"checkpoint": tmp_path / "kept", "checkpoint_interval": 0}
+    with pytest.raises(KeyboardInterrupt):
+        daskem.GaussianMixture(**options, **kept, verbose=1).fit(X)
+    with pytest.warns(ConvergenceWarning):
+        resumed = daskem.GaussianMixture(**options, **kept, resume="must").fit(X)
+    with pytest.warns(ConvergenceWarning):
+        whole = daskem.GaussianMixture(**options).fit(X)
+    assert resumed.n_iter_ == whole.n_iter_ == 6
+    np.testing.assert_array_equal(resumed.means_, whole.means_)
+    for random_state in (None, np.random.RandomState(0)):
+        with pytest.raises(errors.OptionError, match="checkpoint= needs random_state= to be an int"):
+            daskem.GaussianMixture(**kept, random_state=random_state).fit(X)

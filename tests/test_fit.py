@@ -21,6 +21,7 @@ from daskem import BatchEM, Change, Chunk, Expectation, Gain, GaussianMixture, M
 from daskem.algorithms import batch
 from daskem.core import Event, StepInfo
 from daskem.data import Dataset, dataset, open_dataset, open_source, units
+from daskem.data.writers import Output
 from daskem.engine import start_engine
 from daskem.errors import DaskEMWarning, DataError, MissingCapabilityError, NonFiniteError, OptionError
 from daskem.models import Gaussian, KMeans, Mixture
@@ -446,6 +447,37 @@ def test_results_are_written_beside_the_rows(fitted, tmp_path, chunk, scheduler,
         np.testing.assert_array_equal(group[what][:], predict_rows(MODEL, fitted, stored(chunk), what, 3, lazy=False))
     with pytest.raises(OptionError, match="overwrite"):
         predict_to_store(MODEL, fitted, stored(chunk), str(tmp_path / "o.zarr"), WHAT, 3)
+
+
+def test_an_output_that_broke_off_is_gone_on_with(fitted, tmp_path, monkeypatch):
+    monkeypatch.setattr(daskem.predict, "WRITE_BYTES", 1 << 13)
+    zarr.create_array(tmp_path / "rows.zarr", data=ROWS, chunks=(100, 4))
+    write, written = Output.write, []
+
+    def note(self, start, values):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(start)
+        write(self, start, values)
+
+    def predict(output):
+        with dask.config.set(scheduler="synchronous"):
+            data = open_dataset(tmp_path / "rows.zarr")
+            predict_to_store(MODEL, fitted, data, str(tmp_path / output), WHAT, 3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "write", note)
+        with pytest.raises(KeyboardInterrupt):
+            predict("o.zarr")
+        before, written[:] = tuple(written), [None] * 4
+        predict("o.zarr")
+        assert set(written).isdisjoint(before)
+    predict("whole.zarr")
+    for what in WHAT:
+        found, whole = (zarr.open_group(tmp_path / name, mode="r")[what] for name in ("o.zarr", "whole.zarr"))
+        assert found.nchunks == whole.nchunks > 3
+        np.testing.assert_array_equal(found[:], whole[:])
+    assert len(before) + len(written[4:]) == found.nchunks
 
 
 def test_an_output_that_broke_off_is_no_data(fitted, tmp_path):

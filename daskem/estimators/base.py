@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class OutOfCoreEstimator(_Fitted):
     max_iter : most passes over the data; with batch EM, which makes one a step, as in scikit-learn.
     algorithm : a name in `daskem.algorithms.ALGORITHMS`, or a `daskem.core.Algorithm`.
     init_sample, cache, memory_limit, on_bad_unit : see `daskem.fit`.
+    checkpoint, checkpoint_interval, resume : see `daskem.fit`; a checkpoint needs an int `random_state`, by which the
+        same fit is known again.
     max_seconds : wall-clock budget, or None.
     """
 
@@ -65,6 +68,9 @@ class OutOfCoreEstimator(_Fitted):
     cache: str = "auto"
     memory_limit: Any = None
     on_bad_unit: str = "raise"
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_interval: float = 60.0
+    resume: str = "auto"
 
     def _dataset(
         self, X: Any, *, sample_weight: Any = None, y: Any = None, reset: bool = False, least: int = 1
@@ -108,6 +114,11 @@ class OutOfCoreEstimator(_Fitted):
             check_number("max_seconds", self.max_seconds)
         if self.n_init != "auto":
             check_whole("n_init", self.n_init)
+        if self.checkpoint is not None and not isinstance(self.random_state, numbers.Integral):
+            raise OptionError(
+                f"checkpoint= needs random_state= to be an int, not {self.random_state!r:.40}: with another seed each "
+                "time the same fit could not be told from others. Give one, such as random_state=0."
+            )
 
     @staticmethod
     def _lazy(X: Any) -> bool:
@@ -134,6 +145,9 @@ class OutOfCoreEstimator(_Fitted):
             cache=self.cache,
             memory_limit=self.memory_limit,
             on_bad_unit=self.on_bad_unit,
+            checkpoint=self.checkpoint,
+            checkpoint_interval=self.checkpoint_interval,
+            resume=self.resume,
         )
         if not result.converged:
             warnings.warn(
