@@ -1,5 +1,9 @@
 """Expectation-maximization for data that does not fit in memory, on one machine or on a Dask cluster."""
 
+from typing import TYPE_CHECKING
+
+import lazy_loader  # type: ignore[import-untyped]
+
 from daskem.algorithms import Anderson as Anderson
 from daskem.algorithms import Auto as Auto
 from daskem.algorithms import BatchEM as BatchEM
@@ -14,27 +18,60 @@ from daskem.algorithms import Squarem as Squarem
 from daskem.algorithms import StepwiseEM as StepwiseEM
 from daskem.core import Chunk as Chunk
 from daskem.core import Expectation as Expectation
-from daskem.estimators import BernoulliMixture as BernoulliMixture
-from daskem.estimators import CategoricalMixture as CategoricalMixture
-from daskem.estimators import ExponentialMixture as ExponentialMixture
-from daskem.estimators import GammaMixture as GammaMixture
-from daskem.estimators import GaussianMixture as GaussianMixture
-from daskem.estimators import KMeans as KMeans
-from daskem.estimators import MixedMixture as MixedMixture
-from daskem.estimators import MixtureModel as MixtureModel
-from daskem.estimators import MultinomialMixture as MultinomialMixture
-from daskem.estimators import PoissonMixture as PoissonMixture
-from daskem.estimators import StudentTMixture as StudentTMixture
-from daskem.estimators import VariationalGaussianMixture as VariationalGaussianMixture
-from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
 from daskem.fit import FitResult as FitResult
 from daskem.fit import fit as fit
-from daskem.inference import Diagnosis as Diagnosis
-from daskem.inference import Selection as Selection
-from daskem.inference import diagnose as diagnose
-from daskem.inference import select as select
 from daskem.online import OnlineFit as OnlineFit
-from daskem.report import plot_convergence as plot_convergence
+
+if TYPE_CHECKING:
+    from daskem.estimators import BernoulliMixture as BernoulliMixture
+    from daskem.estimators import CategoricalMixture as CategoricalMixture
+    from daskem.estimators import ExponentialMixture as ExponentialMixture
+    from daskem.estimators import GammaMixture as GammaMixture
+    from daskem.estimators import GaussianMixture as GaussianMixture
+    from daskem.estimators import KMeans as KMeans
+    from daskem.estimators import MixedMixture as MixedMixture
+    from daskem.estimators import MixtureModel as MixtureModel
+    from daskem.estimators import MultinomialMixture as MultinomialMixture
+    from daskem.estimators import PoissonMixture as PoissonMixture
+    from daskem.estimators import StudentTMixture as StudentTMixture
+    from daskem.estimators import VariationalGaussianMixture as VariationalGaussianMixture
+    from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
+    from daskem.inference import Diagnosis as Diagnosis
+    from daskem.inference import Selection as Selection
+    from daskem.inference import diagnose as diagnose
+    from daskem.inference import select as select
+    from daskem.report import plot_convergence as plot_convergence
+
+# Workers import this package too, and need none of what scikit-learn and plots bring with them.
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "estimators": [
+            "BernoulliMixture",
+            "CategoricalMixture",
+            "ExponentialMixture",
+            "GammaMixture",
+            "GaussianMixture",
+            "KMeans",
+            "MixedMixture",
+            "MixtureModel",
+            "MultinomialMixture",
+            "PoissonMixture",
+            "StudentTMixture",
+            "VariationalGaussianMixture",
+            "VonMisesFisherMixture",
+        ],
+        "inference": [
+            "Diagnosis",
+            "Selection",
+            "diagnose",
+            "select",
+        ],
+        "report": [
+            "plot_convergence",
+        ],
+    },
+)
 
 __version__ = "0.1.0"
 

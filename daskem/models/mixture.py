@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy
 
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
@@ -453,7 +453,7 @@ def _given_labels(resp: Float, labels: Array) -> Float:
         resp[known, labels[known]] = 1.0
         return resp
     hints = labels / labels.sum(axis=1, keepdims=True) - 1.0 / labels.shape[1]
-    _, cluster_of = linear_sum_assignment(hints.T @ resp, maximize=True)
+    _, cluster_of = scipy.optimize.linear_sum_assignment(hints.T @ resp, maximize=True)
     allowed = resp[:, cluster_of] * labels
     total = allowed.sum(axis=1, keepdims=True)
     # Where all that the start had in mind is forbidden, the labels decide alone.

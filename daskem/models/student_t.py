@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy
 from scipy.special import betaln, gammaln, psi
 
 from daskem.core import Array, Chunk, Float
@@ -322,4 +322,4 @@ def _solve_dof(n: float, u: float, log_u: float) -> float:
         return MIN_DOF
     if slope(high) >= 0:
         return MAX_DOF
-    return float(2.0 * np.exp(brentq(slope, low, high, xtol=1e-14, rtol=1e-14)))
+    return float(2.0 * np.exp(scipy.optimize.brentq(slope, low, high, xtol=1e-14, rtol=1e-14)))
