@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask
+import psutil
 from dask.system import CPU_COUNT
 from distributed import default_client, span
 from distributed.system import MEMORY_LIMIT
@@ -20,8 +21,6 @@ from daskem.errors import PlanError
 
 __all__ = ["Executor", "find_executor"]
 
-# Resident bytes of a worker process that has imported numpy, scipy, dask and zarr and done nothing yet.
-WORKER_BASE = 220 << 20
 # How often a cluster is asked for its workers, until the answer has all of them.
 ASKED = 10
 
@@ -115,6 +114,11 @@ def _cluster(client: Any) -> Executor:
     # A worker without a limit of its own shares its machine, taken to be like this one, with the others there.
     hosts = Counter(worker["host"] for worker in workers)
     limits = [worker["memory_limit"] or MEMORY_LIMIT / hosts[worker["host"]] for worker in workers]
-    # What workers hold already, such as the user's own persisted arrays, is not daskem's to use.
-    held = max(int(worker["metrics"].get("memory", 0)) for worker in workers)
-    return Executor(processes, slots, math.floor(min(limits)), base=max(WORKER_BASE, held), cluster=True)
+    # What workers hold already, such as libraries and the user's own persisted arrays, is not daskem's to use.
+    held = client.run(resident_bytes, on_error="ignore").values()
+    return Executor(processes, slots, math.floor(min(limits)), base=max(held, default=0), cluster=True)
+
+
+def resident_bytes() -> int:
+    """Return what this process takes, daskem and all that it needs being imported."""
+    return int(psutil.Process().memory_info().rss)
