@@ -18,7 +18,7 @@ from daskem.engine import parse_bytes, planner, start_engine
 from daskem.engine.executor import Executor, find_executor
 from daskem.engine.planner import count_tasks, make_plan
 from daskem.errors import OptionError, PlanError
-from daskem.models import Gaussian, Mixture
+from daskem.models import Bernoulli, Gaussian, KMeans, Mixture, Poisson, StudentT
 
 GB = 1 << 30
 HERE = Executor(1, 4, 16 * GB)
@@ -58,6 +58,30 @@ def test_what_cannot_fit_is_refused_unread_with_figures_and_a_remedy(data, model
     limit = "2.58 GB" if executor is WORKERS else "10.3 GB"
     for part in (f"may use {limit}", "a process needs", "reader", "workspace", "statistics", "raise memory_limit"):
         assert part in message
+
+
+# Fifty that are too large for a process of 2 GB, by its statistics, its parameters, its blocks or its chunks.
+OVERSIZED = [
+    *((Mixture(Gaussian("full"), k), d, 1) for k, d in [(10**5, 50), (10**4, 200), (10**3, 600), (100, 2_000)]),
+    *((Mixture(Gaussian("full"), k), 5_000, 1) for k in (5, 10, 100, 10**3, 10**4, 10**5)),
+    *((Mixture(Gaussian("tied"), k), d, 1) for k, d in [(10**5, 1_000), (10**4, 5_000), (10**5, 5_000), (10, 10_000)]),
+    *((Mixture(Gaussian("diag"), k), d, 1) for k, d in [(10**5, 500), (10**5, 1_000), (3 * 10**4, 2_000)]),
+    *((Mixture(Gaussian("diag"), k), 5_000, 1) for k in (10**4, 2 * 10**4, 5 * 10**4, 10**5)),
+    *((Mixture(Gaussian("spherical"), 10**5), d, 1) for d in (1_000, 2_000, 3_000, 5_000)),
+    *((KMeans(k), d, 1) for k, d in [(10**5, 1_000), (10**5, 2_000), (10**5, 5_000), (5 * 10**4, 5_000)]),
+    *((Mixture(StudentT("full"), k), d, 1) for k, d in [(10**5, 50), (10**3, 600), (100, 2_000), (10, 5_000)]),
+    *((Mixture(Bernoulli(), k), 5_000, 1) for k in (2 * 10**4, 5 * 10**4, 10**5)),
+    *((Mixture(Poisson(), k), 5_000, 1) for k in (2 * 10**4, 5 * 10**4, 10**5)),
+    *((KMeans(8), d, 2**32 // d) for d in (1, 16, 64, 512, 5_000)),
+    *((Mixture(Gaussian("diag"), 8), d, 2**31 // d) for d in (1, 4, 16, 64, 256, 5_000)),
+]
+
+
+@pytest.mark.parametrize(("model", "d", "chunk"), OVERSIZED)
+@pytest.mark.parametrize("executor", [replace(HERE, memory=2 * GB), replace(WORKERS, memory=2 * GB)])
+def test_configurations_that_are_too_large_are_refused_unread(model, d, chunk, executor):
+    with pytest.raises(PlanError, match=r"a process needs [\d.,]+ [GTP]B .*Nothing was read\."):
+        make_plan(wide(10**10, d, chunk), model, executor)
 
 
 def test_a_fit_that_cannot_fit_reads_nothing():
