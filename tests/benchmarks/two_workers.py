@@ -14,15 +14,14 @@ from measure import parser, peak_rss, seconds, start, temporary
 from stores import make_store
 
 import daskem
-from daskem.algorithms import Auto
+from daskem.algorithms import Auto, BatchEM, MaxSteps
 from daskem.data import open_dataset
 from daskem.engine import parse_bytes
 from daskem.models import Gaussian, Mixture
 from daskem.predict import predict_to_store
 
-N_FEATURES = 64
-ROW_BYTES = 4 * N_FEATURES
-CHUNK_ROWS = (32 << 20) // ROW_BYTES
+# Of a worker's memory, that may be used; at 70 % Dask begins to spill.
+SHARE = 0.7
 # What a worker says when memory gets short, and what its nanny says when it ends it.
 TROUBLE = ("Pausing", "memory leak", "Unmanaged memory", "exceeded", "Restarting", "Spill")
 
@@ -39,11 +38,13 @@ def spilled(client: Client) -> int:
     return sum(int(worker["metrics"]["spilled_bytes"]["disk"]) for worker in workers)
 
 
-def work(store: Path, out: Path, components: int) -> Any:
-    """Fit a mixture by the default algorithm, and write labels and densities of all rows."""
-    data = open_dataset(store)
-    result = daskem.fit(Mixture(Gaussian("diag"), components), data, algorithm=Auto(), seed=0)
-    predict_to_store(result.model, result.params, data, str(out), ["labels", "log_prob"], components)
+def work(store: Path, out: Path, components: int, steps: int | None, memory_limit: int) -> Any:
+    """Fit a mixture by the default algorithm, or by `steps` of batch EM, and write labels and densities of all rows."""
+    data, model = open_dataset(store), Mixture(Gaussian("diag"), components)
+    by = {"algorithm": Auto()} if steps is None else {"algorithm": BatchEM(), "stop": MaxSteps(steps)}
+    result = daskem.fit(model, data, seed=0, memory_limit=memory_limit, **by)
+    written = ["labels", "log_prob"]
+    predict_to_store(model, result.params, data, str(out), written, components, memory_limit=memory_limit)
     return result
 
 
@@ -52,9 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--size", type=parse_bytes, default="8GB", help="size of the store, times --scale")
     options.add_argument("--worker-memory", default="1GB", help="of each of two workers")
     options.add_argument("--components", type=int, default=8, help="components of the mixture")
+    options.add_argument("--features", type=int, default=64, help="columns of the store")
+    options.add_argument("--chunk", type=parse_bytes, default="32MiB", help="size of a chunk")
+    options.add_argument("--steps", type=int, help="of batch EM; without it, Auto decides")
     chosen = options.parse_args(arguments)
     report = start("two workers: a store larger than all of them")
-    n_rows = max(1, -(-int(chosen.size * chosen.scale) // (CHUNK_ROWS * ROW_BYTES))) * CHUNK_ROWS
+    row_bytes, limit = 4 * chosen.features, int(SHARE * parse_bytes(chosen.worker_memory))
+    chunk_rows = chosen.chunk // row_bytes
+    n_rows = max(1, -(-int(chosen.size * chosen.scale) // (chunk_rows * row_bytes))) * chunk_rows
     with (
         temporary(chosen.directory) as directory,
         LocalCluster(
@@ -62,12 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
         ) as cluster,
         Client(cluster) as client,
     ):
-        store = make_store(directory / "x.zarr", n_rows, N_FEATURES, CHUNK_ROWS, "zstd", chosen.seed)
+        store = make_store(directory / "x.zarr", n_rows, chosen.features, chunk_rows, "zstd", chosen.seed)
         before = set(client.run(os.getpid).values())
-        took = seconds(lambda: report.say(f" {work(store, directory / 'out.zarr', chosen.components).reason}"))
-        report.say(f" {n_rows:,} x {N_FEATURES} float32, {n_rows * ROW_BYTES / 1e9:.3g} GB: fit, predict {took:.3g} s")
+        out, how = directory / "out.zarr", (chosen.components, chosen.steps, limit)
+        took = seconds(lambda: report.say(f" {work(store, out, *how).reason}"))
+        nbytes = n_rows * row_bytes / 1e9
+        report.say(f" {n_rows:,} x {chosen.features} float32, {nbytes:.3g} GB: fit, predict {took:.3g} s")
         for address, peak in client.run(peak_rss).items():
-            report.check(f"peak of {address}", peak / 1e9, parse_bytes(chosen.worker_memory) / 1e9, unit=" GB")
+            report.check(f"peak of {address}", peak / 1e9, limit / 1e9, unit=" GB")
         report.check("workers that were restarted", len(before - set(client.run(os.getpid).values())), 0)
         report.check("bytes spilled", spilled(client), 0)
         lines = logged(client)
@@ -75,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         report.check("log lines of workers", len(lines), 1, at_least=True)
         report.check("log lines of paused or spilling workers", len(said), 0)
         report.say("".join(f"    {line}\n" for line in said[:10]))
-        group = zarr.open_group(directory / "out.zarr", mode="r")
+        group = zarr.open_group(out, mode="r")
         report.check("rows without a label", int(np.sum(group["labels"][:] < 0)), 0)
     return report.close()
 
