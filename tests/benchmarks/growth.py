@@ -1,4 +1,4 @@
-"""Memory that grows with the steps of a long fit: of the driver, with the scheduler in it, and of a worker (README.md)."""
+"""Memory that grows with the steps of a fit: of the driver with the scheduler, and of a worker (README.md)."""
 
 from __future__ import annotations
 
