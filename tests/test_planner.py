@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 import dask
 import numpy as np
 import pytest
+import zarr
 from fakes import Balls, FakeSource, clouds, no_reading
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daskem import Chunk, MaxSteps, fit
 from daskem.core import Footprint
-from daskem.data import Dataset, units
+from daskem.data import Dataset, open_dataset, units
 from daskem.engine import parse_bytes, planner, start_engine
 from daskem.engine.executor import Executor, find_executor
 from daskem.engine.planner import count_tasks, make_plan
 from daskem.errors import OptionError, PlanError
 from daskem.models import Bernoulli, Gaussian, KMeans, Mixture, Poisson, StudentT
+from daskem.testing.trial import bits
 
 GB = 1 << 30
 HERE = Executor(1, 4, 16 * GB)
@@ -98,6 +100,33 @@ def test_fewer_threads_are_tried_before_refusing():
     assert all(plan.peak <= plan.limit for plan in plans)
     with pytest.raises(PlanError, match="1 tasks x"):
         make_plan(wide(10**7, 8), model, HERE, memory_limit=GB)
+
+
+def test_reads_become_shorter_before_refusing(tmp_path):
+    zarr.create_array(tmp_path / "x.zarr", shape=(10**6, 16), chunks=(10**4, 16), dtype="f4", fill_value=1.0)
+    data = open_dataset(tmp_path / "x.zarr", allow_missing=True)
+    usual = make_plan(data, Balls(), WORKERS)
+    assert usual.finer == 1
+    scarce = make_plan(data, Balls(), WORKERS, memory_limit=usual.peak - usual.reader // 2)
+    assert scarce.finer > 1
+    assert scarce.peak <= scarce.limit
+    assert scarce.units == usual.units
+    shorter = replace(data, finer=scarce.finer)
+    assert shorter.piece_rows() < data.piece_rows()
+    assert shorter.piece_units() == data.piece_units()
+
+
+def test_shorter_reads_change_no_bit(tmp_path):
+    rows = clouds(400_000, d=8)
+    zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(10_000, 8))
+    data = open_dataset(tmp_path / "x.zarr")
+    model = Mixture(Gaussian(), 2)
+    usual, short = (start_engine(d, model, cache="none") for d in (data, replace(data, finer=16)))
+    short = replace(short, data=replace(data, finer=16), parts=(replace(data, finer=16),) * len(short.parts))
+    params = model.init(Chunk(rows[:1000]), np.random.default_rng(0))
+    assert len(replace(data, finer=16).cuts(0, len(rows))) > len(data.cuts(0, len(rows))) > 1
+    (one,), (other,) = (engine.expect(model, [params]) for engine in (usual, short))
+    assert bits(one) == bits(other)
 
 
 def test_the_threads_of_workers_are_theirs():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,13 @@ class Dataset:
     weight : source of (n, 1) not negative numbers, or None.
     labels : source of (n, 1) integers, -1 = unknown, or of (n, k) label probabilities (see `daskem.core.Chunk`), or
         None.
+    finer : how many times shorter reads are than usual, where memory is scarce. No result depends on it.
     """
 
     rows: Source
     weight: Source | None = None
     labels: Source | None = None
+    finer: int = field(default=1, kw_only=True)
 
     @property
     def n_rows(self) -> int:
@@ -85,7 +87,8 @@ class Dataset:
         """Return the runs of rows that one read fetches: as `units`, but as short as whole stored chunks allow."""
         if self._is_bound:
             return self.units()
-        return [Unit(i, start, stop) for i, (start, stop) in enumerate(self.cuts(0, self.n_rows))]
+        usual = replace(self, finer=1)
+        return [Unit(i, start, stop) for i, (start, stop) in enumerate(usual.cuts(0, self.n_rows))]
 
     def cuts(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Return the reads that cover rows ``start:stop``: of whole stored chunks, about `PIECE_BYTES` each."""
@@ -131,7 +134,7 @@ class Dataset:
         if all(new is old for new, old in zip(bound, (self.rows, self.weight, self.labels), strict=True)):
             return self
         nodes = [part if part is None else delayed(part, traverse=False) for part in bound]
-        return delayed(Dataset, pure=False)(*nodes)
+        return delayed(Dataset, pure=False)(*nodes, finer=self.finer)
 
     def _bind_side(self, source: Source, unit: Unit) -> Any:
         if not source.in_process or self.in_process:
@@ -154,7 +157,7 @@ class Dataset:
 
     @property
     def _nominal_piece(self) -> int:
-        return min(max(1, PIECE_BYTES // max(self.row_bytes, 1)), self.n_rows)
+        return min(max(1, PIECE_BYTES // self.finer // max(self.row_bytes, 1)), self.n_rows)
 
 
 @dataclass(frozen=True, eq=False)

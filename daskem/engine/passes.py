@@ -219,6 +219,7 @@ def start_engine(
         memory_limit=memory_limit,
         memory=memory,
     )
+    data = replace(data, finer=plan.finer)
     parts = _bind(data, plan.units)
     if plan.cached_units:
         logger.info(

@@ -25,6 +25,8 @@ SHARE = 0.6
 CACHE_SHARE = 0.7
 # What allocators keep of freed blocks, thread stacks, imports on first use: measured 20-60 MB on runs of many shapes.
 SLACK = 64 << 20
+# How many times shorter reads may be than usual: of a MiB at least, so that they still go on while others are used.
+FINER = (1, 2, 4, 8, 16)
 # Records of statistics larger than this travel one by one rather than eight to a tree task.
 LARGE_STATS = 8 << 20
 # Rows that a start is made from: enough (a fit corrects the rest), and few enough to be read and clustered in a second
@@ -67,6 +69,7 @@ class Plan:
     limit : bytes a process may reach.
     algorithm : bytes that the algorithm keeps in this process beside the E-step.
     sizes : what that was computed from.
+    finer : how many times shorter reads are than usual.
     """
 
     n_rows: int
@@ -94,6 +97,7 @@ class Plan:
     limit: int
     algorithm: int = 0
     sizes: Sizes = NO_SIZES
+    finer: int = 1
 
     @property
     def task(self) -> int:
@@ -214,7 +218,7 @@ def make_plan(
         cached_units=0,
         limit=limit,
     )
-    plan = _fit_slots(plan)
+    plan = _fit_tasks(plan, data)
     _check_driver(plan)
     return _with_cache(_with_algorithm(plan, data, memory), data, cache)
 
@@ -270,15 +274,16 @@ def _check_driver(plan: Plan) -> None:
         )
 
 
-def _fit_slots(plan: Plan) -> Plan:
-    """Run as many tasks at once as memory allows; fewer threads are slower, but not wrong."""
-    slots = plan.slots
-    while slots > 1 and not plan.cluster and replace(plan, slots=slots).peak > plan.limit:
-        slots -= 1
-    plan = replace(plan, slots=slots)
-    if plan.peak > plan.limit:
-        raise PlanError(_too_large(plan))
-    return plan
+def _fit_tasks(plan: Plan, data: Dataset) -> Plan:
+    """Run as many tasks at once as memory allows; shorter reads and fewer threads are slower, but not wrong."""
+    tried = plan
+    for slots in range(plan.slots, (plan.slots if plan.cluster else 1) - 1, -1):
+        for finer in FINER:
+            reader = replace(data, finer=finer).read_bytes(plan.units)
+            tried = replace(plan, slots=slots, finer=finer, reader=reader)
+            if tried.peak <= plan.limit:
+                return tried
+    raise PlanError(_too_large(tried))
 
 
 def _with_algorithm(plan: Plan, data: Dataset, memory: Callable[[Sizes], int] | None) -> Plan:
