@@ -19,7 +19,7 @@ from daskem.engine.blas import one_blas_thread
 from daskem.engine.remote import ask_scheduler, compute_remotely
 from daskem.errors import PlanError
 
-__all__ = ["Executor", "find_executor"]
+__all__ = ["Executor", "find_executor", "resident_bytes"]
 
 # How often a cluster is asked for its workers, until the answer has all of them.
 ASKED = 10
