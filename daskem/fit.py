@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,10 +26,11 @@ from daskem.engine import (
     compressed,
     one_blas_thread,
     start_engine,
+    warn_of_left_out,
     warn_of_unlike_workers,
     without_bad_units,
 )
-from daskem.errors import DaskEMWarning, OptionError
+from daskem.errors import OptionError
 from daskem.persist import SavedRun
 from daskem.runs import begin, last_objective, open_checkpoints, run_all
 from daskem.starts import check_init_sample, check_rows, check_side_columns, components_of, draw_start
@@ -241,13 +241,7 @@ def _usable(data: Any, source: dict[str, Any], model: Model, memory_limit: Any) 
     """Return the data less what cannot be used, and warn of that."""
     opened = open_dataset(data, **{**source, "allow_missing": None})
     usable, left_out = without_bad_units(opened, model, memory_limit)
-    if left_out:
-        warnings.warn(
-            f"{opened.rows.name}: {sum(map(len, left_out))} of {opened.n_rows} rows are left out, in {len(left_out)} "
-            f"place(s); the first, {left_out[0].where}: {left_out[0].why}",
-            DaskEMWarning,
-            stacklevel=3,
-        )
+    warn_of_left_out(opened, left_out)
     return usable, left_out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,7 +25,15 @@ from daskem.core import (
 )
 from daskem.data import Dataset, create_output, fingerprint
 from daskem.data.writers import Place, check_apart
-from daskem.engine import Engine, eager_rows, lazy_rows, start_engine, write_rows
+from daskem.engine import (
+    LeftOut,
+    eager_rows,
+    lazy_rows,
+    start_engine,
+    warn_of_left_out,
+    without_bad_units,
+    write_rows,
+)
 from daskem.engine.rows import write_runs
 from daskem.errors import OptionError
 from daskem.persist import digest
@@ -165,15 +173,23 @@ def predict_to_store(
     overwrite: bool = False,
     attributes: dict[str, Any] | None = None,
     memory_limit: Any = None,
+    on_bad_unit: str = "raise",
     planned: Callable[[int], Any] | None = None,
-) -> Engine:
+) -> tuple[LeftOut, ...]:
     """Write `what` (of `RESULTS`) of each row to a Zarr group at `url` (or in that store), one array each, in one pass.
 
     What was broken off is gone on with, if model, parameters and data are the same: only missing chunks are written.
 
     Parameters
     ----------
+    on_bad_unit : ``"raise"`` to refuse data of which a chunk is missing, damaged or not finite; ``"skip"`` to find such
+        chunks in a pass of their own, and to write NaN, or the label -1, for their rows.
     planned : called with the number of tasks before the first one starts.
+
+    Returns
+    -------
+    tuple of LeftOut
+        What could not be used; noted in the group's attribute ``daskem:left_out`` too.
 
     Raises
     ------
@@ -190,22 +206,29 @@ def predict_to_store(
     # A write unit's results are there twice: block by block, and joined to be written.
     engine = start_engine(data, model, results=2 * rows * row_bytes, cache="none", memory_limit=memory_limit)
     check_apart(url, data.sources)
-    made_from = _made_from(model, params, data, engine.plan.block_rows)
+    left_out = without_bad_units(data, model, memory_limit)[1] if on_bad_unit == "skip" else ()
+    warn_of_left_out(data, left_out)
+    if left_out:
+        attributes = {**(attributes or {}), "daskem:left_out": [asdict(run) for run in left_out]}
+    made_from = _made_from(model, params, data, engine.plan.block_rows, left_out)
     output = create_output(
         *(url, arrays, data.n_rows, rows), overwrite=overwrite, attributes=attributes, made_from=made_from
     )
     if planned is not None:
         planned(len(write_runs(engine.plan, output.chunk_rows)))
-    write_rows(engine, _Several(tuple(RowFunction(model, params, name) for name in what)), output)
-    return engine
+    function = _Several(tuple(RowFunction(model, params, name) for name in what))
+    write_rows(engine, function, output, [(run.start, run.stop) for run in left_out])
+    return left_out
 
 
-def _made_from(model: Model, params: Params, data: Dataset, block_rows: int) -> str | None:
+def _made_from(
+    model: Model, params: Params, data: Dataset, block_rows: int, left_out: tuple[LeftOut, ...]
+) -> str | None:
     """Return a digest of all that results depend on, to the bit; None where the rows cannot be told from others."""
     told = fingerprint(data)
     if any(source is not None and source["content"] is None for source in told.values()):
         return None
-    return digest(model=model, params=params, data=told, block_rows=block_rows)
+    return digest(model=model, params=params, data=told, block_rows=block_rows, left_out=left_out)
 
 
 def _write_rows_of(data: Dataset, width: int) -> int:

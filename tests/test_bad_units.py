@@ -16,9 +16,11 @@ from daskem.cli import main
 from daskem.data import open_dataset, open_source
 from daskem.data.fingerprint import fingerprint
 from daskem.data.remaining import Remaining
+from daskem.data.units import apart
 from daskem.engine import without_bad_units
 from daskem.errors import CheckpointError, DaskEMWarning, DataError, OptionError
 from daskem.models import Gaussian, Mixture
+from daskem.predict import predict_to_store
 
 CHUNK, N = 100, 2_000
 # Rows of the chunks that `damaged` spoils: missing, cut short, NaN in one row, infinity in one row.
@@ -161,4 +163,50 @@ def test_estimators_and_the_command_line_do_so_too(damaged, tmp_path):
     done = CliRunner().invoke(main, [*command, "--on-bad-unit", "skip", "--json"])
     assert done.exit_code == 0, done.output
     assert "400 of 2000 rows are left out" in done.stderr
+    assert [run["start"] for run in json.loads(done.stdout)["left_out"]] == [start for start, _ in BAD]
+
+
+def test_runs_and_what_lies_between_them():
+    assert list(apart(2, 20, [(0, 4), (6, 8), (19, 30)])) == [
+        *((2, 4, True), (4, 6, False), (6, 8, True), (8, 19, False), (19, 20, True))
+    ]
+    assert list(apart(3, 5, [])) == [(3, 5, False)]
+    assert list(apart(3, 5, [(0, 9)])) == [(3, 5, True)]
+
+
+@pytest.mark.parametrize("write_bytes", [1 << 12, 8 << 20])
+def test_a_prediction_writes_nothing_for_their_rows_and_the_rest_as_ever(
+    damaged, rows, tmp_path, monkeypatch, write_bytes
+):
+    monkeypatch.setattr("daskem.predict.WRITE_BYTES", write_bytes)
+    result = skipping(damaged, seed=1)
+    zarr.create_array(tmp_path / "whole.zarr", data=rows, chunks=(CHUNK, 3))
+    what = ["labels", "proba", "log_prob"]
+    with pytest.warns(DaskEMWarning, match=r"400 of 2000 rows are left out, in 4 place\(s\); .*chunk \(3, 0\)"):
+        left_out = predict_to_store(
+            *(model, result.params, open_dataset(damaged, allow_missing=None), tmp_path / "out.zarr", what, 2),
+            on_bad_unit="skip",
+        )
+    assert [(run.start, run.stop) for run in left_out] == BAD
+    predict_to_store(model, result.params, open_dataset(tmp_path / "whole.zarr"), tmp_path / "all.zarr", what, 2)
+    found, expected = (zarr.open_group(tmp_path / name, mode="r") for name in ("out.zarr", "all.zarr"))
+    bad = np.setdiff1d(np.arange(N), GOOD)
+    assert np.all(found["labels"][:][bad] == -1)
+    for name in what:
+        values = found[name][:]
+        np.testing.assert_array_equal(values[GOOD], expected[name][:][GOOD])
+        assert name == "labels" or np.isnan(values[bad]).all()
+    assert [run["where"] for run in found.attrs["daskem:left_out"]] == [run.where for run in left_out]
+
+
+def test_the_command_predicts_without_them(damaged, tmp_path):
+    fitted, out = str(tmp_path / "m.safetensors"), str(tmp_path / "out.zarr")
+    skip = ["--on-bad-unit", "skip"]
+    runner = CliRunner()
+    assert runner.invoke(main, ["fit", "gaussian-mixture", damaged, "-k", "2", "-o", fitted, *skip]).exit_code == 0
+    refused = runner.invoke(main, ["predict", fitted, damaged, "-o", out])
+    assert refused.exit_code == 1
+    assert "(3, 0)" in refused.output
+    done = runner.invoke(main, ["predict", fitted, damaged, "-o", out, *skip, "--quiet", "--json"])
+    assert done.exit_code == 0, done.output
     assert [run["start"] for run in json.loads(done.stdout)["left_out"]] == [start for start, _ in BAD]

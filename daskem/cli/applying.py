@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -13,9 +14,9 @@ from daskem.cli.options import (
     DataOptions,
     EngineOptions,
     ReportOptions,
-    data_options,
     engine_options,
     overwrite_option,
+    predict_data_options,
     report_options,
     weight_options,
 )
@@ -35,7 +36,7 @@ __all__ = ["open_for", "predict_command", "score_command"]
 
 @click.command("predict")
 @click.argument("model", type=click.Path())
-@data_options
+@predict_data_options
 @click.option("-o", "--output", required=True, help="Zarr group to write.")
 @click.option("--proba", is_flag=True, help="Also the probability of each component, (rows, k).")
 @click.option("--log-prob", is_flag=True, help="Also the log density of each row, nats.")
@@ -67,7 +68,7 @@ def predict_command(
     with where.connect():
         data = open_for(loaded, source, report)
         with _one_pass(data, report) as progress, watch_units(progress.unit_done):
-            predict_to_store(
+            left_out = predict_to_store(
                 loaded.model,
                 loaded.params,
                 data,
@@ -77,10 +78,12 @@ def predict_command(
                 overwrite=overwrite,
                 attributes={"daskem:model": str(any_path(model).absolute()), "daskem:data": data.rows.name},
                 memory_limit=where.memory_limit,
+                on_bad_unit=source.on_bad_unit,
                 planned=progress.expect_units,
             )
     if report.json:
-        click.echo(to_json({"output": output, "rows": data.n_rows, "arrays": what}))
+        skipped = [asdict(run) for run in left_out]
+        click.echo(to_json({"output": output, "rows": data.n_rows, "arrays": what, "left_out": skipped}))
     elif not report.quiet:
         click.echo(f"{', '.join(what)} of {data.n_rows:,} rows written to {output}")
 

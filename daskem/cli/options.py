@@ -27,7 +27,6 @@ __all__ = [
     "ReportOptions",
     "as_one",
     "checkpoint_options",
-    "data_options",
     "engine_options",
     "fit_data_options",
     "fit_engine_options",
@@ -35,6 +34,7 @@ __all__ = [
     "made_of",
     "optional_data_options",
     "overwrite_option",
+    "predict_data_options",
     "report_options",
     "split_names",
     "weight_options",
@@ -132,7 +132,7 @@ class DataOptions:
             array=self.array,
             columns=self._columns(),
             rows=self.rows,
-            # What is left out, the fit looks for itself.
+            # What is left out, the command looks for itself.
             allow_missing=None if self.on_bad_unit == "skip" else self.allow_missing,
         )
 
@@ -191,11 +191,11 @@ _ON_BAD_UNIT = click.option(
     "--on-bad-unit",
     type=click.Choice(ON_BAD_UNIT),
     default="raise",
-    help="Refuse missing, damaged or not finite chunks, or fit what is left.",
+    help="Refuse missing, damaged or not finite chunks, or do without them.",
 )
 _LABELS = click.option("--labels", metavar="PATH", help="Component of each row, -1 if unknown; or probabilities.")
 
-data_options = as_one("source", DataOptions, *_DATA)
+predict_data_options = as_one("source", DataOptions, *_DATA, _ON_BAD_UNIT)
 weight_options = as_one("source", DataOptions, *_DATA, _WEIGHTS)
 labelled_options = as_one("source", DataOptions, *_DATA, _WEIGHTS, _LABELS)
 fit_data_options = as_one("source", DataOptions, *_DATA, _WEIGHTS, _LABELS, _ON_BAD_UNIT)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["MAX_UNITS", "Unit", "nominal_rows", "plan_units", "walk"]
+__all__ = ["MAX_UNITS", "Unit", "apart", "nominal_rows", "plan_units", "walk"]
 
 # A task costs the scheduler 2-4 ms, so that this many cost a pass a few seconds at most.
 MAX_UNITS = 2048
@@ -59,6 +59,19 @@ def plan_units(n_rows: int, row_bytes: int, boundary: Callable[[int], int], max_
         units.append(Unit(len(units), start, stop))
         start = stop
     return units
+
+
+def apart(start: int, stop: int, runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:
+    """Yield the parts of ``start:stop`` in order, each with whether it is in one of `runs` (ascending and apart)."""
+    for first, last in runs:
+        first, last = max(first, start), min(last, stop)
+        if first < last:
+            if start < first:
+                yield start, first, False
+            yield first, last, True
+            start = last
+    if start < stop:
+        yield start, stop, False
 
 
 def walk(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +11,13 @@ from daskem.core import Chunk, handles_missing
 from daskem.data import Dataset, missing_chunks
 from daskem.data.remaining import Remaining
 from daskem.data.source import Source
+from daskem.data.units import apart
 from daskem.data.zarr_source import ZarrSource
 from daskem.engine.passes import start_engine
 from daskem.engine.tasks import each_block
-from daskem.errors import DataError, OptionError
+from daskem.errors import DaskEMWarning, DataError, OptionError
 
-__all__ = ["ON_BAD_UNIT", "LeftOut", "check_on_bad_unit", "without_bad_units"]
+__all__ = ["ON_BAD_UNIT", "LeftOut", "check_on_bad_unit", "warn_of_left_out", "without_bad_units"]
 
 ON_BAD_UNIT = ("raise", "skip")
 # Rows that are left out together where there are no stored chunks.
@@ -56,6 +58,17 @@ def check_on_bad_unit(on_bad_unit: str, allow_missing: Any) -> None:
         )
 
 
+def warn_of_left_out(data: Dataset, left_out: Sequence[LeftOut]) -> None:
+    """Warn of rows that were left out, if any were."""
+    if left_out:
+        warnings.warn(
+            f"{data.rows.name}: {sum(map(len, left_out))} of {data.n_rows} rows are left out, in {len(left_out)} "
+            f"place(s); the first, {left_out[0].where}: {left_out[0].why}",
+            DaskEMWarning,
+            stacklevel=4,
+        )
+
+
 def without_bad_units(data: Dataset, model: object, memory_limit: Any = None) -> tuple[Dataset, tuple[LeftOut, ...]]:
     """Return the data without what cannot be used, and what that is; one pass.
 
@@ -75,7 +88,8 @@ def without_bad_units(data: Dataset, model: object, memory_limit: Any = None) ->
     found = tuple(left_out for unit in looked for left_out in unit)
     if not found:
         return data, ()
-    kept = tuple(_complement([(left_out.start, left_out.stop) for left_out in found], data.n_rows))
+    bad = [(left_out.start, left_out.stop) for left_out in found]
+    kept = tuple((start, stop) for start, stop, out in apart(0, data.n_rows, bad) if not out)
     if not kept:
         raise DataError(
             f"{data.rows.name}: no stored chunk can be used; the first, {found[0].where}: {found[0].why} "
@@ -132,11 +146,3 @@ def _absent_rows(source: Source) -> Iterator[tuple[int, int]]:
 
 def _overlaps(runs: list[tuple[int, int]], start: int, stop: int) -> bool:
     return any(first < stop and start < last for first, last in runs)
-
-
-def _complement(runs: list[tuple[int, int]], n_rows: int) -> Iterator[tuple[int, int]]:
-    at = 0
-    for start, stop in [*runs, (n_rows, n_rows)]:
-        if start > at:
-            yield at, start
-        at = stop
