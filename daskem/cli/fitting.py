@@ -230,7 +230,7 @@ def describe_fit(spec: FitSpec, result: FitResult, data: Dataset) -> str:
     ]
     if result.left_out:
         rows, places = sum(map(len, result.left_out)), len(result.left_out)
-        lines.append(f"{rows:,} rows in {places} any_path(s) could not be used and were left out")
+        lines.append(f"{rows:,} rows in {places} place(s) could not be used and were left out")
     if result.patterns is not None:
         lines.append(f"{result.patterns:,} of {data.n_rows:,} rows are distinct; each step took these alone")
     if result.events:
