@@ -13,7 +13,7 @@ import dask
 import numpy as np
 import pytest
 import zarr
-from fakes import Balls, Centers, FakeSource
+from fakes import Balls, Centers, FakeSource, clouds
 from zarr.storage import LocalStore
 
 import daskem
@@ -332,6 +332,14 @@ def test_auto_goes_by_samples_where_there_are_rows_enough(rows, caplog):
         daskem.fit(Mixture(Gaussian(), 25), rows, stop=MaxPasses(3), cache="none")
     assert "units: Progressive" in caplog.text
     assert "units: Anderson" in caplog.text
+
+
+def test_auto_takes_no_samples_of_what_a_few_steps_settle(caplog):
+    clear = clouds(20_000, spread=50.0)
+    with caplog.at_level(logging.INFO, "daskem"):
+        trace = daskem.fit(MODEL, clear, stop=MaxPasses(3), cache="none").trace
+    assert "units: BatchEM" in caplog.text
+    assert [info.passes for info in trace] == [1.0, 2.0, 3.0]
 
 
 def test_a_stage_says_its_rows(rows):

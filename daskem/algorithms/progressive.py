@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
 from daskem.algorithms.points import may_gain
@@ -23,6 +25,8 @@ MOST_ROWS = 4_000_000
 FIRST_ROWS = 10
 # Rows for each free parameter that the largest sample should have for `Auto` to use samples at all.
 ENOUGH_ROWS = 20
+# Batch EM that settles on so few rows in so few steps needs as few passes over all of them: no sample saves any.
+QUICK_STEPS = 3
 # A stage ends when the gain that seems left is this share of its precision. Steps on samples are cheap, and those that
 # lead off a plateau, where little seems left, need not be made on all rows.
 STAGE_SHARE = 0.01
@@ -119,9 +123,7 @@ class Progressive:
         if here is problem:
             return new, replace(info, step=new.step, passes=new.passes, stage=f"all rows: {info.stage}".rstrip(": "))
         remaining = may_gain(new.gain, state.gain) if info.remaining is None else info.remaining
-        # What is no log-likelihood, such as a sum of squares, varies in proportion to itself.
-        unit = 1.0 if offers(problem.model, HasLogProb) else abs(info.objective)
-        settled = remaining <= STAGE_SHARE * here.precision(new.params) * unit
+        settled = remaining <= STAGE_SHARE * _precision(here, new.params, info.objective)
         info = replace(
             info,
             step=new.step,
@@ -159,22 +161,24 @@ class Auto:
     """Chooses the algorithm from the number of rows, the memory there is, and what the model can do.
 
     Data of one work unit, and models or data that samples do not suit, are fitted by `BatchEM` (with `Anderson`'s
-    acceleration where there are several units and the model has vectors); all other by `Progressive`.
+    acceleration where there are several units and the model has vectors); all other by `Progressive`. Samples do not
+    suit data so clear that a few steps on a small one settle it: as few on all rows are cheaper than larger samples.
     """
 
     full_passes: ClassVar[bool] = True
 
     def memory(self, sizes: Sizes) -> int:
-        """Return the bytes of the largest sample that might be drawn."""
-        return Progressive().memory(sizes) if sizes.n_units > 1 else 0
+        """Return the bytes of the largest sample that might be drawn, and of the small one that is looked at first."""
+        return 3 * Progressive().memory(sizes) // 2 if sizes.n_units > 1 else 0
 
     def choose(self, problem: Problem, params: Params) -> Algorithm:
         """Return the algorithm for a problem."""
         if problem.n_units == 1:
             return BatchEM()
-        progressive = Progressive()
-        if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * _n_free(problem, params):
-            return progressive
+        progressive, free = Progressive(), _n_free(problem, params)
+        if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * free:
+            quick = _settles(problem.subsample(round(FIRST_ROWS * free)), params)
+            return BatchEM() if quick else progressive
         return Anderson() if offers(problem.model, HasVector) else BatchEM()
 
     def init(self, problem: Problem, params: Params) -> State:
@@ -190,6 +194,21 @@ class Auto:
         elif isinstance(state, AndersonState):
             chosen = Anderson()
         return chosen.step(problem, state)
+
+
+def _settles(sample: Problem, params: Params) -> bool:
+    """Return whether `QUICK_STEPS` steps on a sample leave no more to gain than its precision asks for."""
+    state, objectives = BatchEM().init(sample, params), []
+    for _ in range(QUICK_STEPS + 1):
+        state, info = BatchEM().step(sample, state)
+        objectives.append(info.objective)
+    before, gain = np.diff(objectives)[-2:]
+    return may_gain(float(gain), float(before)) <= STAGE_SHARE * _precision(sample, state.params, objectives[-1])
+
+
+def _precision(problem: Problem, params: Params, objective: float) -> float:
+    # What is no log-likelihood, such as a sum of squares, varies in proportion to itself.
+    return problem.precision(params) * (1.0 if offers(problem.model, HasLogProb) else abs(objective))
 
 
 def _n_free(problem: Problem, params: Params) -> float:
