@@ -26,7 +26,7 @@ FIRST_ROWS = 10
 # Rows for each free parameter that the largest sample should have for `Auto` to use samples at all.
 ENOUGH_ROWS = 20
 # Batch EM that settles on so few rows in so few steps needs as few passes over all of them: no sample saves any.
-QUICK_STEPS = 3
+QUICK_STEPS = 5
 # A stage ends when the gain that seems left is this share of its precision. Steps on samples are cheap, and those that
 # lead off a plateau, where little seems left, need not be made on all rows.
 STAGE_SHARE = 0.01
