@@ -25,8 +25,9 @@ MOST_ROWS = 4_000_000
 FIRST_ROWS = 10
 # Rows for each free parameter that the largest sample should have for `Auto` to use samples at all.
 ENOUGH_ROWS = 20
-# Batch EM that settles on so few rows in so few steps needs as few passes over all of them: no sample saves any.
-QUICK_STEPS = 5
+# Batch EM that settles on a small sample in so few steps needs as few passes over all rows: larger ones save none. Of
+# fewer rows than these the steps say little, however few parameters there are.
+QUICK_STEPS, QUICK_ROWS = 5, 1_000
 # A stage ends when the gain that seems left is this share of its precision. Steps on samples are cheap, and those that
 # lead off a plateau, where little seems left, need not be made on all rows.
 STAGE_SHARE = 0.01
@@ -169,16 +170,17 @@ class Auto:
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the largest sample that might be drawn, and of the small one that is looked at first."""
-        return 3 * Progressive().memory(sizes) // 2 if sizes.n_units > 1 else 0
+        return 2 * Progressive().memory(sizes) if sizes.n_units > 1 else 0
 
     def choose(self, problem: Problem, params: Params) -> Algorithm:
         """Return the algorithm for a problem."""
         if problem.n_units == 1:
             return BatchEM()
         progressive, free = Progressive(), _n_free(problem, params)
-        if progressive.largest(problem.n_rows, problem.sample_room) >= ENOUGH_ROWS * free:
-            quick = _settles(problem.subsample(round(FIRST_ROWS * free)), params)
-            return BatchEM() if quick else progressive
+        largest = progressive.largest(problem.n_rows, problem.sample_room)
+        if largest >= ENOUGH_ROWS * free:
+            look = min(largest, max(QUICK_ROWS, round(FIRST_ROWS * free)))
+            return BatchEM() if _settles(problem.subsample(look), params) else progressive
         return Anderson() if offers(problem.model, HasVector) else BatchEM()
 
     def init(self, problem: Problem, params: Params) -> State:
