@@ -206,14 +206,14 @@ def predict_to_store(
     # A write unit's results are there twice: block by block, and joined to be written.
     engine = start_engine(data, model, results=2 * rows * row_bytes, cache="none", memory_limit=memory_limit)
     check_apart(url, data.sources)
-    left_out = without_bad_units(data, model, memory_limit)[1] if on_bad_unit == "skip" else ()
-    warn_of_left_out(data, left_out)
-    if left_out:
-        attributes = {**(attributes or {}), "daskem:left_out": [asdict(run) for run in left_out]}
-    made_from = _made_from(model, params, data, engine.plan.block_rows, left_out)
+    made_from = _made_from(model, params, data, engine.plan.block_rows, on_bad_unit)
     output = create_output(
         *(url, arrays, data.n_rows, rows), overwrite=overwrite, attributes=attributes, made_from=made_from
     )
+    left_out = without_bad_units(data, model, memory_limit)[1] if on_bad_unit == "skip" else ()
+    if left_out:
+        warn_of_left_out(data, left_out)
+        output.group.attrs["daskem:left_out"] = [asdict(run) for run in left_out]
     if planned is not None:
         planned(len(write_runs(engine.plan, output.chunk_rows)))
     function = _Several(tuple(RowFunction(model, params, name) for name in what))
@@ -221,14 +221,12 @@ def predict_to_store(
     return left_out
 
 
-def _made_from(
-    model: Model, params: Params, data: Dataset, block_rows: int, left_out: tuple[LeftOut, ...]
-) -> str | None:
+def _made_from(model: Model, params: Params, data: Dataset, block_rows: int, on_bad_unit: str) -> str | None:
     """Return a digest of all that results depend on, to the bit; None where the rows cannot be told from others."""
     told = fingerprint(data)
     if any(source is not None and source["content"] is None for source in told.values()):
         return None
-    return digest(model=model, params=params, data=told, block_rows=block_rows, left_out=left_out)
+    return digest(model=model, params=params, data=told, block_rows=block_rows, on_bad_unit=on_bad_unit)
 
 
 def _write_rows_of(data: Dataset, width: int) -> int:

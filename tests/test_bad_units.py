@@ -204,9 +204,16 @@ def test_the_command_predicts_without_them(damaged, tmp_path):
     skip = ["--on-bad-unit", "skip"]
     runner = CliRunner()
     assert runner.invoke(main, ["fit", "gaussian-mixture", damaged, "-k", "2", "-o", fitted, *skip]).exit_code == 0
+    taken = runner.invoke(main, ["predict", fitted, damaged, "-o", damaged, *skip])
+    assert "one inside the other" in taken.output
     refused = runner.invoke(main, ["predict", fitted, damaged, "-o", out])
     assert refused.exit_code == 1
     assert "(3, 0)" in refused.output
     done = runner.invoke(main, ["predict", fitted, damaged, "-o", out, *skip, "--quiet", "--json"])
     assert done.exit_code == 0, done.output
     assert [run["start"] for run in json.loads(done.stdout)["left_out"]] == [start for start, _ in BAD]
+    again = runner.invoke(main, ["predict", fitted, damaged, "-o", out, *skip])
+    assert again.exit_code == 1
+    # Refused before the pass that looks for bad chunks.
+    assert "exists already" in again.output
+    assert "left out" not in again.output

@@ -350,6 +350,22 @@ def test_the_lock_of_another_host_that_is_silent_is_taken_over(shared, monkeypat
     assert "lock" not in file_names(shared)
 
 
+@pytest.mark.usefixtures("quick_beats")
+def test_a_lock_that_cannot_be_read_for_a_moment_is_no_dead_one(shared, monkeypatch):
+    with lock_of(shared) as held, monkeypatch.context() as patch:
+        patch.setattr(lock.socket, "gethostname", lambda: "elsewhere")
+        read, calls = lock.DirectoryLock._read, []
+
+        def fails_once(self):
+            calls.append(self)
+            return None if len(calls) == 2 and self is not held else read(self)
+
+        patch.setattr(lock.DirectoryLock, "_read", fails_once)
+        with pytest.raises(CheckpointError, match="which may still write there"):
+            fit(checkpoint=shared)
+    assert file_names(shared) == []
+
+
 def test_a_fit_that_was_taken_for_dead_stops_before_it_writes(shared):
     taken = {"host": "elsewhere", "pid": 5, "token": "y", "beat": 0}
 

@@ -51,7 +51,7 @@ class Output:
     arrays : the arrays by name, all with `n_rows` rows.
     n_rows : rows of the output.
     chunk_rows : rows of a chunk: writes begin at multiples of it.
-    begun : whether an earlier run wrote some of it.
+    there : numbers of the chunks that an earlier run wrote of every array, as the store lists them.
     """
 
     url: str
@@ -59,18 +59,13 @@ class Output:
     arrays: Mapping[str, zarr.Array[Any]]
     n_rows: int
     chunk_rows: int
-    begun: bool = False
+    there: frozenset[int] = frozenset()
 
     def holds(self, start: int, stop: int) -> bool:
         """Return whether an earlier run wrote these rows of every array, and they can be read."""
-        if not self.begun:
+        if not self.there.issuperset(range(start // self.chunk_rows, -(-stop // self.chunk_rows))):
             return False
         for array in self.arrays.values():
-            grid = itertools.product(
-                range(start // self.chunk_rows, -(-stop // self.chunk_rows)), *(map(range, stored_grid(array)[1:]))
-            )
-            if absent(array, grid):
-                return False
             try:
                 _ = array[start:stop]
             except Exception as error:
@@ -205,9 +200,9 @@ def create_output(
     """
     where = _absolute(url)
     begun = _begun(where, made_from)
-    arrays_there = _fitting(begun, arrays, n_rows, chunk_rows) if begun else {}
-    if begun and arrays_there:
-        return Output(_address(url), begun, arrays_there, n_rows, chunk_rows, begun=True)
+    old = _fitting(begun, arrays, n_rows, chunk_rows) if begun else {}
+    if begun and old:
+        return Output(_address(url), begun, old, n_rows, chunk_rows, _chunks_there(old))
     _make_room(where, overwrite or begun is not None)
     marks = {**(attributes or {}), STATUS: "incomplete"} | ({MADE_FROM: made_from} if made_from else {})
     try:
@@ -249,6 +244,17 @@ def _fitting(group: zarr.Group, arrays: Layout, n_rows: int, chunk_rows: int) ->
         if name not in found or (found[name].shape, found[name].chunks, found[name].dtype) != expected:
             return {}
     return {name: found[name] for name in arrays}
+
+
+def _chunks_there(arrays: Mapping[str, zarr.Array[Any]]) -> frozenset[int]:
+    """Return the numbers of the chunks that the store lists of every array; one listing each."""
+    grids = {name: stored_grid(array) for name, array in arrays.items()}
+    lacking = {
+        place[0]
+        for name, array in arrays.items()
+        for place in absent(array, itertools.product(*map(range, grids[name])))
+    }
+    return frozenset(range(next(iter(grids.values()))[0])) - lacking
 
 
 def _place(where: str) -> tuple[str, ...]:

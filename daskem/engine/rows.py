@@ -67,7 +67,7 @@ def write_rows(
     """
     runs = engine.call_runs(write_unit, write_runs(engine.plan, output.chunk_rows), output, function, tuple(left_out))
     written = sum(engine.compute_all(runs))
-    if output.begun:
+    if output.there:
         logger.info("%d of %d rows were in %s already", output.n_rows - written, output.n_rows, output.url)
     output.finish()
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from daskem.errors import CheckpointError
-from daskem.persist.paths import AnyPath, create, remove, replace
+from daskem.persist.paths import AnyPath, create, kind_of, remove, replace
 
 __all__ = ["DirectoryLock"]
 
@@ -135,8 +135,11 @@ class DirectoryLock:
         while time.monotonic() < end:
             self._over.wait(LOOK_SECONDS)
             now = self._read()
-            if now != held:
-                return now is not None
+            if now is not None and now != held:
+                return True
+            # One that cannot be read for a moment is still there.
+            if now is None and kind_of(self.path) is None:
+                return False
         return False
 
 
