@@ -350,6 +350,17 @@ def test_the_lock_of_another_host_that_is_silent_is_taken_over(shared, monkeypat
     assert "lock" not in file_names(shared)
 
 
+def test_a_lock_that_is_gone_is_taken_again(shared):
+    def gone(info: StepInfo, params: Any) -> None:
+        if info.step == 2:
+            lock.remove(shared / "lock")
+        elif info.step > 2:
+            assert json.loads((shared / "lock").read_bytes())["pid"] == os.getpid()
+
+    assert fit(checkpoint=shared, callbacks=[gone]).n_steps == 6
+    assert "lock" not in file_names(shared)
+
+
 @pytest.mark.usefixtures("quick_beats")
 def test_a_lock_that_cannot_be_read_for_a_moment_is_no_dead_one(shared, monkeypatch):
     with lock_of(shared) as held, monkeypatch.context() as patch:

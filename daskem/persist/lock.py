@@ -77,6 +77,11 @@ class DirectoryLock:
             If another run has it now.
         """
         held = self._read()
+        if held is None and kind_of(self.path) is None:
+            # Taken over and given back meanwhile, or deleted: without it, a third run could not see this one.
+            if create(self.path, self._text()):
+                return
+            held = self._read()
         if held is not None and not self._is_own(held):
             raise CheckpointError(
                 f"{self.path.parent} was taken over by {_who(held)}: this run gave no sign of life for more than "
