@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from daskem.cli import main
 from daskem.cli.batch import GENERATORS
+from daskem.engine.cluster import LEAN
 from daskem.fit import fit
 from daskem.models import Gaussian, Mixture
 from daskem.persist import latest_progress
@@ -78,6 +79,8 @@ def test_jobqueue_reads_its_configuration(target):
         script = cluster.job_script()
     assert "--nworkers 8" in script
     assert "--death-timeout 300" in script
+    with dask.config.set({"distributed": config["distributed"]}):
+        assert {key: dask.config.get(key) for key in LEAN} == LEAN
 
 
 @pytest.mark.parametrize("kind", ["DaskCluster", "DaskJob"])

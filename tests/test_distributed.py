@@ -22,7 +22,7 @@ from zarr.storage import LocalStore
 import daskem
 from daskem import BatchEM, Chunk, MaxSteps
 from daskem.data import Dataset, dataset, open_dataset, units
-from daskem.engine import arithmetic, start_engine
+from daskem.engine import arithmetic, spans, start_engine
 from daskem.engine.arithmetic import describe_arithmetic, warn_of_unlike
 from daskem.engine.executor import Executor
 from daskem.engine.sampling import draw_sample
@@ -302,6 +302,22 @@ def test_passes_are_spans_on_the_scheduler(client, store):
     names = client.run_on_scheduler(span_names)
     steps = [name for name in names if any(part.startswith("daskem step") for part in name)]
     assert len(steps) >= 2, names
+
+
+def test_many_passes_are_few_spans_and_task_groups(client, store, monkeypatch):
+    monkeypatch.setattr(spans, "SINGLE", 8)
+    before = client.run_on_scheduler(kept_of_passes)
+    daskem.fit(Mixture(Gaussian("diag"), 2), store, algorithm=BatchEM(), stop=MaxSteps(33), seed=0, cache="none")
+    shown, groups = np.subtract(client.run_on_scheduler(kept_of_passes), before)
+    # One for each of the first passes, though Dask puts some into the span before; then 9, 17, 33 begin a shared one.
+    assert 3 < shown <= 8 + 3
+    # Of each span: statistics of units, their sums, the model with its parameters, and the data.
+    assert groups <= 4 * shown
+
+
+def kept_of_passes(dask_scheduler):
+    shown = [s for s in dask_scheduler.extensions["spans"].spans.values() if s.name[0].startswith("daskem step")]
+    return len(shown), sum(len(span.groups) for span in shown)
 
 
 def span_names(dask_scheduler):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Client, LocalCluster, Security, rpc
 from distributed.versions import VersionMismatchWarning
 
@@ -21,6 +22,9 @@ __all__ = ["CONNECT_SECONDS", "WORKER_SECONDS", "connect"]
 CONNECT_SECONDS = 10
 # How long the first worker of a cluster that has just begun may take: Python loads slowly from a shared file system.
 WORKER_SECONDS = 300
+# Dask's profiler, and its logs of messages with all parameters in them, would take tens of megabytes of each process,
+# which the plan has for rows.
+LEAN = {"distributed.worker.profile.enabled": False, "distributed.admin.low-level-log-length": 100}
 # Packages whose code or objects tasks carry to workers, or that workers compute with.
 COMPARED = ("python", "daskem", "numpy", "scipy", "zarr", "dask", "distributed", "cloudpickle", "msgpack")
 
@@ -59,6 +63,7 @@ def connect(scheduler: str | None = None, workers: int | None = None) -> Iterato
     elif workers:
         # Any port for the dashboard: the usual one may be taken, and nobody was told of it.
         with (
+            dask.config.set(LEAN),
             LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0") as cluster,
             Client(cluster) as client,
         ):

@@ -6,17 +6,19 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask
 import psutil
+from dask.delayed import Delayed
 from dask.system import CPU_COUNT
-from distributed import default_client, span
+from distributed import default_client
 from distributed.system import MEMORY_LIMIT
 
 from daskem.engine.blas import one_blas_thread
 from daskem.engine.remote import ask_scheduler, compute_remotely
+from daskem.engine.spans import Spans
 from daskem.errors import PlanError
 
 __all__ = ["Executor", "find_executor", "resident_bytes"]
@@ -47,6 +49,7 @@ class Executor:
     spare: int = 0
     cluster: bool = False
     scheduler: str = "threads"
+    _spans: Spans = field(default_factory=Spans, repr=False, compare=False)
 
     def compute_all(self, nodes: Sequence[Any], slots: int) -> list[Any]:
         """Return the values of delayed `nodes`, running at most `slots` tasks at once in a process."""
@@ -57,9 +60,9 @@ class Executor:
         with one_blas_thread():
             return list(dask.compute(*nodes, scheduler=scheduler, num_workers=slots))
 
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        """Return a context whose tasks the dashboard of a cluster shows as one span."""
-        return span(f"daskem {name}") if self.cluster else nullcontext()
+    def span(self, step: int, work: Delayed) -> AbstractContextManager[None]:
+        """Return a context in which a pass that computes `work` shows on the dashboard of a cluster."""
+        return self._spans.next(step, work) if self.cluster else nullcontext()
 
     def keep(self, nodes: list[Any], slots: int) -> list[Any]:
         """Return `nodes` whose values stay where they were computed; a lost worker's are computed again."""

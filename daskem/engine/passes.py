@@ -75,8 +75,9 @@ class Engine:
         task = ExpectTask(model, tuple(members), self.plan.block_rows, self.plan.segment_rows, self.seed, step)
         shared = node(task)
         leaves = [call_on(expect_unit, self.parts[u.index], u.start, u.stop, u.index, shared) for u in chosen]
-        with self.executor.span(f"step {step}"):
-            total: Partial = self.compute(reduction(leaves, self.plan.arity, lambda run: call(combine, *run)))
+        work = reduction(leaves, self.plan.arity, lambda run: call(combine, *run))
+        with self.executor.span(step, work):
+            total: Partial = self.compute(work)
         _check_complete(total, chosen)
         return list(total.expectations)
 

@@ -19,6 +19,8 @@ python=python
 
 # Numbers run in threads of Dask's; a BLAS with threads of its own would only compete with them.
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 DASK_LOGGING__DISTRIBUTED=warning
+# Dask's profiler and its logs of messages would take tens of megabytes of each process, which the plan has for rows.
+export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH=100
 stopping= fit=
 trap 'stopping=1; [ -z "$fit" ] || kill -TERM "$fit"' TERM
 
