@@ -1,4 +1,4 @@
-"""Kills real processes at random moments and compares bits: ``python tests/chaos.py [--minutes 5] [--seed 0]``.
+"""Kills real processes at random moments and compares bits: ``python -m tests.chaos [--minutes 5] [--seed 0]``.
 
 Five kinds of victims take turns: drivers of a fit at any moment, drivers inside a commit, writers of predictions, and
 workers and schedulers of a cluster. What is killed is run again until it ends; then its result must be that of a run

@@ -162,7 +162,7 @@ def test_records_that_could_not_be_read_again_are_refused_before_the_first_step(
             return Hidden(*vars(Balls.init(self, sample, rng)).values())
 
     seen: list[int] = []
-    with pytest.raises(ContractError, match="Hidden of module test_checkpoint could not be read again"):
+    with pytest.raises(ContractError, match=f"Hidden of module {__name__} could not be read again"):
         fit(model=Hiding(), checkpoint=tmp_path, callbacks=[killer(-1, seen)])
     assert seen == []
 
