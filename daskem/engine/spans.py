@@ -10,11 +10,13 @@ from uuid import uuid4
 import dask
 from dask.delayed import Delayed
 from dask.utils import key_split
-from distributed import Future, default_client, span
+from distributed import Future, span
+
+from daskem.engine.remote import ask_scheduler
 
 __all__ = ["Spans"]
 
-# Passes that have a span each. Then one span has as many passes as there were before it.
+# Passes that have a span each, a power of two. Then one span has as many passes as there were before it.
 SINGLE = 64
 
 
@@ -30,21 +32,21 @@ class Spans:
     def next(self, step: int, work: Delayed) -> Iterator[None]:
         """Give a context in which the next pass, which computes `work`, belongs to its span."""
         self._passes += 1
-        begins = self._passes <= SINGLE or (self._passes - 1) & (self._passes - 2) == 0
+        alone = self._passes <= SINGLE
+        begins = alone or (self._passes - 1).bit_count() == 1
         if begins:
-            alone = self._passes < SINGLE
             with span(f"daskem step {step}" if alone else f"daskem step {step} and later"):
                 self._annotations = dask.get_annotations()
         with dask.annotate(**self._annotations):
-            if begins and self._passes > SINGLE:
+            if begins and not alone:
                 self._hold(work)
             yield
 
     def _hold(self, work: Delayed) -> None:
         """Keep the task groups of passes alive, which would be new ones, never forgotten, in each pass of the span."""
-        client = default_client()
         names = sorted({key_split(key) for key in work.dask})
-        self._held = [client.submit(_nothing, key=f"{name}-{uuid4().hex}") for name in names]
+        with ask_scheduler() as client:
+            self._held = [client.submit(_nothing, key=f"{name}-{uuid4().hex}") for name in names]
 
 
 def _nothing() -> None:
