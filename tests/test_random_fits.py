@@ -16,6 +16,7 @@ from daskem import tree
 from daskem.algorithms.stopping import ROUNDING
 from daskem.core import Chunk, HasLogPrior
 from daskem.errors import DaskEMError
+from daskem.models import KMeans
 
 FITS, FEW, STEPS = 5_000, 12, 10
 EPS = float(np.finfo(np.float64).eps)
@@ -81,6 +82,10 @@ def rounding(model: Any, params: Any) -> float:
 
 def fit(model: Any, chunk: Chunk, rng: np.random.Generator, monotone: bool) -> str:
     """Make some steps and return how they went; fail where that is no way to go."""
+    # Distances have the unit of the rows, and are no nearer to zero than these are to each other.
+    least = 0.0
+    if isinstance(model, KMeans):
+        least = chunk.total_weight * float(np.square(4 * EPS * np.abs(chunk.rows)).sum(axis=1).max())
     try:
         params, before = model.init(chunk, rng), -np.inf
         for _ in range(STEPS):
@@ -88,7 +93,7 @@ def fit(model: Any, chunk: Chunk, rng: np.random.Generator, monotone: bool) -> s
             log_prior = model.log_prior(params) if isinstance(model, HasLogPrior) else 0.0
             objective = found.objective + log_prior
             assert tree.all_finite(found)
-            slack = rounding(model, params) * max(chunk.total_weight, abs(before), abs(log_prior))
+            slack = rounding(model, params) * max(chunk.total_weight, abs(before), abs(log_prior)) + least
             assert not monotone or before == -np.inf or objective >= before - slack, (before, objective, slack)
             params, before = model.m_step(found.stats, params), objective
             assert tree.all_finite(params)
