@@ -292,7 +292,8 @@ def _sums(params: KMeansParams, chunk: Chunk) -> KMeansStats:
         return KMeansStats(n, x, np.bincount(labels, squared, k).astype(np.float64))
     centers = block.centers.astype(np.float64)
     cross, square = np.einsum("kd,kd->k", x, centers), np.einsum("kd,kd->k", centers, centers)
-    return KMeansStats(n, x, sums[:, d + 1] - 2.0 * cross + n * square)
+    # Rounding takes it below zero where all rows are at their center.
+    return KMeansStats(n, x, np.maximum(sums[:, d + 1] - 2.0 * cross + n * square, 0.0))
 
 
 def _membership(params: KMeansParams, chunk: Chunk, labels: Int, block: _Block) -> csc_array:

@@ -10,7 +10,6 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
-from scipy.special import xlog1py, xlogy
 
 from daskem import tree
 from daskem.core import (
@@ -66,8 +65,7 @@ class TwoCoins:
         weight = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
         heads = chunk.rows[:, :1].astype(np.float64)
         choose = [math.log(math.comb(self.tosses, int(h))) for h in heads[:, 0]]
-        # A coin may have shown one side only: then 0 log 0 counts nothing.
-        joint = xlogy(heads, params) + xlog1py(self.tosses - heads, -params) - math.log(2)
+        joint = heads * np.log(params) + (self.tosses - heads) * np.log1p(-params) - math.log(2)
         log_prob = np.logaddexp(joint[:, 0], joint[:, 1])
         resp = weight[:, None] * np.exp(joint - log_prob[:, None])
         stats = CoinStats(self.tosses * resp.sum(axis=0), (resp * heads).sum(axis=0))
@@ -77,7 +75,7 @@ class TwoCoins:
         return stats.heads / stats.tosses
 
     def surrogate(self, stats: CoinStats, params: Float) -> float:
-        return float(np.sum(xlogy(stats.heads, params) + xlog1py(stats.tosses - stats.heads, -params)))
+        return float(stats.heads @ np.log(params) + (stats.tosses - stats.heads) @ np.log1p(-params))
 
     def to_vector(self, params: Float) -> Float:
         return np.log(params) - np.log1p(-params)
