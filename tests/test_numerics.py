@@ -176,6 +176,42 @@ def test_log_densities_are_those_of_long_double(covariance, d, condition, offset
         assert (np.abs(found[:, k] - exact) / magnitude).max() < 1e-12
 
 
+def exact_marginal(factor, deviation):
+    """Return the log density of what is present of a row, in long double, and the size of its terms."""
+    holes = np.isnan(deviation)
+    whole = factor.T @ np.where(holes, 0, deviation)
+    peak = np.log(np.diagonal(factor)).sum() - np.sum(~holes) / np.longdouble(2) * np.log(2 * np.longdouble(np.pi))
+    basis = []
+    for column in factor.T[:, holes].T:
+        for q in [*basis, *basis]:
+            column = column - q * (q @ column)
+        basis.append(column / np.sqrt(column @ column))
+        peak -= np.log(column @ column) / 2
+    for q in [*basis, *basis]:
+        whole = whole - q * (q @ whole)
+    square = whole @ whole / 2
+    return peak - square, 1 + np.abs(peak) + square
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+@pytest.mark.parametrize("d", [3, 12])
+@pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
+def test_log_densities_of_rows_with_holes_are_those_of_long_double(covariance, d, condition, offset):
+    rng = np.random.default_rng([d, round(np.log10(condition))])
+    axes = np.linalg.qr(rng.normal(size=(d, d)))[0] * np.geomspace(1.0, condition**-0.5, d)[:, None]
+    rows = rng.normal(size=(600, d)) @ axes + offset
+    params, _ = steps(Mixture(Gaussian(covariance, 0.0), 2), rows, 2)
+    rows[rng.random(rows.shape) < 0.2] = np.nan
+    found = Gaussian(covariance, 0.0, missing=True).log_prob(params.components, Chunk(rows[:100]))
+    factor = np.asarray(params.components.precisions_cholesky, np.longdouble)
+    for k in (0, 1):
+        mean = params.components.means[k].astype(np.longdouble)
+        for row, ours in zip(rows[:100], found[:, k], strict=True):
+            exact, magnitude = exact_marginal(factor if factor.ndim == 2 else factor[k], row - mean)
+            assert abs(ours - exact) / magnitude < 1e-12
+
+
 @pytest.mark.parametrize("size", [1e-150, 1e150])
 def test_log_densities_of_extreme_sizes_are_those_of_long_double(size):
     rows = rows_of(4, 500) * size

@@ -12,6 +12,10 @@ over all patterns at a time where holes are few, by LAPACK where they are many. 
 any, take the arithmetic of `daskem.models.gaussian_kernels`. Features that are independent given the component (diag,
 spherical) need no patterns: a hole has the component's own mean and variance.
 
+Where features nearly determine each other, the two quadratic forms above are large and nearly equal. There the density
+is taken of the whole row with its holes at their conditional means, which is the same number, and log det L_mm from a
+QR decomposition of those columns of the factor F, L = F^T F.
+
 Rows with holes are computed with in double precision whatever their type.
 """
 
@@ -20,22 +24,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from daskem.core import Array, Chunk, Float, Int
 from daskem.models.gaussian_kernels import LOG_2PI, Kernel, Moments, pack
+from daskem.models.gaussian_patterns import RUN_NUMBERS, Holes
 from daskem.models.gaussian_records import GaussianParams
 
 __all__ = ["HolesKernel", "has_holes", "holes_bytes", "over_holes", "without_holes"]
 
-# Patterns are worked on one by one where their holes are many, or where q^2 numbers for each of their rows are: there
-# BLAS gains more than its calls cost (measured).
-MAX_SWEPT, MANY_NUMBERS = 8, 4096
-# Numbers that the conditional covariances of one run of rows may take, and those that are kept until the moments are
-# taken rather than computed again.
-RUN_NUMBERS, KEPT_NUMBERS = 1 << 18, 1 << 20
+# Numbers of the conditional covariances that are kept until the moments are taken, rather than computed again.
+KEPT_NUMBERS = 1 << 20
+# A feature that the others explain up to one part in so many of its variance: rounding grows by as much.
+STIFF = 1e3
 
 
 def has_holes(chunk: Chunk) -> bool:
@@ -69,158 +73,6 @@ def holes_bytes(rows: int, k: int, d: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Run(ABC):
-    """Consecutive rows with holes, sorted by pattern, all with the same number q of holes.
-
-    Components are the last axis of what is said of holes, so that picking a row's numbers copies a few in one piece.
-    The last axis of C has length one where components share the precision.
-
-    Attributes
-    ----------
-    rows : which of the sorted rows. holes : which of the list of all their holes.
-    features : (q, patterns) missing features.
-    pattern : (rows,) pattern of each row. starts : first row of each pattern, counted from the run's own first.
-    """
-
-    rows: slice
-    holes: slice
-    features: Int
-    pattern: Int
-    starts: Int
-
-    @abstractmethod
-    def invert(self, precision: Float) -> tuple[Float, Float]:
-        """Return C of all patterns, in a layout of its own, and log det L_mm (patterns, k), L being (d, d, k)."""
-
-    @abstractmethod
-    def apply(self, inverse: Float, g: Float) -> Float:
-        """Return C g of each row, g being (q, rows, k)."""
-
-    @abstractmethod
-    def spread(self, inverse: Float, weight: Float, out: Float) -> None:
-        """Add the sum over patterns of weight (patterns, k) times C to `out` (d, d, k)."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Together(_Run):
-    """A run whose patterns are worked on together: C is (q, q, patterns, k)."""
-
-    def invert(self, precision: Float) -> tuple[Float, Float]:
-        a = np.take(precision.reshape(-1, precision.shape[-1]), self._places(len(precision)), axis=0)
-        pivots = np.empty(a.shape[1:])
-        # Gauss and Jordan's sweeps (Little & Rubin 2020, section 7.4.3); a positive definite matrix needs no pivoting.
-        for i in range(len(a)):
-            pivots[i] = a[i, i]
-            row = a[i] / pivots[i]
-            a -= a[:, i, None] * row
-            a[i] = a[:, i] = row
-            a[i, i] = -1.0 / pivots[i]
-        return np.negative(a, out=a), np.asarray(np.log(pivots).sum(axis=0), np.float64)
-
-    def apply(self, inverse: Float, g: Float) -> Float:
-        return np.asarray(np.einsum("abnk,bnk->ank", np.take(inverse, self.pattern, axis=2), g))
-
-    def spread(self, inverse: Float, weight: Float, out: Float) -> None:
-        k = out.shape[-1]
-        places = self._places(len(out))[..., None] * k + np.arange(k)
-        out += np.bincount(places.ravel(), (inverse * weight).ravel(), out.size).reshape(out.shape)
-
-    def _places(self, d: int) -> Int:
-        return self.features[:, None] * d + self.features
-
-
-@dataclass(frozen=True, eq=False)
-class _OneByOne(_Run):
-    """A run whose patterns are worked on one by one: C is (patterns, k, q, q)."""
-
-    def invert(self, precision: Float) -> tuple[Float, Float]:
-        features = self.features.T
-        blocks = np.ascontiguousarray(precision[features[:, :, None], features[:, None]].transpose(0, 3, 1, 2))
-        return np.asarray(np.linalg.inv(blocks), np.float64), np.asarray(np.linalg.slogdet(blocks)[1], np.float64)
-
-    def apply(self, inverse: Float, g: Float) -> Float:
-        out = np.empty(g.shape)
-        for matrix, start, stop in zip(inverse, self.starts, [*self.starts[1:], g.shape[1]], strict=True):
-            product = matrix @ np.ascontiguousarray(g[:, start:stop].transpose(2, 0, 1))
-            out[:, start:stop] = product.transpose(1, 2, 0)
-        return out
-
-    def spread(self, inverse: Float, weight: Float, out: Float) -> None:
-        for matrix, each, features in zip(inverse, weight, self.features.T, strict=True):
-            out[features[:, None], features] += each * matrix.transpose(1, 2, 0)
-
-
-@dataclass(frozen=True, eq=False)
-class _Holes:
-    """The rows of a block, those with holes apart and sorted.
-
-    Attributes
-    ----------
-    complete : the rows without holes, whose places in the block are `kept`.
-    rows : places of the others in the block, by number and then by pattern of their holes.
-    values : (d, m) their values, zero for holes. place : holes as offsets into `values`, run by run.
-    feature, row : the feature of each hole, and which of the sorted rows has it.
-    runs : runs of these rows with one number of holes.
-    """
-
-    complete: Chunk
-    kept: Int
-    rows: Int
-    values: Float
-    place: Int
-    feature: Int
-    row: Int
-    runs: tuple[_Run, ...]
-
-    @classmethod
-    def of(cls, chunk: Chunk, k: int) -> _Holes:
-        """Take a block apart for k components."""
-        missing = np.isnan(chunk.rows)
-        codes = _codes(missing)
-        order = np.lexsort(codes)
-        codes = codes[:, order]
-        first = int(np.searchsorted(codes[-1], 1.0))
-        kept, rows = np.sort(order[:first]), order[first:]
-        runs = tuple(_runs(missing, rows, codes[:, first:], k))
-        features = [np.take(run.features, run.pattern, axis=1) for run in runs]
-        row = np.concatenate([np.tile(np.arange(run.rows.start, run.rows.stop), len(run.features)) for run in runs])
-        feature = np.concatenate([f.ravel() for f in features])
-        place = feature * len(rows) + row
-        values = np.ascontiguousarray(np.take(chunk.rows, rows, axis=0).T, np.float64)
-        values.reshape(-1)[place] = 0.0
-        complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
-        return cls(complete, kept, rows, values, place, feature, row, runs)
-
-
-def _codes(missing: Array) -> Float:
-    """Return whole numbers that tell patterns (n, d) apart, a row for each 52 features, and the numbers of holes."""
-    d = missing.shape[1]
-    columns = np.zeros((d, -(-d // 52) + 1))
-    columns[np.arange(d), np.arange(d) // 52] = 2.0 ** (np.arange(d) % 52)
-    columns[:, -1] = 1.0
-    return np.ascontiguousarray((missing.astype(np.float64) @ columns).T)
-
-
-def _runs(missing: Array, rows: Int, codes: Float, k: int) -> Iterator[_Run]:
-    """Yield runs of sorted rows: one number of holes each, and few enough for `RUN_NUMBERS`."""
-    count = codes[-1]
-    new = np.ones(len(rows), bool)
-    new[1:] = (codes[:, 1:] != codes[:, :-1]).any(axis=0)
-    hole, start = 0, 0
-    while start < len(rows):
-        q = int(count[start])
-        stop = min(int(np.searchsorted(count, q, side="right")), start + max(1, RUN_NUMBERS // (k * q * q)))
-        new[start] = True
-        starts = np.flatnonzero(new[start:stop])
-        features = np.nonzero(missing[rows[start + starts]])[1].reshape(-1, q).T
-        one_by_one = q > MAX_SWEPT or q * q * (stop - start) > MANY_NUMBERS * len(starts)
-        kind = _OneByOne if one_by_one else _Together
-        holes = slice(hole, hole + q * (stop - start))
-        yield kind(slice(start, stop), holes, features, np.cumsum(new[start:stop]) - 1, starts)
-        hole, start = holes.stop, stop
-
-
-@dataclass(frozen=True, eq=False)
 class _Conditional:
     """What parameters say of the rows with holes: log densities (k, m), and of their holes given the rest.
 
@@ -248,12 +100,14 @@ class HolesKernel(ABC):
     kernel : the arithmetic of rows without holes.
     means : (k, d), data units. scale : (d,).
     precision : scaled: (k, d, d), or (1, d, d) where components share it; for diag and spherical (k, d).
+    factor : the F of L = F^T F, likewise.
     """
 
     kernel: Kernel
     means: Float
     scale: Float
     precision: Float
+    factor: Float
 
     @abstractmethod
     def log_prob(self, chunk: Chunk) -> Array:
@@ -290,9 +144,10 @@ def over_holes(kernel: Kernel, params: GaussianParams, chunk: Chunk) -> HolesKer
     def make() -> HolesKernel:
         if kernel.covariance in ("full", "tied"):
             factor = kernel.factor if kernel.factor.ndim == 3 else kernel.factor[None]
-            return _MatrixHoles(kernel, params.means, params.scale, factor.swapaxes(-1, -2) @ factor)
+            return _MatrixHoles(kernel, params.means, params.scale, factor.swapaxes(-1, -2) @ factor, factor)
         factor = kernel.factor if kernel.factor.ndim == 2 else kernel.factor[:, None]
-        return _DiagonalHoles(kernel, params.means, params.scale, np.broadcast_to(factor * factor, params.means.shape))
+        precision = np.broadcast_to(factor * factor, params.means.shape)
+        return _DiagonalHoles(kernel, params.means, params.scale, precision, factor)
 
     made: HolesKernel = chunk.scratch.keep("holes kernel", kernel, make)
     return made
@@ -340,8 +195,8 @@ class _MatrixHoles(HolesKernel):
         out[row, holes.feature] = (np.take(resp, row, axis=1) * expected).sum(axis=0)
         return out
 
-    def _holes(self, chunk: Chunk) -> _Holes:
-        holes: _Holes = chunk.scratch.keep("holes", chunk, lambda: _Holes.of(chunk, len(self.means)))
+    def _holes(self, chunk: Chunk) -> Holes:
+        holes: Holes = chunk.scratch.keep("holes", chunk, lambda: Holes.of(chunk, len(self.means)))
         return holes
 
     def _conditional(self, chunk: Chunk) -> _Conditional:
@@ -366,15 +221,41 @@ class _MatrixHoles(HolesKernel):
         log_prob *= -0.5
         log_prob += self.kernel.peak[:, None]
         runs = list(self._condition_runs(holes, log_prob, g))
-        return _Conditional(log_prob, about, g, tuple(inverse for inverse, _ in runs), tuple(peak for _, peak in runs))
+        found = _Conditional(log_prob, about, g, tuple(inverse for inverse, _ in runs), tuple(peak for _, peak in runs))
+        if self.stiff:
+            self._refine(chunk, found)
+        return found
 
-    def _condition_runs(self, holes: _Holes, log_prob: Float, g: Float) -> Iterator[tuple[Float | None, Float]]:
+    @cached_property
+    def stiff(self) -> bool:
+        """Whether a feature is explained by the others so well that large numbers would have to cancel."""
+        inverse = np.linalg.inv(self.factor)
+        variance = np.einsum("kij,kij->ki", inverse, inverse)
+        return bool((variance * np.einsum("kii->ki", self.precision)).max() > STIFF)
+
+    def _refine(self, chunk: Chunk, found: _Conditional) -> None:
+        """Take the log densities anew, of whole rows with their holes at the conditional means."""
+        holes, log_prob = self._holes(chunk), found.log_prob
+        z, product = (chunk.scratch.empty(name, holes.values.shape) for name in ("z", "L z"))
+        for component, delta in enumerate(self.kernel.delta):
+            np.subtract(self._about(chunk, component, found.about), delta[:, None], out=z)
+            z.reshape(-1)[holes.place] = found.offset[:, component]
+            np.matmul(self.factor[component % len(self.factor)], z, out=product)
+            np.einsum("dn,dn->n", product, product, out=log_prob[component])
+        log_prob *= -0.5
+        log_prob += self.kernel.peak[:, None]
+        for run, peak in zip(holes.runs, found.peaks, strict=True):
+            log_prob[:, run.rows] += np.take(peak, run.pattern, axis=0).T
+
+    def _condition_runs(self, holes: Holes, log_prob: Float, g: Float) -> Iterator[tuple[Float | None, Float]]:
         """Turn g into conditional offsets and complete the log densities, run by run; yield inverses and peaks."""
         precision = self._component_last()
         constant = 0.5 * LOG_2PI - np.log(self.scale)
         kept = 0
         for run in holes.runs:
             inverse, log_det = run.invert(precision)
+            if self.stiff:
+                log_det = _log_det(self.factor, run.features)
             peak = constant[run.features].sum(axis=0)[:, None] - 0.5 * log_det
             gradient = g[run.holes].reshape(len(run.features), -1, g.shape[1])
             offset = run.apply(inverse, gradient)
@@ -384,7 +265,7 @@ class _MatrixHoles(HolesKernel):
             kept += inverse.size
             yield (inverse if kept <= KEPT_NUMBERS else None), peak
 
-    def _covariance(self, holes: _Holes, found: _Conditional, share: Float) -> Float:
+    def _covariance(self, holes: Holes, found: _Conditional, share: Float) -> Float:
         """Return the sum over rows of share (k, m) times the conditional covariance, shaped as the precision."""
         precision = self._component_last()
         out = np.zeros(precision.shape)
@@ -416,6 +297,19 @@ class _MatrixHoles(HolesKernel):
         if self.kernel.covariance == "tied":
             return np.asarray(second[0])
         return pack(second) if self.kernel.packed else second
+
+
+def _log_det(factor: Float, features: Int) -> Float:
+    """Return log det (F^T F)_mm (patterns, k) for the columns m of each pattern, features being (q, patterns)."""
+    q, patterns = features.shape
+    out = np.empty((patterns, len(factor)))
+    most = max(1, RUN_NUMBERS // (factor.shape[-1] * q))
+    for component, each in enumerate(factor):
+        for start in range(0, patterns, most):
+            part = slice(start, start + most)
+            r = np.linalg.qr(each[:, features[:, part].T].transpose(1, 0, 2), mode="r")
+            out[part, component] = 2.0 * np.log(np.abs(np.einsum("nqq->nq", r))).sum(axis=1)
+    return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,174 @@
+"""Rows of a block with holes (NaN), sorted by the number and the pattern of their holes; C = (L_mm)^-1 of each pattern.
+
+What these are for, and the letters, are in `daskem.models.gaussian_missing`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskem.core import Array, Chunk, Float, Int
+
+__all__ = ["RUN_NUMBERS", "Holes", "Run"]
+
+# Patterns are worked on one by one where their holes are many, or where q^2 numbers for each of their rows are: there
+# BLAS gains more than its calls cost (measured).
+MAX_SWEPT, MANY_NUMBERS = 8, 4096
+# Numbers that the conditional covariances of one run of rows may take.
+RUN_NUMBERS = 1 << 18
+
+
+@dataclass(frozen=True, eq=False)
+class Run(ABC):
+    """Consecutive rows with holes, sorted by pattern, all with the same number q of holes.
+
+    Components are the last axis of what is said of holes, so that picking a row's numbers copies a few in one piece.
+    The last axis of C has length one where components share the precision.
+
+    Attributes
+    ----------
+    rows : which of the sorted rows. holes : which of the list of all their holes.
+    features : (q, patterns) missing features.
+    pattern : (rows,) pattern of each row. starts : first row of each pattern, counted from the run's own first.
+    """
+
+    rows: slice
+    holes: slice
+    features: Int
+    pattern: Int
+    starts: Int
+
+    @abstractmethod
+    def invert(self, precision: Float) -> tuple[Float, Float]:
+        """Return C of all patterns, in a layout of its own, and log det L_mm (patterns, k), L being (d, d, k)."""
+
+    @abstractmethod
+    def apply(self, inverse: Float, g: Float) -> Float:
+        """Return C g of each row, g being (q, rows, k)."""
+
+    @abstractmethod
+    def spread(self, inverse: Float, weight: Float, out: Float) -> None:
+        """Add the sum over patterns of weight (patterns, k) times C to `out` (d, d, k)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Together(Run):
+    """A run whose patterns are worked on together: C is (q, q, patterns, k)."""
+
+    def invert(self, precision: Float) -> tuple[Float, Float]:
+        a = np.take(precision.reshape(-1, precision.shape[-1]), self._places(len(precision)), axis=0)
+        pivots = np.empty(a.shape[1:])
+        # Gauss and Jordan's sweeps (Little & Rubin 2020, section 7.4.3); a positive definite matrix needs no pivoting.
+        for i in range(len(a)):
+            pivots[i] = a[i, i]
+            row = a[i] / pivots[i]
+            a -= a[:, i, None] * row
+            a[i] = a[:, i] = row
+            a[i, i] = -1.0 / pivots[i]
+        return np.negative(a, out=a), np.asarray(np.log(pivots).sum(axis=0), np.float64)
+
+    def apply(self, inverse: Float, g: Float) -> Float:
+        return np.asarray(np.einsum("abnk,bnk->ank", np.take(inverse, self.pattern, axis=2), g))
+
+    def spread(self, inverse: Float, weight: Float, out: Float) -> None:
+        k = out.shape[-1]
+        places = self._places(len(out))[..., None] * k + np.arange(k)
+        out += np.bincount(places.ravel(), (inverse * weight).ravel(), out.size).reshape(out.shape)
+
+    def _places(self, d: int) -> Int:
+        return self.features[:, None] * d + self.features
+
+
+@dataclass(frozen=True, eq=False)
+class _OneByOne(Run):
+    """A run whose patterns are worked on one by one: C is (patterns, k, q, q)."""
+
+    def invert(self, precision: Float) -> tuple[Float, Float]:
+        features = self.features.T
+        blocks = np.ascontiguousarray(precision[features[:, :, None], features[:, None]].transpose(0, 3, 1, 2))
+        return np.asarray(np.linalg.inv(blocks), np.float64), np.asarray(np.linalg.slogdet(blocks)[1], np.float64)
+
+    def apply(self, inverse: Float, g: Float) -> Float:
+        out = np.empty(g.shape)
+        for matrix, start, stop in zip(inverse, self.starts, [*self.starts[1:], g.shape[1]], strict=True):
+            product = matrix @ np.ascontiguousarray(g[:, start:stop].transpose(2, 0, 1))
+            out[:, start:stop] = product.transpose(1, 2, 0)
+        return out
+
+    def spread(self, inverse: Float, weight: Float, out: Float) -> None:
+        for matrix, each, features in zip(inverse, weight, self.features.T, strict=True):
+            out[features[:, None], features] += each * matrix.transpose(1, 2, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Holes:
+    """The rows of a block, those with holes apart and sorted.
+
+    Attributes
+    ----------
+    complete : the rows without holes, whose places in the block are `kept`.
+    rows : places of the others in the block, by number and then by pattern of their holes.
+    values : (d, m) their values, zero for holes. place : holes as offsets into `values`, run by run.
+    feature, row : the feature of each hole, and which of the sorted rows has it.
+    runs : runs of these rows with one number of holes.
+    """
+
+    complete: Chunk
+    kept: Int
+    rows: Int
+    values: Float
+    place: Int
+    feature: Int
+    row: Int
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, chunk: Chunk, k: int) -> Holes:
+        """Take a block apart for k components."""
+        missing = np.isnan(chunk.rows)
+        codes = _codes(missing)
+        order = np.lexsort(codes)
+        codes = codes[:, order]
+        first = int(np.searchsorted(codes[-1], 1.0))
+        kept, rows = np.sort(order[:first]), order[first:]
+        runs = tuple(_runs(missing, rows, codes[:, first:], k))
+        features = [np.take(run.features, run.pattern, axis=1) for run in runs]
+        row = np.concatenate([np.tile(np.arange(run.rows.start, run.rows.stop), len(run.features)) for run in runs])
+        feature = np.concatenate([f.ravel() for f in features])
+        place = feature * len(rows) + row
+        values = np.ascontiguousarray(np.take(chunk.rows, rows, axis=0).T, np.float64)
+        values.reshape(-1)[place] = 0.0
+        complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
+        return cls(complete, kept, rows, values, place, feature, row, runs)
+
+
+def _codes(missing: Array) -> Float:
+    """Return whole numbers that tell patterns (n, d) apart, a row for each 52 features, and the numbers of holes."""
+    d = missing.shape[1]
+    columns = np.zeros((d, -(-d // 52) + 1))
+    columns[np.arange(d), np.arange(d) // 52] = 2.0 ** (np.arange(d) % 52)
+    columns[:, -1] = 1.0
+    return np.ascontiguousarray((missing.astype(np.float64) @ columns).T)
+
+
+def _runs(missing: Array, rows: Int, codes: Float, k: int) -> Iterator[Run]:
+    """Yield runs of sorted rows: one number of holes each, and few enough for `RUN_NUMBERS`."""
+    count = codes[-1]
+    new = np.ones(len(rows), bool)
+    new[1:] = (codes[:, 1:] != codes[:, :-1]).any(axis=0)
+    hole, start = 0, 0
+    while start < len(rows):
+        q = int(count[start])
+        stop = min(int(np.searchsorted(count, q, side="right")), start + max(1, RUN_NUMBERS // (k * q * q)))
+        new[start] = True
+        starts = np.flatnonzero(new[start:stop])
+        features = np.nonzero(missing[rows[start + starts]])[1].reshape(-1, q).T
+        one_by_one = q > MAX_SWEPT or q * q * (stop - start) > MANY_NUMBERS * len(starts)
+        kind = _OneByOne if one_by_one else _Together
+        holes = slice(hole, hole + q * (stop - start))
+        yield kind(slice(start, stop), holes, features, np.cumsum(new[start:stop]) - 1, starts)
+        hole, start = holes.stop, stop
