@@ -100,14 +100,12 @@ class HolesKernel(ABC):
     kernel : the arithmetic of rows without holes.
     means : (k, d), data units. scale : (d,).
     precision : scaled: (k, d, d), or (1, d, d) where components share it; for diag and spherical (k, d).
-    factor : the F of L = F^T F, likewise.
     """
 
     kernel: Kernel
     means: Float
     scale: Float
     precision: Float
-    factor: Float
 
     @abstractmethod
     def log_prob(self, chunk: Chunk) -> Array:
@@ -146,8 +144,7 @@ def over_holes(kernel: Kernel, params: GaussianParams, chunk: Chunk) -> HolesKer
             factor = kernel.factor if kernel.factor.ndim == 3 else kernel.factor[None]
             return _MatrixHoles(kernel, params.means, params.scale, factor.swapaxes(-1, -2) @ factor, factor)
         factor = kernel.factor if kernel.factor.ndim == 2 else kernel.factor[:, None]
-        precision = np.broadcast_to(factor * factor, params.means.shape)
-        return _DiagonalHoles(kernel, params.means, params.scale, precision, factor)
+        return _DiagonalHoles(kernel, params.means, params.scale, np.broadcast_to(factor * factor, params.means.shape))
 
     made: HolesKernel = chunk.scratch.keep("holes kernel", kernel, make)
     return made
@@ -155,7 +152,9 @@ def over_holes(kernel: Kernel, params: GaussianParams, chunk: Chunk) -> HolesKer
 
 @dataclass(frozen=True, eq=False)
 class _MatrixHoles(HolesKernel):
-    """Full or tied covariances."""
+    """Full or tied covariances; `factor` is the F of the precisions L = F^T F, shaped as they are."""
+
+    factor: Float
 
     def log_prob(self, chunk: Chunk) -> Array:
         holes = self._holes(chunk)
