@@ -160,14 +160,19 @@ def exact_log_prob(params: GaussianParams, k: int, rows: Array) -> tuple[np.ndar
     return peak - square, 1 + np.abs(peak) + square
 
 
+def rows_of_condition(d, condition):
+    """Return rows whose covariance has this condition, in axes of any direction."""
+    rng = np.random.default_rng([d, round(np.log10(condition))])
+    axes = np.linalg.qr(rng.normal(size=(d, d)))[0] * np.geomspace(1.0, condition**-0.5, d)[:, None]
+    return rng.normal(size=(600, d)) @ axes
+
+
 @pytest.mark.parametrize("covariance", ["full", "tied"])
 @pytest.mark.parametrize("d", [3, 12, 80])
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
 @pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
 def test_log_densities_are_those_of_long_double(covariance, d, condition, offset):
-    rng = np.random.default_rng([d, round(np.log10(condition))])
-    axes = np.linalg.qr(rng.normal(size=(d, d)))[0] * np.geomspace(1.0, condition**-0.5, d)[:, None]
-    rows = rng.normal(size=(600, d)) @ axes + offset
+    rows = rows_of_condition(d, condition) + offset
     model = Mixture(Gaussian(covariance, 0.0), 2)
     params, _ = steps(model, rows, 2)
     found = model.family.log_prob(params.components, Chunk(rows))
@@ -198,11 +203,9 @@ def exact_marginal(factor, deviation):
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
 @pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
 def test_log_densities_of_rows_with_holes_are_those_of_long_double(covariance, d, condition, offset):
-    rng = np.random.default_rng([d, round(np.log10(condition))])
-    axes = np.linalg.qr(rng.normal(size=(d, d)))[0] * np.geomspace(1.0, condition**-0.5, d)[:, None]
-    rows = rng.normal(size=(600, d)) @ axes + offset
+    rows = rows_of_condition(d, condition) + offset
     params, _ = steps(Mixture(Gaussian(covariance, 0.0), 2), rows, 2)
-    rows[rng.random(rows.shape) < 0.2] = np.nan
+    rows[np.random.default_rng(d).random(rows.shape) < 0.2] = np.nan
     found = Gaussian(covariance, 0.0, missing=True).log_prob(params.components, Chunk(rows[:100]))
     factor = np.asarray(params.components.precisions_cholesky, np.longdouble)
     for k in (0, 1):
