@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,30 +162,49 @@ def test_a_job_gives_the_bits_of_a_local_fit(environment, data, expected, tmp_pa
     assert said["progress"]["reason"]
 
 
-def test_a_cancelled_worker_job_is_replaced(environment, data, expected, tmp_path):
-    model, held, log = tmp_path / "model.safetensors", tmp_path / "held", tmp_path / "driver.log"
-    held.touch()
+def driver_job(environment, data, place):
+    """Return a fit whose driver asks for two worker jobs, which wait in the midst of a pass, and what it was given."""
+    model, file = place / "model.safetensors", place / "held"
+    held = HeldJob(model, file, "")
+    file.touch()
+    held.directory.mkdir()
     config = {"cores": 1, "processes": 1, "memory": "1GB", "interface": "lo", "walltime": "00:10:00"}
-    (tmp_path / "dask.yaml").write_text(json.dumps({"jobqueue": {"slurm": {"name": "daskem-worker", **config}}}))
-    told = {**environment, "DASK_CONFIG": str(tmp_path), "DASKEM_HELD": str(held)}
+    (place / "dask.yaml").write_text(json.dumps({"jobqueue": {"slurm": {"name": "daskem-worker", **config}}}))
+    told = {**environment, "DASK_CONFIG": str(place), "DASKEM_HELD": str(file)}
     told |= {"DEPLOY": str(ROOT / "deploy"), "PYTHON": sys.executable, "JOBS": "2"}
     told |= {"SBATCH_OUTPUT": "/dev/null"}  # of worker jobs, else files in the directory of whoever runs this
     script = ROOT / "deploy" / "slurm" / "driver-and-workers.sh"
-    command = ("fit", "held:gaussians", data, "-o", model, *OPTIONS, "--checkpoint", tmp_path / "kept")
-    job = call(told, "sbatch", "--parsable", f"--output={log}", script, *command).strip()
+    command = ("fit", "held:gaussians", data, "-o", model, *OPTIONS, "--checkpoint", held.directory)
+    job = call(told, "sbatch", "--parsable", f"--output={held.log}", script, *command).strip()
+    return replace(held, job=job)
 
-    def workers():
-        listed = call(told, "squeue", "--noheader", "--name=daskem-worker", "--states=RUNNING", "--format=%i")
-        return set(listed.split())
 
-    poll(Path(f"{held}.reached").exists)
-    before = poll(lambda: len(workers()) == 2 and workers())
-    call(told, "scancel", *before)
-    poll(lambda: len(workers() - before) == 2)
-    held.unlink()
-    same(model, expected, finish(told, job, log))
+def worker_jobs(environment):
+    listed = call(environment, "squeue", "--noheader", "--name=daskem-worker", "--states=RUNNING", "--format=%i")
+    return set(listed.split())
+
+
+def test_a_cancelled_worker_job_is_replaced(environment, data, expected, tmp_path):
+    held = driver_job(environment, data, tmp_path)
+    held.await_reached()
+    before = poll(lambda: len(worker_jobs(environment)) == 2 and worker_jobs(environment))
+    call(environment, "scancel", *before)
+    poll(lambda: len(worker_jobs(environment) - before) == 2)
+    held.file.unlink()
+    same(held.model, expected, finish(environment, held.job, held.log))
     # Worker jobs end with the driver's.
-    poll(lambda: not workers())
+    poll(lambda: not worker_jobs(environment))
+
+
+def test_a_driver_that_is_told_of_its_time_limit_goes_on_to_the_same_bits(environment, data, expected, tmp_path):
+    held = driver_job(environment, data, tmp_path)
+    held.await_reached()
+    # What SLURM does by itself a minute before the limit.
+    call(environment, "scancel", "--batch", "--signal=TERM", held.job)
+    held.await_stopped()
+    held.file.unlink()
+    held.check_went_on(environment, expected)
+    poll(lambda: not worker_jobs(environment))
 
 
 def test_the_notebook_about_clusters_runs_in_a_job(environment, tmp_path):
