@@ -410,10 +410,11 @@ def present(chunk: Chunk) -> Chunk:
 
 def _telling(chunk: Chunk) -> Chunk:
     """Return the chunk without rows that have neither a value nor a label."""
-    suspects = np.isnan(chunk.rows[:, 0])
-    if not suspects.any():
+    suspects = np.flatnonzero(np.isnan(chunk.rows[:, 0]))
+    if not len(suspects):
         return chunk
-    telling = ~(suspects & np.isnan(chunk.rows).all(axis=1))
+    telling = np.ones(len(chunk), bool)
+    telling[suspects] = ~np.isnan(chunk.rows[suspects]).all(axis=1)
     if chunk.labels is not None:
         telling |= chunk.labels >= 0 if chunk.labels.ndim == 1 else (chunk.labels != 1).any(axis=1)
     return chunk if telling.all() else _select(chunk, telling)
