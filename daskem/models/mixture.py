@@ -397,8 +397,10 @@ def block_rows(row_bytes: float, shrink: float = 1.0, longest: int = MAX_BLOCK, 
 
     `shrink` is the size of the type that is computed in, relative to double precision.
     """
-    fitting = min(max(budget / (row_bytes * shrink), MIN_BLOCK), longest, MAX_BLOCK_BYTES / row_bytes)
-    return 1 << max(0, math.floor(math.log2(max(fitting, 1.0))))
+    # The nearest one: a row short of what would fit must not halve the block.
+    wanted = round(math.log2(min(max(budget / (row_bytes * shrink), MIN_BLOCK), longest)))
+    most = math.floor(math.log2(max(MAX_BLOCK_BYTES / row_bytes, 1.0)))
+    return 1 << min(wanted, most)
 
 
 def present(chunk: Chunk) -> Chunk:
