@@ -75,9 +75,13 @@ class _Together(Run):
         return np.asarray(np.einsum("abnk,bnk->ank", np.take(inverse, self.pattern, axis=2), g))
 
     def spread(self, inverse: Float, weight: Float, out: Float) -> None:
-        k = out.shape[-1]
-        places = self._places(len(out))[..., None] * k + np.arange(k)
-        out += np.bincount(places.ravel(), (inverse * weight).ravel(), out.size).reshape(out.shape)
+        k, (i, j) = out.shape[-1], np.triu_indices(len(inverse))
+        places = (self.features[i] * len(out) + self.features[j])[..., None] * k + np.arange(k)
+        numbers = inverse[i, j] * weight
+        # Each half adds the diagonal once.
+        numbers[i == j] *= 0.5
+        half = np.bincount(places.ravel(), numbers.ravel(), out.size).reshape(out.shape)
+        out += half + half.swapaxes(0, 1)
 
     def _places(self, d: int) -> Int:
         return self.features[:, None] * d + self.features
