@@ -231,7 +231,10 @@ class Problem(Protocol):
         """Return the mean objective per unit weight, nats, the model's log prior included where it has one."""
 
     def precision(self, params: Params) -> float:
-        """Return p / (2 n), nats per row: by how much chance alone lifts the maximum over n rows with p parameters."""
+        """Return p / (2 n), nats per row: by how much chance alone lifts the maximum over n rows with p parameters.
+
+        Rows of weight zero are not counted.
+        """
 
     def change(self, old: Params, new: Params) -> float:
         """Return how far parameters moved: the model's own `distance`, else the largest relative change of a leaf."""

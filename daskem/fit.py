@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -194,17 +195,18 @@ def fit(
     for capability in getattr(algorithm, "needs", ()):
         require(model, capability, type(algorithm).__name__)
     starts = _given_starts(params)
+    _at_least(0, "seed", seed)
     check_init_sample(init_sample)
     check_compress(compress, model)
     check_on_bad_unit(on_bad_unit, source.get("allow_missing"))
     source |= {"sample_weight": sample_weight, "y": y}
     dataset, left_out = (_usable if on_bad_unit == "skip" else _whole)(data, source, model, memory_limit)
-    n_starts = len(starts) if starts else _positive("n_init", n_init)
+    n_starts = len(starts) if starts else _at_least(1, "n_init", n_init)
     check_rows(dataset, components_of(model))
-    check_side_columns(dataset, model, memory_limit)
+    dataset = check_side_columns(dataset, model, memory_limit)
     before = stamps(dataset)
     identity = {"model": model, "algorithm": algorithm, "stop": rules, "params": starts}
-    identity |= {"n_init": n_starts, "init_sample": init_sample, "seed": seed}
+    identity |= {"n_init": n_starts, "init_sample": init_sample, "seed": seed, "compress": compress}
     kept = open_checkpoints(checkpoint, checkpoint_interval, resume, dataset, identity)
     # Also for this process's own arithmetic: M-steps are many small products, which BLAS threads only slow down.
     with kept, one_blas_thread():
@@ -285,7 +287,7 @@ def _given_starts(params: Params | Sequence[Params] | None) -> list[Params] | No
     return None if params is None else (list(params) if isinstance(params, list) else [params])
 
 
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise OptionError(f"{name}={value} is not positive.")
+def _at_least(least: int, name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise OptionError(f"{name}={value!r} is not a whole number, at least {least}.")
     return value

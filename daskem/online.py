@@ -105,7 +105,7 @@ class OnlineFit:
             stage="stream",
         )
         self.params, self.seconds = new, self.seconds + info.seconds
-        self.trace = [*self.trace[1 - self.most_logged :], info]
+        self.trace = [*self.trace, info][-self.most_logged :]
         reason = f"{number} mini-batches were seen"
         return FitResult(
             self.model, new, tuple(self.trace), False, reason, engine.plan, self.seconds, number, (info.objective,)

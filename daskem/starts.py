@@ -222,7 +222,7 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator, missi
     centres = sample.rows[[int(rng.integers(len(sample)))]].astype(np.float64)
     wanted = OVERSAMPLING * n_clusters
     for i in range(ROUNDS):
-        phi = float(_cost(sample, centres, fill)[0].mean()) * engine.data.n_rows
+        phi = float(_cost(sample, centres, fill)[0].mean()) * engine.data.n_present
         rate = SURPLUS * wanted / phi if phi else np.finfo(np.float64).max
         cost, rows, rates = engine.fold(_Draw(centres, fill, missing, rate, i + 1, engine.seed), _join_draws)
         if cost == 0.0:
@@ -250,8 +250,8 @@ def check_rows(data: Dataset, n_components: int | None) -> None:
         )
 
 
-def check_side_columns(data: Dataset, model: object, memory_limit: Any) -> None:
-    """Check weights and labels before any work.
+def check_side_columns(data: Dataset, model: object, memory_limit: Any) -> Dataset:
+    """Check weights and labels before any work; return the data, their rows of positive weight counted.
 
     Raises
     ------
@@ -265,10 +265,12 @@ def check_side_columns(data: Dataset, model: object, memory_limit: Any) -> None:
             raise DataError(f"sample_weight ({data.weight.name}) holds negative, NaN or infinite values.")
         if weight.total == 0:
             raise DataError(f"sample_weight ({data.weight.name}) is zero for all rows: there is nothing to fit.")
+        data = replace(data, present=data.n_rows - weight.zero_rows)
     if data.labels is not None and data.labels.shape[1] == 1:
         _check_labels(data.labels, memory_limit, components_of(model))
     elif data.labels is not None:
         _check_label_probabilities(data.labels, memory_limit, model)
+    return data
 
 
 def _check_labels(source: Source, memory_limit: Any, n_components: int | None) -> None:

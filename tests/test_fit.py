@@ -220,7 +220,10 @@ def test_a_summary_is_plain():
     ("options", "message"),
     [
         ({"stop": ()}, r"stop=\(\) never stops"),
-        ({"n_init": 0}, "n_init=0 is not positive"),
+        ({"n_init": 0}, "n_init=0 is not a whole number, at least 1"),
+        ({"n_init": 2.5}, "n_init=2.5 is not a whole number"),
+        ({"seed": None}, "seed=None is not a whole number"),
+        ({"seed": -1}, "seed=-1 is not a whole number, at least 0"),
         ({"params": []}, r"params=\[\]"),
         ({"init_sample": "all"}, "init_sample='all' is neither"),
         ({"init_sample": 0}, "init_sample=0 is neither"),

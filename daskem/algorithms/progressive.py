@@ -214,5 +214,5 @@ def _precision(problem: Problem, params: Params, objective: float) -> float:
 
 
 def _n_free(problem: Problem, params: Params) -> float:
-    """Return the number of free parameters."""
+    """Return the number of free parameters, times the rows to draw for one of positive weight."""
     return 2.0 * problem.n_rows * problem.precision(params)

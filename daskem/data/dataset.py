@@ -34,17 +34,24 @@ class Dataset:
     labels : source of (n, 1) integers, -1 = unknown, or of (n, k) label probabilities (see `daskem.core.Chunk`), or
         None.
     finer : how many times shorter reads are than usual, where memory is scarce. No result depends on it.
+    present : rows of positive weight, where these were counted.
     """
 
     rows: Source
     weight: Source | None = None
     labels: Source | None = None
     finer: int = field(default=1, kw_only=True)
+    present: int | None = field(default=None, kw_only=True)
 
     @property
     def n_rows(self) -> int:
         """Rows of the data set, those of weight zero included."""
         return self.rows.shape[0]
+
+    @property
+    def n_present(self) -> int:
+        """Rows of positive weight; all rows where these were not counted."""
+        return self.n_rows if self.present is None else self.present
 
     @property
     def n_features(self) -> int:
@@ -107,6 +114,10 @@ class Dataset:
     def piece_rows(self) -> int:
         """Return the rows of the longest read, chunks being as regular as the first one says."""
         return min(self.rows.piece_boundary(self._nominal_piece), self.n_rows)
+
+    def usual_piece_rows(self) -> int:
+        """Return the rows of the longest read where memory is not scarce: samples may not depend on whether it is."""
+        return replace(self, finer=1).piece_rows()
 
     def read_bytes(self, units: Sequence[Unit]) -> int:
         """Return the peak bytes of reading in a task over one of `units`.

@@ -104,7 +104,7 @@ def _stored_keys(store: Store, path: str) -> set[str]:
 
 def _local_keys(root: str, path: str) -> set[str]:
     # Three times as fast as the store's own listing, which makes a path object of every file.
-    folders = os.walk(os.path.join(root, path))
+    folders = os.walk(os.path.join(root, path), followlinks=True)
     return {os.path.join(folder, name)[len(root) :].strip("/") for folder, _, names in folders for name in names}
 
 

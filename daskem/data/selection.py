@@ -239,13 +239,18 @@ def _row_range(n: int, rows: slice | None) -> tuple[int, int]:
         return 0, n
     if not isinstance(rows, slice) or rows.step not in (None, 1):
         raise OptionError(f"rows={rows!r} must be a slice of step 1, such as slice(0, 1_000_000), or None.")
-    start, stop, _ = rows.indices(n)
+    try:
+        start, stop, _ = rows.indices(n)
+    except TypeError as error:
+        raise OptionError(f"rows={rows!r} must be a slice between whole numbers, such as slice(0, 1_000).") from error
     return start, max(start, stop)
 
 
 def _listed(columns: Any) -> Iterable[Any]:
     if isinstance(columns, slice):
         raise OptionError(f"columns={columns!r} must be a list of indices or names, not a slice.")
+    if not isinstance(columns, (int, np.integer, Iterable)):
+        raise OptionError(f"columns={columns!r} must be an index, a name, or a list of these.")
     return [columns] if isinstance(columns, (str, int, np.integer)) else columns
 
 

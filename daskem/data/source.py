@@ -6,13 +6,15 @@ import os
 import platform
 import re
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
 from daskem.core import Array
-from daskem.errors import DataError
+from daskem.errors import DataError, OptionError
 
-__all__ = ["Source", "check_there", "remedy", "without_password"]
+__all__ = ["Source", "check_there", "remedy", "spelled_out", "without_password"]
 
 # A user and password within a URL, or where a file system has made a path of one.
 SECRET = re.compile(r"(?<=://)[^/@\s]+@|(?<=/)[^/@\s:]+:[^/@\s]+@")
@@ -21,6 +23,21 @@ SECRET = re.compile(r"(?<=://)[^/@\s]+@|(?<=/)[^/@\s:]+:[^/@\s]+@")
 def without_password(text: str) -> str:
     """Return `text` without the users and passwords of the URLs in it: names are logged, saved and shown."""
     return SECRET.sub("", text)
+
+
+def spelled_out(where: str) -> str:
+    """Return a URL as it is, and a path with ~ replaced; the URL of a file is its path.
+
+    Raises
+    ------
+    OptionError
+        If it is empty, which would mean the current directory.
+    """
+    if not where:
+        raise OptionError("an empty path was given. Say where, as in './data.zarr'.")
+    if where.startswith("file://"):
+        where = url2pathname(urlsplit(where).path)
+    return where if "://" in where else os.path.expanduser(where)
 
 
 def remedy(where: object) -> str:

@@ -14,7 +14,8 @@ from zarr.abc.store import Store
 from daskem.data.array_sources import open_array, open_npy
 from daskem.data.dask_source import open_dask, refuse_query_planning
 from daskem.data.integrity import check_missing
-from daskem.data.source import Source
+from daskem.data.selection import check_shape
+from daskem.data.source import Source, spelled_out
 from daskem.data.table_sources import open_hdf5, open_parquet
 from daskem.data.zarr_source import ZarrSource, open_zarr
 from daskem.errors import DataError, DataTypeError, OptionError
@@ -68,7 +69,7 @@ def open_source(
     """
     source: Any
     if isinstance(x, Source) and _package(x) != "dask":
-        return _whole(x, columns, rows)
+        return _whole(x, columns, rows, what, ndim)
     if isinstance(x, (str, os.PathLike)):
         source = _open_path(os.fspath(x), columns, rows, array, ndim)
     elif isinstance(x, (zarr.Array, zarr.Group, Store)):
@@ -84,14 +85,16 @@ def open_source(
     return cast(Source, source)
 
 
-def _whole(x: Source, columns: Any, rows: slice | None) -> Source:
+def _whole(x: Source, columns: Any, rows: slice | None, what: str, ndim: int | None) -> Source:
     if columns is not None or rows is not None:
         raise OptionError(f"{x.name} is a source already. Choose columns and rows where it is made.")
+    check_shape(x.shape, f"{what} ({x.name})", ndim)
     return x
 
 
 def _open_path(path: str, columns: Any, rows: slice | None, array: str | None, ndim: int | None) -> Any:
-    given, path = path, path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    given, path = path, spelled_out(path)
+    path = path if "://" in path else os.path.abspath(path)
     kind = _kind(path)
     if kind == "hdf5":
         return open_hdf5(path, array, rows, columns, ndim)

@@ -188,6 +188,8 @@ def open_parquet(path: str, rows: slice | None, columns: Any, ndim: int | None) 
         counts += [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     names = schema.names if schema is not None else []
     bounds = np.cumsum(counts, dtype=np.int64)
+    if columns is None and (index := _index_columns(schema)):
+        columns = [column for column in names if column not in index]
     selection = select((int(bounds[-1]), len(names)), names, rows, columns, name)
     check_shape(selection.shape, name, ndim)
     fields = tuple(names[i] for i in selection.indices)
@@ -196,14 +198,16 @@ def open_parquet(path: str, rows: slice | None, columns: Any, ndim: int | None) 
 
 
 def open_hdf5(x: Any, array: str | None, rows: slice | None, columns: Any, ndim: int | None) -> Hdf5Source:
-    """Return a source of an HDF5 dataset, given as ``h5py.Dataset`` or as path and name."""
+    """Return a source of an HDF5 dataset, given as ``h5py.Dataset``, or as a file, group or path and its name there."""
     if isinstance(x, str):
         try:
             with extra("h5py", "hdf5").File(x, "r") as file:
                 return _hdf5_source(_dataset(file, array, x), rows, columns, ndim)
         except OSError as error:
             raise DataError(f"cannot open {x} as HDF5: {error}") from error
-    if array is not None:
+    if not hasattr(x, "dtype"):
+        x = _dataset(x, array, x.file.filename)
+    elif array is not None:
         raise OptionError(f"array={array!r} was given with a dataset, {x.name}. Leave `array` out.")
     if x.file.mode != "r":
         raise DataError(
@@ -245,10 +249,21 @@ def _parquet_files(path: str) -> list[str]:
         found = [root] if fs.isfile(root) else fs.find(root)
     except OSError as error:
         raise DataError(f"cannot list {path}: {error}") from error
-    files = sorted(f for f in found if f == root or f.endswith((".parquet", ".pq")))
+    files = sorted(f for f in found if f == root or (f.endswith((".parquet", ".pq")) and not _is_hidden(f, root)))
     if not files:
         raise DataError(f"there are no Parquet files at {path}. Check the path.")
     return [fs.unstrip_protocol(file) for file in files]
+
+
+def _is_hidden(file: str, root: str) -> bool:
+    """Return whether a file is none of the data: Spark, Dask and pyarrow pass over names that begin with _ or a dot."""
+    return any(part.startswith(("_", ".")) for part in file.removeprefix(root).split("/"))
+
+
+def _index_columns(schema: Any) -> set[str]:
+    """Return the columns that hold the index of a data frame, which is a row's name and no feature of it."""
+    described = (schema.pandas_metadata if schema is not None else None) or {}
+    return {column for column in described.get("index_columns", ()) if isinstance(column, str)}
 
 
 def _footer(parquet: Any, file: str) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from zarr.codecs import ZstdCodec
 from daskem.core import Array
 from daskem.data.integrity import absent, describe
 from daskem.data.retry import retrying
-from daskem.data.source import Source, check_there, remedy
+from daskem.data.source import Source, check_there, remedy, spelled_out
 from daskem.data.zarr_source import METADATA, STATUS, location_in
 from daskem.errors import ContractError, DataError, OptionError
 
@@ -300,8 +300,8 @@ def _address(url: Place) -> str:
 def _absolute(url: Place) -> str | Store:
     if isinstance(url, Store):
         return url
-    where = os.fspath(url)
-    return where if "://" in where else os.path.abspath(os.path.expanduser(where))
+    where = spelled_out(os.fspath(url))
+    return where if "://" in where else os.path.abspath(where)
 
 
 def _existing(where: str | Store) -> zarr.Group | None:

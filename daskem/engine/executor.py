@@ -13,7 +13,7 @@ import dask
 import psutil
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
-from distributed import default_client
+from distributed import Client, get_worker
 from distributed.system import MEMORY_LIMIT
 
 from daskem.engine.blas import one_blas_thread
@@ -86,7 +86,9 @@ def find_executor(*, local: bool = False) -> Executor:
     scheduler = dask.config.get("scheduler", None)
     if not local and scheduler in (None, "dask.distributed", "distributed"):
         try:
-            client = default_client()
+            # A task that waited for tasks of its own cluster would hold the thread that they need, unless it has said
+            # that it waits: what makes a client current, such as `distributed.worker_client`, does.
+            client = Client.current(allow_global=not _in_task())
         except ValueError:
             pass
         else:
@@ -98,6 +100,14 @@ def find_executor(*, local: bool = False) -> Executor:
     if threads:
         return Executor(1, int(threads), MEMORY_LIMIT)
     return Executor(1, CPU_COUNT, MEMORY_LIMIT, spare=1 if CPU_COUNT > 1 else 0)
+
+
+def _in_task() -> bool:
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
 
 
 def _cluster(client: Any) -> Executor:

@@ -45,7 +45,7 @@ class CompressedProblem(DataProblem):
 
     Attributes
     ----------
-    source_rows : rows of the data that were counted.
+    source_rows : rows of the data that were counted, those of weight zero left out.
     """
 
     source_rows: int = 0
@@ -136,7 +136,7 @@ def _over(problem: DataProblem, rows: Array, found: _Patterns) -> CompressedProb
         cache="none",
         memory_limit=None if engine.plan.cluster else engine.plan.limit,
     )
-    return CompressedProblem(problem.model, counted, source_rows=engine.data.n_rows)
+    return CompressedProblem(problem.model, counted, source_rows=engine.data.n_present)
 
 
 def _count(engine: Engine, limit: int) -> _Patterns | None:

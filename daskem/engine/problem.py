@@ -23,6 +23,7 @@ from daskem.core import (
 )
 from daskem.engine.passes import Engine, start_engine
 from daskem.engine.sampling import Stream, draw_sample, sample_share
+from daskem.errors import DataError
 
 __all__ = ["DataProblem"]
 
@@ -96,14 +97,20 @@ class DataProblem:
         return self.model.m_step(stats, params)
 
     def objective(self, expectation: Expectation, params: Params) -> float:
+        if expectation.weight == 0:
+            data = self.engine.data
+            raise DataError(
+                f"{data.rows.name}: none of its {data.n_rows:,} rows has a positive weight, so that they tell nothing. "
+                "Fit the rows that have weight alone, draw larger samples, or use batch EM."
+            )
         log_prior = self.model.log_prior(params) if isinstance(self.model, HasLogPrior) else 0.0
         return (expectation.objective + log_prior) / expectation.weight
 
     def precision(self, params: Params) -> float:
         if offers(self.model, HasNParameters):
-            return self.model.n_parameters(params) / (2.0 * self.n_rows)
+            return self.model.n_parameters(params) / (2.0 * self.engine.data.n_present)
         # The numbers that a record of parameters holds are an upper bound on those that are free.
-        return tree.nbytes(params) / (16.0 * self.n_rows)
+        return tree.nbytes(params) / (16.0 * self.engine.data.n_present)
 
     def change(self, old: Params, new: Params) -> float:
         return self.model.distance(old, new) if isinstance(self.model, HasDistance) else tree.max_change(old, new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,12 +20,15 @@ from daskem.engine.graph import call, call_on, node, reduction
 from daskem.engine.passes import Engine
 from daskem.engine.planner import Plan, size
 from daskem.engine.tasks import ExpectTask, Partial, combine, expect_unit, join, take_rows
-from daskem.errors import ContractError, OptionError, PlanError
+from daskem.errors import ContractError, DataError, OptionError, PlanError
 
 __all__ = ["Stream", "draw_sample", "sample_share", "sampled_rows"]
 
 # Rows of a mini-batch below which one task more costs a cluster more than it saves.
 GROUP_ROWS = 4096
+# Rows of positive weight that a mini-batch must hold on average, unless it is smaller: of fewer, the first M-step makes
+# components that no later one brings back.
+FEWEST_PRESENT = 100
 # Pieces whose rows are mixed, unless told otherwise: 256 MiB of rows.
 WINDOW = 16
 # Rows of a small sample that are drawn near each other.
@@ -79,7 +83,7 @@ def _drawn(start: int, stop: int, strata: _Strata, seed: int) -> Int:
 
 def sample_share(data: Dataset, rows: int) -> float:
     """Return the share of the data that is read, at most, to draw a sample of `rows`."""
-    return min(1.0, 2.0 * data.piece_rows() * -(-rows // CLUSTER) / data.n_rows)
+    return min(1.0, 2.0 * data.usual_piece_rows() * -(-rows // CLUSTER) / data.n_rows)
 
 
 def draw_sample(engine: Engine, rows: int, missing: bool) -> Dataset:
@@ -101,7 +105,7 @@ def draw_sample(engine: Engine, rows: int, missing: bool) -> Dataset:
             "left of the memory limit. "
             "Raise memory_limit, or use a smaller sample. Nothing was read."
         )
-    shared = (data.n_rows, rows, data.piece_rows(), engine.seed)
+    shared = (data.n_rows, rows, data.usual_piece_rows(), engine.seed)
     calls = [call_on(_sample_unit, engine.parts[u.index], u.start, u.stop, shared, missing) for u in plan.units]
     drawn: list[Chunk] = []
     for first in range(0, len(calls), together := _units_together(plan, rows)):
@@ -142,10 +146,21 @@ class Stream:
                 f"a mini-batch of {self.batch.rows:,} rows is larger than the data, {self.engine.data.n_rows:,} rows. "
                 "Use a smaller one, or batch EM."
             )
+        self._check_weight()
         if self.batch.window is not None and self.batch.window > len(self.pieces):
             raise OptionError(
                 f"a window of {self.batch.window:,} pieces is larger than the data: {self.engine.data.rows.name} has "
                 f"{len(self.pieces):,} pieces. Use a smaller one, or leave it out."
+            )
+
+    def _check_weight(self) -> None:
+        data, rows = self.engine.data, self.batch.rows
+        expected = rows * data.n_present / data.n_rows
+        if expected < min(rows, FEWEST_PRESENT):
+            raise DataError(
+                f"{data.rows.name}: {data.n_present:,} of {data.n_rows:,} rows have a positive weight, so that a "
+                f"mini-batch of {rows:,} rows would hold about {expected:.2g} of them. Fit the rows that have weight "
+                "alone, use larger mini-batches, or batch EM."
             )
 
     @cached_property
@@ -209,7 +224,8 @@ class Stream:
         with self._lock:
             for number in (window, window + 1):
                 if number not in self._windows:
-                    self._windows[number] = self._reader.submit(self._load, number)
+                    # A client may be the caller's own, known in its context alone.
+                    self._windows[number] = self._reader.submit(copy_context().run, self._load, number)
             for number in set(self._windows) - {window, window + 1}:
                 del self._windows[number]
             loading = self._windows[window]
@@ -244,7 +260,7 @@ class Stream:
     def _sample(self) -> tuple[int, int, int, int]:
         """What tells the rows that are held out: all rows, those held out, their reach, the seed."""
         data = self.engine.data
-        return data.n_rows, self.batch.held_out, data.piece_rows(), self.engine.seed
+        return data.n_rows, self.batch.held_out, data.usual_piece_rows(), self.engine.seed
 
 
 def _held_out(unit: Unit, n_rows: int, held_out: int, reach: int, seed: int) -> Int:
@@ -286,4 +302,5 @@ def _in_memory(name: str, chunk: Chunk, first: int = 0) -> Dataset:
         None if side is None else Memory(name, side.reshape(len(side), -1), first)
         for side in (chunk.weight, chunk.labels)
     )
-    return Dataset(Memory(name, chunk.rows, first), *sides)
+    present = None if chunk.weight is None else int(np.count_nonzero(chunk.weight))
+    return Dataset(Memory(name, chunk.rows, first), *sides, present=present)

@@ -25,7 +25,7 @@ from daskem.core import (
 )
 from daskem.data import open_dataset
 from daskem.engine import start_engine
-from daskem.errors import OptionError
+from daskem.errors import DataError, OptionError
 from daskem.inference.directions import resolve
 from daskem.inference.findings import Finding, find
 from daskem.inference.scores import (
@@ -215,7 +215,7 @@ def diagnose(
     vector = require(model, HasVector, "a diagnosis").to_vector(params)
     free = np.isfinite(vector)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
-    check_side_columns(dataset, model, memory_limit)
+    dataset = check_side_columns(dataset, model, memory_limit)
     work = ScoreWork(model, len(vector), components_of(model) or 1)
     engine = start_engine(dataset, work, seed=seed, sample_rows=SAMPLE_ROWS, cache="none", memory_limit=memory_limit)
     rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, 0]))
@@ -225,7 +225,7 @@ def diagnose(
     if not has_scores(model, params, sample):
         require(model, HasLogProb, "a diagnosis")
         steps = difference_steps(model, params, vector, free, sample)
-    share = min(1.0, _row_limit(max_rows, len(vector), dataset.n_rows) / dataset.n_rows)
+    share = min(1.0, _row_limit(max_rows, len(vector), dataset.n_present) / dataset.n_present)
     k = count_components(model, params, sample)
     scoring = ScorePass(model, params, vector, free, steps, k, share, seed)
     return _conclude(scoring, engine.fold(scoring, merge), scoring.rounding(sample), dataset.labels is not None)
@@ -234,6 +234,8 @@ def diagnose(
 def _conclude(scoring: ScorePass, evidence: Evidence, floor: Float, labelled: bool) -> Diagnosis:
     model, params, vector, free = scoring.model, scoring.params, scoring.vector, scoring.free
     sums = evidence.sums
+    if sums.used == 0:
+        raise DataError("no row was drawn to take the scores of. Raise max_rows, or leave it out.")
     information = sums.information / sums.used
     score = sums.score / sums.used
     names = _names(model, params, len(vector))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,11 +25,12 @@ from daskem.core import (
     handles_missing,
     require,
 )
-from daskem.data import open_dataset
-from daskem.engine import start_engine
+from daskem.data import Dataset, open_dataset
+from daskem.engine import LeftOut, check_on_bad_unit, start_engine, warn_of_left_out, without_bad_units
 from daskem.errors import OptionError
 from daskem.fit import FitResult, fit
 from daskem.models.mixture import present
+from daskem.persist import any_path
 
 __all__ = ["Candidate", "Criterion", "Selection", "select"]
 
@@ -109,6 +111,8 @@ def select(
     rows: Any = None,
     array: str | None = None,
     allow_missing: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    on_bad_unit: str = "raise",
     **options: Any,
 ) -> Selection:
     """Fit several models to the same data and compare them.
@@ -119,7 +123,9 @@ def select(
     ----------
     models : such as ``[Mixture(Gaussian(), k) for k in range(1, 9)]``; each with ``log_prob`` and ``n_parameters``.
     criterion : "aic", "bic" or "icl".
-    data, sample_weight, y, memory_limit, columns, rows, array, allow_missing, **options : as for `daskem.fit`.
+    data, sample_weight, y, memory_limit, columns, rows, array, allow_missing, on_bad_unit, **options : as for
+        `daskem.fit`.
+    checkpoint : directory in which each fit has one of its own, "0", "1", ... in the order of the models.
 
     Returns
     -------
@@ -133,13 +139,27 @@ def select(
         If a model has no density, or does not tell its number of parameters.
     """
     _check(models, criterion)
-    source = {"columns": columns, "rows": rows, "array": array, "allow_missing": allow_missing}
-    dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
-    results = [fit(model, dataset, memory_limit=memory_limit, **options) for model in models]
+    check_on_bad_unit(on_bad_unit, allow_missing)
+    skip = on_bad_unit == "skip"
+    source = {"columns": columns, "rows": rows, "array": array, "allow_missing": None if skip else allow_missing}
+    opened = open_dataset(data, sample_weight=sample_weight, y=y, **source)
+    dataset, left_out = _usable(opened, models, memory_limit) if skip else (opened, ())
+    places = [None if checkpoint is None else str(any_path(checkpoint) / str(i)) for i in range(len(models))]
+    results = [
+        replace(fit(model, dataset, memory_limit=memory_limit, checkpoint=place, **options), left_out=left_out)
+        for model, place in zip(models, places, strict=True)
+    ]
     engine = start_engine(dataset, _Largest(tuple(models)), cache="none", memory_limit=memory_limit)
     sums = engine.fold(_Figures(tuple((result.model, result.params) for result in results)), tree.add)
     every = zip(results, sums.log_prob.tolist(), sums.entropy.tolist(), strict=True)
     return Selection(tuple(_candidate(*one, sums.weight) for one in every), criterion)
+
+
+def _usable(data: Dataset, models: Sequence[Model], memory_limit: Any) -> tuple[Dataset, tuple[LeftOut, ...]]:
+    """Return the rows that the most demanding of the models can use, for all of them, and warn of the others."""
+    usable, left_out = without_bad_units(data, min(models, key=handles_missing), memory_limit)
+    warn_of_left_out(data, left_out)
+    return usable, left_out
 
 
 def _candidate(result: FitResult, log_prob: float, entropy: float, weight: float) -> Candidate:

@@ -128,9 +128,13 @@ class DirectoryLock:
             return self._beats_elsewhere(held)
         try:
             process = psutil.Process(pid)
-            return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() == held.get("started"))
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            started = process.create_time()
         except (psutil.Error, OverflowError, ValueError):
             return False
+        # Another process with that number, or the same one: setting the clock moves when it began.
+        return started == held.get("started") or self._beats_elsewhere(held)
 
     def _beats_elsewhere(self, held: dict[str, Any]) -> bool:
         logger.warning(

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from upath import UPath
 
-from daskem.data.source import remedy
+from daskem.data.source import remedy, spelled_out
 from daskem.errors import OptionError
 
 __all__ = [
@@ -56,17 +56,18 @@ def any_path(where: Where) -> AnyPath:
     Raises
     ------
     OptionError
-        If no filesystem for such a URL is installed.
+        If it is empty, or no filesystem for such a URL is installed.
     """
     if isinstance(where, UPath):
         return where
-    if "://" not in os.fspath(where):
-        return Path(where)
+    given = spelled_out(os.fspath(where))
+    if "://" not in given:
+        return Path(given)
     try:
-        found = UPath(where)
+        found = UPath(given)
         _ = found.fs
     except (ImportError, ValueError) as error:
-        raise OptionError(f"{os.fspath(where)}: {error}. Install the package, or choose another place.") from error
+        raise OptionError(f"{given}: {error}. Install the package, or choose another place.") from error
     return found
 
 
