@@ -478,6 +478,12 @@ def test_a_stream_keeps_its_last_good_parameters(rows):
     assert online.params is not None
 
 
+def test_the_log_of_a_stream_is_as_long_as_asked_for(rows):
+    online = daskem.OnlineFit(MODEL, most_logged=1)
+    online.run(rows[start : start + 500] for start in range(0, 2_000, 500))
+    assert [info.step for info in online.trace] == [4]
+
+
 def test_fit_forgets_the_stream(rows):
     mixture = daskem.GaussianMixture(3, random_state=0)
     mixture.partial_fit(rows[:500]).fit(rows[:2_000])

@@ -335,6 +335,16 @@ def test_scores_of_some_rows_give_standard_errors_of_all() -> None:
     assert daskem.diagnose(result, rows, max_rows=None).rows == 20_000
 
 
+def test_the_share_of_rows_is_of_those_that_have_weight() -> None:
+    rows = two_clouds(20_000)
+    weight = np.where(np.arange(len(rows)) % 40 == 0, 1.0, 0.0)
+    result = fitted("diag", rows)
+    masked = daskem.diagnose(result, rows, sample_weight=weight, max_rows=1_000)
+    alone = daskem.diagnose(result, rows[weight > 0])
+    assert masked.rows == alone.rows == 500
+    np.testing.assert_allclose(masked.standard_errors, alone.standard_errors, rtol=1e-8)
+
+
 def test_float32_rows_are_looked_at_in_double_precision() -> None:
     rows = two_clouds().astype(np.float32)
     result = fitted("diag", rows, tol=1e-7)

@@ -122,6 +122,28 @@ def test_rows_of_this_process_stay_in_it(client):
     assert stream.data == []
 
 
+def test_mini_batches_are_read_by_a_client_of_this_context_alone(store):
+    algorithm = daskem.StepwiseEM(batch_rows=300, held_out=200)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        client.as_current(),
+    ):
+        result = daskem.fit(Mixture(Gaussian("diag"), 2), store, algorithm=algorithm, stop=daskem.MaxPasses(1))
+    assert result.plan.cluster
+
+
+def test_a_fit_within_a_task_does_not_wait_for_its_own_thread(store):
+    def job() -> bool:
+        return two_steps(store).plan.cluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        assert client.submit(job).result(timeout=60) is False
+
+
 def test_a_scheduler_that_is_asked_for_by_name_wins(client, store, expected):
     with dask.config.set(scheduler="threads"), get_task_stream(client) as stream:
         result = two_steps(store)

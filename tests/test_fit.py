@@ -23,10 +23,11 @@ from daskem.core import Event, StepInfo
 from daskem.data import Dataset, dataset, open_dataset, open_source, units
 from daskem.data.writers import Output
 from daskem.engine import start_engine
+from daskem.engine.sampling import draw_sample
 from daskem.errors import DaskEMWarning, DataError, MissingCapabilityError, NonFiniteError, OptionError
 from daskem.models import Gaussian, KMeans, Mixture
 from daskem.predict import RowFunction, evaluate, predict_rows, predict_to_store, score
-from daskem.starts import ROUNDS, draw_start
+from daskem.starts import ROUNDS, check_side_columns, draw_start
 
 # The loop is the same for every algorithm; batch EM's steps are known.
 fit = functools.partial(daskem.fit, algorithm=BatchEM())
@@ -306,6 +307,49 @@ def test_k_means_oversampling_takes_its_passes_and_finds_clusters_apart():
     assert set(distance.argmin(axis=1)) == set(range(6))
     result = fit(KMeans(6), data, init_sample="k-means||", seed=2)
     np.testing.assert_allclose(np.sort(result.params.centers[:, 0]), centres[:, 0], atol=1)
+
+
+def test_k_means_oversampling_draws_as_many_where_few_rows_have_weight():
+    _, rows = far_apart(n=30_000)
+    weight = np.where(np.random.default_rng(5).random(len(rows)) < 0.01, 1.0, 0.0)
+    data = check_side_columns(open_dataset(rows, sample_weight=weight), KMeans(6), None)
+    sample = draw_start(start_engine(data, KMeans(6), cache="none", seed=2), KMeans(6), "k-means||")
+    # Twelve in each of five rounds, in the mean.
+    assert 30 < len(sample) < 100
+    assert sample.weight.sum() == weight.sum()
+
+
+@pytest.mark.parametrize("present", [56, 216, 982])
+def test_auto_fits_the_few_rows_that_have_weight(present):
+    rng = np.random.default_rng(6)
+    rows = rng.standard_normal((200_000, 2)) + 3.0 * rng.integers(2, size=(200_000, 1))
+    weight = np.zeros(len(rows))
+    weight[rng.choice(len(rows), present, replace=False)] = 1.0
+    found = daskem.fit(Mixture(Gaussian("diag"), 2), rows, sample_weight=weight)
+    alone = daskem.fit(Mixture(Gaussian("diag"), 2), rows[weight > 0])
+    # Each may be a start's own optimum; neither is the debris of samples without weight.
+    assert abs(found.objective - alone.objective) < 0.3
+
+
+def test_mini_batches_without_weight_are_refused():
+    rows, weight = clouds(20_000), np.zeros(20_000)
+    weight[::500] = 1.0
+    with pytest.raises(DataError, match=r"40 of 20,000 rows have a positive weight.* 1,000 rows would hold about 2 of"):
+        fit(Mixture(Gaussian(), 2), rows, sample_weight=weight, algorithm=daskem.StepwiseEM())
+    with pytest.raises(DataError, match=r"none of its 50 rows has a positive weight"):
+        fit(Mixture(Gaussian(), 2), rows, sample_weight=weight, algorithm=daskem.Progressive(growth=400, first=40))
+
+
+@pytest.mark.parametrize("finer", [2, 8])
+def test_samples_do_not_depend_on_how_scarce_memory_is(finer, monkeypatch):
+    monkeypatch.setattr(dataset, "PIECE_BYTES", 1 << 16)
+    rows = clouds(60_000)
+    usual = Dataset(FakeSource(rows, 100))
+    drawn = [
+        draw_sample(start_engine(data, MODEL, cache="none"), 128, missing=False).rows.values
+        for data in (usual, replace(usual, finer=finer))
+    ]
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_k_means_oversampling_does_not_depend_on_chunks():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from scipy.special import entr
 from sklearn.mixture import GaussianMixture
 
 import daskem
-from daskem.errors import MissingCapabilityError, OptionError
+from daskem.errors import DaskEMWarning, MissingCapabilityError, OptionError
 from daskem.models import Gaussian, KMeans, Mixture
 
 
@@ -54,6 +55,24 @@ def test_weights_count_as_rows() -> None:
     weighted = daskem.select(candidates()[:1], rows, sample_weight=np.full(len(rows), 2.0)).candidates[0]
     repeated = daskem.select(candidates()[:1], np.vstack([rows, rows])).candidates[0]
     np.testing.assert_allclose(weighted.bic, repeated.bic, rtol=1e-10)
+
+
+def test_all_candidates_do_without_the_same_rows(tmp_path) -> None:
+    rows = three_clouds()
+    spoilt = zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(100, 2))
+    spoilt[150, 0] = np.nan
+    with pytest.warns(DaskEMWarning, match="chunk"):
+        found = daskem.select(candidates()[:2], str(tmp_path / "x.zarr"), on_bad_unit="skip")
+    alone = daskem.select(candidates()[:2], np.delete(rows, np.s_[100:200], axis=0))
+    for mine, other in zip(found.candidates, alone.candidates, strict=True):
+        np.testing.assert_allclose(mine.bic, other.bic, rtol=1e-6)
+        assert [(run.start, run.stop) for run in mine.result.left_out] == [(100, 200)]
+
+
+def test_each_candidate_has_a_checkpoint_of_its_own(tmp_path) -> None:
+    first, again = (daskem.select(candidates()[:2], three_clouds(), checkpoint=tmp_path) for _ in range(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    assert [c.bic for c in first.candidates] == [c.bic for c in again.candidates]
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -524,6 +524,60 @@ def test_parquet_says_what_it_cannot_read(tmp_path):
         open_source(tmp_path / "broken.parquet")
 
 
+def test_parquet_files_that_others_pass_over_are_no_rows(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    x = table("float32")
+    pa = pytest.importorskip("pyarrow")
+    for name in ("part-0.parquet", "_temporary/0/part-0.parquet", ".ipynb_checkpoints/part-0.parquet"):
+        (tmp_path / "pq" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({f: x[:, i] for i, f in enumerate(NAMES)}), tmp_path / "pq" / name)
+    np.testing.assert_array_equal(open_source(tmp_path / "pq").read(0, N), x)
+    assert open_source(tmp_path / "pq").shape == x.shape
+
+
+def test_the_index_of_a_data_frame_is_no_feature(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame(table("float32")[:, :2], columns=["a", "b"]).iloc[[2, 0, 3]]
+    frame.to_parquet(tmp_path / "shuffled.parquet")
+    frame.rename_axis("star").to_parquet(tmp_path / "named.parquet")
+    for name in ("shuffled", "named"):
+        source = open_source(tmp_path / f"{name}.parquet")
+        assert source.columns == ("a", "b")
+        np.testing.assert_array_equal(source.read(0, 3), frame.to_numpy())
+    np.testing.assert_array_equal(open_source(tmp_path / "named.parquet", columns="star").read(0, 3), [[2], [0], [3]])
+
+
+def test_paths_are_spelled_out(tmp_path, monkeypatch):
+    x = table("float32")
+    path = make_zarr(tmp_path, x, "v3")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for where in (f"file://{path}", "~/x.zarr"):
+        np.testing.assert_array_equal(open_source(where).read(0, N), x)
+    with pytest.raises(OptionError, match="an empty path"):
+        open_source("")
+
+
+def test_chunks_may_lie_behind_a_link(tmp_path):
+    x = table("float32")
+    path = Path(make_zarr(tmp_path, x, "v3"))
+    (path / "c").rename(tmp_path / "elsewhere")
+    (path / "c").symlink_to(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(open_source(path).read(0, N), x)
+
+
+def test_a_source_has_the_shape_that_is_asked_for():
+    two = open_source(table("float32")[:, :2])
+    with pytest.raises(DataError, match=r"weights .* must be one number a row, but its shape is \(103, 2\)"):
+        open_source(two, what="weights", ndim=1)
+
+
+@pytest.mark.parametrize("options", [{"rows": slice(0, 1e3)}, {"columns": 1.0}], ids=repr)
+def test_selections_are_of_whole_numbers(options):
+    with pytest.raises(OptionError, match=r"rows=slice|columns=1\.0"):
+        open_source(table("float32"), **options)
+
+
 def test_hdf5_datasets_are_chosen_by_name(tmp_path):
     h5py = pytest.importorskip("h5py")
     x = table("float32")
@@ -534,6 +588,8 @@ def test_hdf5_datasets_are_chosen_by_name(tmp_path):
             open_source(file["y"])
     with h5py.File(path, "r") as file:
         source = open_source(file["y"])
+        np.testing.assert_array_equal(open_source(file, array="/g/x").read(0, N), x)
+        np.testing.assert_array_equal(open_source(file["g"]).read(0, N), x)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).read(0, N), x[:, :2])
     np.testing.assert_array_equal(open_source(path, array="/g/x").read(0, N), x)
     with pytest.raises(DataError, match=r"holds 'g/x' \(103, 6\), 'y' \(103, 2\)\. Say which"):
