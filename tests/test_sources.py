@@ -18,6 +18,7 @@ import scipy.sparse
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from upath import UPath
 from zarr.storage import LocalStore, MemoryStore, WrapperStore, ZipStore
 
 from daskem.data import Source, missing_chunks, open_source
@@ -563,6 +564,25 @@ def test_chunks_may_lie_behind_a_link(tmp_path):
     path = Path(make_zarr(tmp_path, x, "v3"))
     (path / "c").rename(tmp_path / "elsewhere")
     (path / "c").symlink_to(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(open_source(path).read(0, N), x)
+
+
+def test_a_store_that_cannot_list_is_no_broken_one():
+    class Silent(WrapperStore):
+        def list_prefix(self, prefix):
+            return self._store.list_prefix("nothing begins so")
+
+    memory = MemoryStore()
+    zarr_array(memory, x := table("float32"))
+    silent = zarr.open_array(Silent(memory), mode="r")
+    with pytest.raises(DataError, match=r"does not say what it holds.*allow_missing=True"):
+        open_source(silent)
+    np.testing.assert_array_equal(open_source(silent, allow_missing=True).read(0, N), x)
+
+
+def test_a_path_of_any_file_system_is_one():
+    path = UPath("memory://paths/x.zarr")
+    zarr_array(str(path), x := table("float32"))
     np.testing.assert_array_equal(open_source(path).read(0, N), x)
 
 

@@ -54,6 +54,17 @@ def test_what_was_written_is_read_back(output, tmp_path):
     assert group.metadata.zarr_format == 3
 
 
+def test_the_url_of_a_file_is_its_path(tmp_path):
+    write_all(made := create_output(f"file://{tmp_path}/out.zarr", LAYOUT, N, CHUNK))
+    made.finish()
+    assert made.url == str(tmp_path / "out.zarr")
+
+
+def test_a_zip_file_is_no_place_for_blocks(tmp_path):
+    with pytest.raises(OptionError, match="a zip file is written by one"):
+        create_output(ZipStore(tmp_path / "out.zip", mode="w"), LAYOUT, N, CHUNK)
+
+
 def test_several_chunks_may_be_written_at_once(output):
     output.write(10, rows(10, N))
     output.write(0, rows(0, 10))

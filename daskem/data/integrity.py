@@ -18,7 +18,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
-from daskem.data.zarr_source import ZarrSource
+from daskem.data.zarr_source import METADATA, ZarrSource
 from daskem.errors import DataError
 
 __all__ = ["absent", "check_missing", "describe", "listing", "missing_chunks"]
@@ -58,6 +58,12 @@ def check_missing(source: ZarrSource, allow_missing: bool = False) -> None:
     if not missing:
         return
     total = sum(1 for _ in _touched(source))
+    if not allow_missing and not _lists_itself(source.array):
+        raise DataError(
+            f"{source.name}: the store does not say what it holds, as web servers do not that show no directories. "
+            f"Chunks that it lacks would be read as the fill value, {source.array.fill_value}, unnoticed. Pass "
+            "allow_missing=True (--allow-missing) if you know that it is complete."
+        )
     if allow_missing:
         logger.warning(
             "%s: %d of %d chunks are not in the store and are read as the fill value %s.",
@@ -70,6 +76,12 @@ def check_missing(source: ZarrSource, allow_missing: bool = False) -> None:
         "off: write it again; or these chunks hold the fill value only, and Zarr leaves such chunks out unless "
         "array.write_empty_chunks is set: then pass allow_missing=True (--allow-missing) to read them so."
     )
+
+
+def _lists_itself(array: zarr.Array[Any]) -> bool:
+    """Return whether a store lists the array's own metadata, which was read from it."""
+    prefix = f"{array.path}/" if array.path else ""
+    return prefix + METADATA[array.metadata.zarr_format] in _stored_keys(array.store, array.path)
 
 
 def describe(places: list[tuple[int, ...]]) -> str:

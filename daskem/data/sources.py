@@ -9,6 +9,7 @@ from typing import Any, cast
 import dask.array as da
 import numpy as np
 import zarr
+from upath import UPath
 from zarr.abc.store import Store
 
 from daskem.data.array_sources import open_array, open_npy
@@ -70,6 +71,8 @@ def open_source(
     source: Any
     if isinstance(x, Source) and _package(x) != "dask":
         return _whole(x, columns, rows, what, ndim)
+    if isinstance(x, UPath):
+        x = str(x)
     if isinstance(x, (str, os.PathLike)):
         source = _open_path(os.fspath(x), columns, rows, array, ndim)
     elif isinstance(x, (zarr.Array, zarr.Group, Store)):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import ZstdCodec
+from zarr.storage import ZipStore
 
 from daskem.core import Array
 from daskem.data.integrity import absent, describe
@@ -298,6 +299,11 @@ def _address(url: Place) -> str:
 
 
 def _absolute(url: Place) -> str | Store:
+    if isinstance(url, ZipStore):
+        raise OptionError(
+            f"{url}: blocks of an output are written by many at once, and a zip file is written by one. Give the path "
+            "or URL of a directory, and zip it when it is complete."
+        )
     if isinstance(url, Store):
         return url
     where = spelled_out(os.fspath(url))
