@@ -192,6 +192,9 @@ def fit(
     """
     clock = time.perf_counter()
     algorithm, rules = algorithm or Auto(), _stop_rules(stop)
+    for name, value in (("model", model), ("algorithm", algorithm)):
+        if isinstance(value, type):
+            raise OptionError(f"{name}={value.__name__} is a class. Give an object of it: {value.__name__}(...).")
     for capability in getattr(algorithm, "needs", ()):
         require(model, capability, type(algorithm).__name__)
     starts = _given_starts(params)

@@ -6,7 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -185,7 +185,7 @@ class _Draw(_OfBlocks):
         with np.errstate(over="ignore"):
             drawn = uniform < self.rate * cost
         # A row would be drawn at any rate above this.
-        return float(cost.sum()), fill_holes(chunk.rows[drawn], self.fill), uniform[drawn] / cost[drawn]
+        return float(cost.sum()), chunk.rows[drawn], uniform[drawn] / cost[drawn]
 
 
 def _join_draws(a: tuple[float, Array, Float], b: tuple[float, Array, Float]) -> tuple[float, Array, Float]:
@@ -213,23 +213,40 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator, missi
     a row is drawn with probability l d^2(x, C) / phi, independently of all others. Their phi, the cost of all rows,
     takes a pass of its own in each round; here it is estimated from a uniform sample, rows are drawn at a rate that is
     rather too high, and those that the true phi, known at the end of the pass, would not have drawn are dropped.
-    Missing values count, and are drawn, as the feature's mean in the sample.
+    Missing values count as the feature's mean in the sample. Rows of the sample whose component is known are added.
     """
-    sample = engine.sample(engine.plan.sample_rows, rng, missing=missing)
-    _check_present(engine.data, sample)
-    fill = means_present(sample.rows, np.ones(len(sample)))
-    sample = replace(sample, rows=fill_holes(sample.rows, fill))
-    centres = sample.rows[[int(rng.integers(len(sample)))]].astype(np.float64)
+    drawn = engine.sample(engine.plan.sample_rows, rng, missing=missing)
+    _check_present(engine.data, drawn)
+    fill = means_present(drawn.rows, np.ones(len(drawn)))
+    sample = replace(drawn, rows=fill_holes(drawn.rows, fill))
+    rows = drawn.rows[[int(rng.integers(len(drawn)))]]
+    centres = fill_holes(rows, fill).astype(np.float64)
     wanted = OVERSAMPLING * n_clusters
     for i in range(ROUNDS):
         phi = float(_cost(sample, centres, fill)[0].mean()) * engine.data.n_present
         rate = SURPLUS * wanted / phi if phi else np.finfo(np.float64).max
-        cost, rows, rates = engine.fold(_Draw(centres, fill, missing, rate, i + 1, engine.seed), _join_draws)
+        cost, far, rates = engine.fold(_Draw(centres, fill, missing, rate, i + 1, engine.seed), _join_draws)
         if cost == 0.0:
             break
-        centres = np.concatenate([centres, rows[rates < wanted / cost].astype(np.float64)])
+        rows = np.concatenate([rows, far[rates < wanted / cost]])
+        centres = fill_holes(rows, fill).astype(np.float64)
     counts = engine.fold(_Count(centres, fill, missing), tree.add)
-    return Chunk(centres[counts > 0], counts[counts > 0], seed=engine.seed)
+    candidates = Chunk(rows[counts > 0].astype(np.float64), counts[counts > 0], seed=engine.seed)
+    return candidates if drawn.labels is None else _with_known(candidates, drawn)
+
+
+def _with_known(candidates: Chunk, sample: Chunk) -> Chunk:
+    """Return candidates of unknown component, and the rows of a sample whose component is known, or partly so."""
+    labels = cast(Array, sample.labels)
+    blank, known = (-1, labels >= 0) if labels.ndim == 1 else (1.0, (labels != 1.0).any(axis=1))
+    unknown = np.full((len(candidates), *labels.shape[1:]), blank, labels.dtype)
+    weight = np.ones(len(sample)) if sample.weight is None else sample.weight
+    return replace(
+        candidates,
+        rows=np.concatenate([candidates.rows, sample.rows[known]]),
+        weight=np.concatenate([cast(Float, candidates.weight), weight[known]]),
+        labels=np.concatenate([unknown, labels[known]]),
+    )
 
 
 def _cost(chunk: Chunk, centres: Float, fill: Float) -> tuple[Float, Int, Float]:

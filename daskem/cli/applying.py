@@ -22,7 +22,7 @@ from daskem.cli.options import (
 )
 from daskem.cli.own import load, model_option
 from daskem.cli.tables import n_components, n_features
-from daskem.core import HasLogProb, HasNParameters, HasPosterior, handles_missing, require
+from daskem.core import HasLogProb, HasNParameters, HasPosterior, handles_missing, objective_kind, require
 from daskem.data import Dataset
 from daskem.engine.watch import watch_units
 from daskem.errors import DataError, OptionError
@@ -117,7 +117,8 @@ def _figures(loaded: LoadedModel, data: Dataset, memory_limit: Any) -> dict[str,
         return {name: total, f"{name}_per_row": total / said.weight, "rows": said.weight}
     total, weight = score(model, params, data, memory_limit=memory_limit)
     figures = {"log_prob_per_row": total / weight, "log_prob": total, "rows": weight}
-    if isinstance(model, HasNParameters):
+    # A bound is no likelihood, and a distribution of parameters no maximum.
+    if isinstance(model, HasNParameters) and objective_kind(model) != "lower bound":
         p = model.n_parameters(params)
         figures |= {"parameters": p, "aic": 2 * p - 2 * total, "bic": float(p * np.log(weight)) - 2 * total}
     return figures

@@ -27,7 +27,7 @@ from daskem.cli.own import own_kind
 from daskem.cli.provenance import RememberedCommand, command_line, peak_memory, versions
 from daskem.cli.signals import stop_signals
 from daskem.cli.tables import component_table, shown
-from daskem.core import objective_kind
+from daskem.core import HasMemory, objective_kind
 from daskem.data import Dataset
 from daskem.engine.executor import find_executor
 from daskem.engine.planner import make_plan
@@ -204,6 +204,7 @@ def _plan(spec: FitSpec, source: DataOptions, where: EngineOptions, as_json: boo
     with where.connect():
         data = source.open()
         spec.check(data)
+        algorithm = spec.make_algorithm()
         plan = make_plan(
             data,
             spec.model(data),
@@ -211,6 +212,7 @@ def _plan(spec: FitSpec, source: DataOptions, where: EngineOptions, as_json: boo
             members=spec.starts,
             cache=where.cache,
             memory_limit=where.memory_limit,
+            memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
         )
     if as_json:
         click.echo(to_json({**plan.as_dict(), "max_passes": spec.max_iter}))

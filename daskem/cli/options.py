@@ -75,7 +75,11 @@ def made_of(what: str, make: Callable[..., Any], settings: Iterable[str], flag: 
     except TypeError as error:
         takes = ", ".join(inspect.signature(make).parameters) or "none"
         raise OptionError(f"{what} cannot be made: {error}. Its options ({flag}) are: {takes}.") from error
-    return make(**given)
+    try:
+        return make(**given)
+    except (TypeError, AttributeError) as error:
+        settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise OptionError(f"{what} cannot be made of {settings}: {error}.") from error
 
 
 def _setting(text: str, flag: str) -> tuple[str, Any]:

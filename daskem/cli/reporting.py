@@ -20,7 +20,7 @@ from daskem.cli.options import (
 )
 from daskem.cli.own import load, model_option
 from daskem.cli.tables import component_cells
-from daskem.core import Chunk
+from daskem.core import Chunk, handles_missing
 from daskem.data import Dataset
 from daskem.engine import start_engine
 from daskem.errors import OptionError
@@ -78,4 +78,5 @@ def report_command(
 
 def _sample(loaded: LoadedModel, data: Dataset, where: EngineOptions) -> Chunk:
     engine = start_engine(data, loaded.model, sample_rows=SAMPLE_ROWS, cache="none", memory_limit=where.memory_limit)
-    return engine.sample(SAMPLE_ROWS, np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 1, 0])))
+    rng = np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 1, 0]))
+    return engine.sample(SAMPLE_ROWS, rng, missing=handles_missing(loaded.model))

@@ -28,7 +28,7 @@ __all__ = ["Stream", "draw_sample", "sample_share", "sampled_rows"]
 GROUP_ROWS = 4096
 # Rows of positive weight that a mini-batch must hold on average, unless it is smaller: of fewer, the first M-step makes
 # components that no later one brings back.
-FEWEST_PRESENT = 100
+FEWEST_PRESENT = 25
 # Pieces whose rows are mixed, unless told otherwise: 256 MiB of rows.
 WINDOW = 16
 # Rows of a small sample that are drawn near each other.

@@ -28,6 +28,7 @@ from daskem.fit import FitResult, fit
 from daskem.online import OnlineFit
 from daskem.predict import predict_rows
 from daskem.report import fit_html
+from daskem.starts import components_of
 
 __all__ = ["OutOfCoreEstimator", "check_choice", "check_number", "check_whole"]
 
@@ -76,6 +77,7 @@ class OutOfCoreEstimator(_Fitted):
         self, X: Any, *, sample_weight: Any = None, y: Any = None, reset: bool = False, least: int = 1
     ) -> Dataset:
         """Open X; arrays in memory pass scikit-learn's own checks, all else those of `daskem.data`."""
+        names = _strings(getattr(X, "columns", None))
         if is_array_like(X):
             if isinstance(X, np.ma.MaskedArray):
                 # scikit-learn's check would drop the mask and keep the numbers under it.
@@ -90,13 +92,19 @@ class OutOfCoreEstimator(_Fitted):
         # What `fit` leaves out, it looks for itself.
         allow_missing = None if reset and self.on_bad_unit == "skip" else False
         data = open_dataset(X, sample_weight=sample_weight, y=y, allow_missing=allow_missing)
+        names = names or data.rows.columns
         if reset:
-            self._online = None
+            self._online, self._columns = None, names
             self.n_features_in_ = data.n_features
         elif data.n_features != self.n_features_in_:
             raise DataError(
                 f"X has {data.n_features} features, but {type(self).__name__} is expecting {self.n_features_in_} "
                 "features as input."
+            )
+        elif names and self._columns and names != self._columns:
+            raise DataError(
+                f"X has the columns {', '.join(names)}, in this order, but {type(self).__name__} was fitted to "
+                f"{', '.join(self._columns)}. Choose these, in their order."
             )
         if data.n_rows < least:
             raise DataError(
@@ -175,11 +183,17 @@ class OutOfCoreEstimator(_Fitted):
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
-    def _rows(self, X: Any, what: str, width: int, y: Any = None, sample_weight: Any = None) -> Any:
-        check_is_fitted(self)
+    def _rows(self, X: Any, what: str, y: Any = None, sample_weight: Any = None) -> Any:
+        width = self._n_features_out
         model, params = self.result_.model, self.result_.params
         data = self._dataset(X, sample_weight=sample_weight, y=y)
         return predict_rows(model, params, data, what, width, lazy=self._lazy(X), memory_limit=self.memory_limit)
+
+    @property
+    def _n_features_out(self) -> int:
+        """Components of the fitted model, which options set since then do not change."""
+        check_is_fitted(self)
+        return components_of(self.result_.model) or 1
 
     def _repr_html_(self) -> str:
         fitted = fit_html(self.result_) if hasattr(self, "result_") else ""
@@ -187,6 +201,11 @@ class OutOfCoreEstimator(_Fitted):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+
+def _strings(names: Any) -> tuple[str, ...] | None:
+    """Return the names of a data frame's columns, as they count where all are text."""
+    return tuple(names) if names is not None and all(isinstance(name, str) for name in names) else None
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:

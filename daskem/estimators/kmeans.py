@@ -13,8 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 from daskem.algorithms import Change, MaxPasses
 from daskem.core import Algorithm, StopRule
 from daskem.data import Dataset
+from daskem.engine import without_bad_units
 from daskem.errors import OptionError
-from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_whole
+from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_number, check_whole
 from daskem.fit import FitResult
 from daskem.models import KMeans as KMeansModel
 from daskem.predict import evaluate
@@ -82,13 +83,28 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
         model = self._model(data)
         stop: list[StopRule] = [Change(self.tol), MaxPasses(self.max_iter)]
         self._take(self._run_fit(model, data, stop, self.init), data)
-        self.labels_ = self._rows(X, "labels", self.n_clusters, sample_weight=sample_weight)
+        if self.result_.left_out:
+            data, _ = without_bad_units(data, model, self.memory_limit)
         self.inertia_ = -evaluate(model, self.result_.params, data, memory_limit=self.memory_limit).objective
+        self.labels_ = self._labels(X, sample_weight)
         return self
+
+    def _labels(self, X: Any, sample_weight: Any) -> Any:
+        """Return the labels of the rows that were fitted, -1 of those left out; for lazy rows, lazy ones."""
+        if self._lazy(X) or not self.result_.left_out:
+            return self._rows(X, "labels", sample_weight=sample_weight)
+        usable, out = np.array(X, np.float64), np.zeros(len(X), bool)
+        for run in self.result_.left_out:
+            out[run.start : run.stop] = True
+        usable[out] = self.cluster_centers_[0]
+        return np.where(out, -1, self._rows(usable, "labels", sample_weight=sample_weight))
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn from one mini-batch of a stream (see `GaussianMixture.partial_fit`); `labels_` are not kept."""
         self._take(self._learn(X, None, sample_weight, self._model), None)
+        for of_fit in ("labels_", "inertia_"):
+            # Of the rows of an earlier fit.
+            self.__dict__.pop(of_fit, None)
         return self
 
     def _take(self, result: FitResult, data: Dataset | None) -> None:
@@ -102,15 +118,15 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the distance of each row to each center, (n, k)."""
-        return self.fit(X, y, sample_weight)._rows(X, "transform", self.n_clusters, sample_weight=sample_weight)
+        return self.fit(X, y, sample_weight)._rows(X, "transform", sample_weight=sample_weight)
 
     def predict(self, X: Any) -> Any:
         """Return the nearest center of each row, (n,) int64."""
-        return self._rows(X, "labels", self.n_clusters)
+        return self._rows(X, "labels")
 
     def transform(self, X: Any) -> Any:
         """Return the Euclidean distance of each row to each center, (n, k)."""
-        return self._rows(X, "transform", self.n_clusters)
+        return self._rows(X, "transform")
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return minus the (weighted) sum of squared distances of rows to their nearest centers."""
@@ -120,6 +136,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
 
     def _check_options(self) -> None:
         super()._check_options()
+        check_number("tol", self.tol)
         check_whole("n_clusters", self.n_clusters)
         if callable(self.init):
             raise OptionError("init is a function, which would need all rows in memory. Give the centers it returns.")
@@ -132,7 +149,3 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
             return KMeansModel(self.n_clusters, "k-means++", centers, self.on_collapse)  # type: ignore[arg-type]
         method = "kmeans" if self.init == "k-means||" else self.init
         return KMeansModel(self.n_clusters, method, None, self.on_collapse)  # type: ignore[arg-type]
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_clusters

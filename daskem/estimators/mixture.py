@@ -90,24 +90,24 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         A row of weight 0 that holds NaN or infinity gets -1.
         """
         known = _known_labels(y)
-        return self._fit(X, known, sample_weight)._rows(X, "labels", self.n_components, known, sample_weight)
+        return self._fit(X, known, sample_weight)._rows(X, "labels", known, sample_weight)
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the posterior probability of each component for each row, (n, k)."""
         known = _known_labels(y)
-        return self._fit(X, known, sample_weight)._rows(X, "proba", self.n_components, known, sample_weight)
+        return self._fit(X, known, sample_weight)._rows(X, "proba", known, sample_weight)
 
     def predict(self, X: Any) -> Any:
         """Return the most probable component of each row, (n,) int64."""
-        return self._rows(X, "labels", self.n_components)
+        return self._rows(X, "labels")
 
     def predict_proba(self, X: Any) -> Any:
         """Return the posterior probability of each component for each row, (n, k)."""
-        return self._rows(X, "proba", self.n_components)
+        return self._rows(X, "proba")
 
     def transform(self, X: Any) -> Any:
         """Return the posterior probability of each component for each row, (n, k), as features."""
-        return self._rows(X, "proba", self.n_components)
+        return self._rows(X, "proba")
 
     def impute(self, X: Any) -> Any:
         """Return X (n, d) with missing values filled in given those present.
@@ -115,17 +115,17 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         By conditional means, codes of categories by the likeliest. Only mixtures of families that take missing values
         can, Gaussian ones with ``missing="nan"``.
         """
-        return self._rows(X, "imputed", self.n_components)
+        return self._rows(X, "imputed")
 
     def diagnose(self, X: Any, y: Any = None, sample_weight: Any = None) -> Diagnosis:
         """Say what the data that the mixture was fitted to tell of its parameters, and what not (`daskem.diagnose`)."""
-        data = self._dataset(X, sample_weight=sample_weight, y=_known_labels(y))
         check_is_fitted(self)
+        data = self._dataset(X, sample_weight=sample_weight, y=_known_labels(y))
         return diagnose(self.result_, data, memory_limit=self.memory_limit)
 
     def score_samples(self, X: Any) -> Any:
         """Return the log density of each row, (n,), nats."""
-        return self._rows(X, "log_prob", self.n_components)
+        return self._rows(X, "log_prob")
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean log density, nats per row; one pass."""
@@ -219,10 +219,6 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
 
     def _n_parameters(self) -> int:
         return self._mixture().n_parameters(self.result_.params)
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_components
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

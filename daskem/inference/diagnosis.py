@@ -20,6 +20,7 @@ from daskem.core import (
     HasVector,
     Params,
     handles_missing,
+    objective_kind,
     offers,
     require,
 )
@@ -212,6 +213,11 @@ def diagnose(
         If the work cannot fit into memory.
     """
     model, params = _model_and_params(fitted, params)
+    if objective_kind(model) == "lower bound":
+        raise OptionError(
+            f"a {type(model).__name__} has a distribution of parameters, whose spread is in it, and no maximum to "
+            "diagnose. Fit the same family by maximum likelihood."
+        )
     vector = require(model, HasVector, "a diagnosis").to_vector(params)
     free = np.isfinite(vector)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)

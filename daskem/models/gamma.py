@@ -122,7 +122,7 @@ class Gamma(ColumnFamily):
         return [np.log(params.shapes), np.log(params.scales)]
 
     def _from_coordinates(self, parts: list[Float], params: GammaParams) -> GammaParams:
-        return self._with(params, np.exp(parts[0]), np.exp(parts[1]))
+        return self._with(params, np.minimum(np.exp(parts[0]), self.max_shape), np.exp(parts[1]))
 
     def _with(self, params: GammaParams, shapes: Float, scales: Float) -> GammaParams:
         return replace(params, shapes=shapes, scales=scales, repaired=np.zeros(len(shapes), np.int8))

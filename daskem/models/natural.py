@@ -56,6 +56,8 @@ __all__ = [
 PROBABILITY_FLOOR = float(np.finfo(np.float64).eps)
 # Larger whole numbers are not exact in double precision.
 MAX_COUNT = 2.0**53
+# Rounding errors of a row's log density in single precision stay below 6e-8 times this, 3e-5.
+SINGLE_TERMS = 512.0
 # Rows at a time while a sample is summed.
 SAMPLE_BLOCK = 4096
 # Logarithms of factorials below this are looked up, which is ten times faster than computing them.
@@ -157,7 +159,10 @@ class NaturalFamily(ABC):
         """Return log p(x | component), (n, k), nats, -inf outside the support: a view of scratch memory."""
         seen = self._seen(params, chunk)
         slope, constant = chunk.scratch.keep((self, "natural"), params, lambda: self._natural(params))
-        dtype = np.dtype(np.float32 if self.keeps_float32 and chunk.rows.dtype == np.float32 else np.float64)
+        single = self.keeps_float32 and chunk.rows.dtype == np.float32
+        # Products cancel against the constants, so that these are what single precision must hold.
+        single = single and float(np.abs(constant).sum(axis=1).max()) <= SINGLE_TERMS
+        dtype = np.dtype(np.float32 if single else np.float64)
         out = chunk.scratch.empty((type(self), "log_prob", dtype.char), (len(slope), len(chunk)), dtype)
         _product(slope.astype(dtype, copy=False), seen.features.T, out)
         if seen.observed is None:

@@ -238,7 +238,8 @@ class StudentT:
     def from_vector(self, vector: Float, params: StudentTParams) -> StudentTParams:
         """Return the parameters of a vector of `to_vector`; `params` supplies what is fixed."""
         size = len(vector) - self._n_dof(params)
-        dof = np.broadcast_to(np.exp(vector[size:]), params.dof.shape) if len(vector) > size else params.dof
+        free = np.clip(np.exp(vector[size:]), MIN_DOF, MAX_DOF)
+        dof = np.broadcast_to(free, params.dof.shape) if len(vector) > size else params.dof
         new = self.gaussian.from_vector(vector[:size], replace(params, dof=np.array(dof)))
         return cast(StudentTParams, new)
 

@@ -134,8 +134,9 @@ class VonMisesFisher(NaturalFamily):
 
     def _from_coordinates(self, parts: list[Float], params: VonMisesFisherParams) -> VonMisesFisherParams:
         length = np.linalg.norm(parts[0], axis=1)
-        c = np.maximum(length, CONCENTRATION_FLOOR)
-        directions = np.where((length > 0)[:, None], parts[0] / c[:, None], params.directions)
+        c = np.clip(length, CONCENTRATION_FLOOR, self.max_concentration)
+        seen = length > CONCENTRATION_FLOOR
+        directions = np.where(seen[:, None], parts[0] / np.where(seen, length, 1.0)[:, None], params.directions)
         return self._of(directions, c)
 
     def _of(self, directions: Float, concentrations: Float) -> VonMisesFisherParams:
