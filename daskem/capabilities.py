@@ -15,6 +15,7 @@ __all__ = [
     "HasBounds",
     "HasDistance",
     "HasEvents",
+    "HasFloor",
     "HasFootprint",
     "HasImpute",
     "HasLogPrior",
@@ -34,6 +35,7 @@ __all__ = [
     "Params",
     "Stats",
     "handles_missing",
+    "has_floor",
     "objective_kind",
     "offers",
     "require",
@@ -196,6 +198,13 @@ class HandlesMissing(Protocol):
 
 
 @runtime_checkable
+class HasFloor(Protocol):
+    @property
+    def has_floor(self) -> bool:
+        """Whether M-steps add to variances what no prior accounts for, so that the objective may fall by a little."""
+
+
+@runtime_checkable
 class HasImpute(Protocol):
     def impute(self, params: Params, chunk: Chunk) -> Array:
         """Return the rows (n, d) with E[missing | present] in the place of missing values, nothing else changed."""
@@ -204,6 +213,11 @@ class HasImpute(Protocol):
 def handles_missing(model: object) -> bool:
     """Return whether `model`, or a function of blocks, takes NaN for a missing value; False where it does not say."""
     return isinstance(model, HandlesMissing) and bool(model.handles_missing)
+
+
+def has_floor(model: object) -> bool:
+    """Return whether M-steps of `model` keep variances above a floor; False where it does not say."""
+    return isinstance(model, HasFloor) and bool(model.has_floor)
 
 
 def objective_kind(model: object, otherwise: str = "objective") -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from daskem.algorithms import AnyOf, decrease, rounding_of, step_together
-from daskem.core import Algorithm, Params, State, StepInfo
+from daskem.core import Algorithm, Params, State, StepInfo, has_floor
 from daskem.data import Dataset, fingerprint
 from daskem.engine import DataProblem
 from daskem.errors import CheckpointError, DaskEMWarning, OptionError
@@ -20,6 +20,9 @@ from daskem.persist import Checkpoints, SavedFit, SavedRun, any_path, describe, 
 __all__ = ["Unkept", "begin", "last_objective", "open_checkpoints", "run_all"]
 
 logger = logging.getLogger("daskem")
+
+# Among what a run has told: that the objective fell, which a floor may do at each step.
+FALLEN = (-1, "the objective fell")
 
 Callback = Callable[[StepInfo, Params], None]
 
@@ -97,7 +100,8 @@ def run_all(
     """
     if fit.finished:
         return list(fit.runs)
-    rules = rules.resolve(fit.precision)
+    floor = has_floor(problem.model)
+    rules = rules.resolve(fit.precision, floor)
     rounding = rounding_of(problem.engine.data.dtype)
     runs = [_Run.of(run) for run in fit.runs]
     keeper = _Keeper(kept, fit)
@@ -107,7 +111,9 @@ def run_all(
     try:
         while active := [i for i, run in enumerate(runs) if run.reason is None]:
             stepped = step_together(algorithm, problem, [runs[i].state for i in active])
-            advanced = {i: runs[i].after(*step, rules, rounding) for i, step in zip(active, stepped, strict=True)}
+            advanced = {
+                i: runs[i].after(*step, rules, rounding, floor) for i, step in zip(active, stepped, strict=True)
+            }
             # One assignment: whatever interrupts this loop finds the runs before a step or after it.
             runs = [advanced.get(i, run) for i, run in enumerate(runs)]
             _call_back(callbacks, runs, active[0])
@@ -156,27 +162,33 @@ class _Run:
     def saved(self) -> SavedRun:
         return SavedRun(self.state, self.log[: self.n_steps], self.reason, self.converged)
 
-    def after(self, state: State, info: StepInfo, rules: AnyOf, rounding: float) -> _Run:
+    def after(self, state: State, info: StepInfo, rules: AnyOf, rounding: float, floor: bool) -> _Run:
         """Return the run one step later."""
         for event in info.events:
             if (event.component, event.what) not in self.told:
                 self.told.add((event.component, event.what))
                 logger.warning("step %d, component %d: %s", event.step, event.component, event.what)
         self.log.append(info)
-        _warn_of_decrease(self.log, rounding)
+        if not (floor and FALLEN in self.told) and _warn_of_decrease(self.log, rounding, floor):
+            self.told.add(FALLEN)
         rule, reason = rules.which(self.log) or (None, None)
         return _Run(state, self.log, self.told, len(self.log), reason, rule is not None and rule.converged)
 
 
-def _warn_of_decrease(log: Sequence[StepInfo], rounding: float) -> None:
+def _warn_of_decrease(log: Sequence[StepInfo], rounding: float, floor: bool) -> bool:
     amount = decrease(log, rounding)
-    if amount and not log[-2].events:
-        warnings.warn(
-            f"the objective fell by {amount:.3g} nats per row at step {log[-1].step - 1}, beyond rounding. EM cannot "
-            "do that: the M-step does not maximise what the E-step states, or a penalty is left out of the objective.",
-            DaskEMWarning,
-            stacklevel=6,
-        )
+    if not amount or log[-2].events:
+        return False
+    why = (
+        "reg_covar adds to variances what the likelihood does not know of, and is not small beside them. A fall below "
+        "the tolerance counts as convergence; with prior='conjugate' there is none."
+        if floor
+        else "EM cannot do that: the M-step does not maximise what the E-step states, or a penalty is left out of the "
+        "objective."
+    )
+    told = f"the objective fell by {amount:.3g} nats per row at step {log[-1].step - 1}, beyond rounding. {why}"
+    warnings.warn(told, DaskEMWarning, stacklevel=6)
+    return True
 
 
 class _Keeper:

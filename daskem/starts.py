@@ -6,7 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -179,22 +179,32 @@ class _Draw(_OfBlocks):
     round: int
     seed: int
 
-    def __call__(self, chunk: Chunk) -> tuple[float, Array, Float]:
+    def __call__(self, chunk: Chunk) -> _Drawn:
         cost = _cost(chunk, self.centres, self.fill)[0]
         uniform = Chunk(chunk.rows, start=chunk.start, seed=self.seed).uniform(self.round, 1)[:, 0]
         with np.errstate(over="ignore"):
             drawn = uniform < self.rate * cost
         # A row would be drawn at any rate above this.
-        return float(cost.sum()), chunk.rows[drawn], uniform[drawn] / cost[drawn]
+        rows = chunk.rows[drawn]
+        return _Drawn(float(cost.sum()), fill_holes(rows, self.fill), np.isnan(rows), uniform[drawn] / cost[drawn])
 
 
-def _join_draws(a: tuple[float, Array, Float], b: tuple[float, Array, Float]) -> tuple[float, Array, Float]:
+class _Drawn(NamedTuple):
+    """Cost of the rows of a block; those drawn, their holes filled; which these are; and what each was drawn by."""
+
+    cost: float
+    rows: Array
+    holes: Array
+    rates: Float
+
+
+def _join_draws(a: _Drawn, b: _Drawn) -> _Drawn:
     """Put draws together, the likeliest first; those beyond `MAX_DRAWN` cannot be among the few that are kept."""
-    rows, rates = np.concatenate([a[1], b[1]]), np.concatenate([a[2], b[2]])
+    rows, holes, rates = (np.concatenate(pair) for pair in zip(a[1:], b[1:], strict=True))
     if len(rows) > MAX_DRAWN:
         first = np.sort(np.argsort(rates, kind="stable")[:MAX_DRAWN])
-        rows, rates = rows[first], rates[first]
-    return a[0] + b[0], rows, rates
+        rows, holes, rates = rows[first], holes[first], rates[first]
+    return _Drawn(a.cost + b.cost, rows, holes, rates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,10 +235,11 @@ def _oversample(engine: Engine, n_clusters: int, rng: np.random.Generator, missi
     for i in range(ROUNDS):
         phi = float(_cost(sample, centres, fill)[0].mean()) * engine.data.n_present
         rate = SURPLUS * wanted / phi if phi else np.finfo(np.float64).max
-        cost, far, rates = engine.fold(_Draw(centres, fill, missing, rate, i + 1, engine.seed), _join_draws)
-        if cost == 0.0:
+        far = engine.fold(_Draw(centres, fill, missing, rate, i + 1, engine.seed), _join_draws)
+        if far.cost == 0.0:
             break
-        rows = np.concatenate([rows, far[rates < wanted / cost]])
+        kept = far.rates < wanted / far.cost
+        rows = np.concatenate([rows, np.where(far.holes, np.nan, far.rows)[kept]])
         centres = fill_holes(rows, fill).astype(np.float64)
     counts = engine.fold(_Count(centres, fill, missing), tree.add)
     candidates = Chunk(rows[counts > 0].astype(np.float64), counts[counts > 0], seed=engine.seed)

@@ -199,6 +199,17 @@ def test_a_decrease_after_a_repair_is_no_surprise():
     assert result.trace[2].objective < result.trace[1].objective
 
 
+def test_a_floor_that_is_seen_is_told_once_and_does_not_keep_a_fit_from_converging():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 0.05, (300, 2)) + np.array([[0, 0], [0.1, 0.1], [0.3, 0]])[rng.integers(0, 3, 300)]
+    with pytest.warns(DaskEMWarning, match=r"fell by .*reg_covar adds to variances.*prior='conjugate'") as caught:
+        result = fit(Mixture(Gaussian(reg_covar=1e-3), 3), rows)
+    assert len(caught) == 1
+    assert result.converged
+    assert result.n_steps < 50
+    assert np.diff([info.objective for info in result.trace]).min() < 0
+
+
 def test_rounding_of_single_precision_is_not_a_decrease():
     rows = clouds(2_000).astype("f4")
     result = fit(Mixture(Gaussian("diag"), 3), stored(rows=rows), stop=[Change(0.0), MaxSteps(60)])

@@ -10,7 +10,7 @@ from sklearn.mixture import GaussianMixture as Peer
 
 from daskem import tree
 from daskem.core import Chunk, Scratch
-from daskem.errors import DegenerateComponentError, OptionError
+from daskem.errors import DataError, DegenerateComponentError, OptionError
 from daskem.models import gaussian_kernels
 from daskem.models.gaussian import Gaussian, GaussianStats
 from daskem.models.gaussian_algebra import SHAPES
@@ -530,15 +530,24 @@ def test_every_start_is_usable_and_depends_on_the_generator_alone(method):
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_a_constant_feature_leaves_no_nan_even_without_a_floor(covariance):
+def test_a_constant_feature_needs_a_floor_unless_features_share_a_variance(covariance):
     rows = draw(n=100)
     rows[:, 1] = 7.0
     model = Mixture(Gaussian(covariance, reg_covar=0.0), 3)
+    if not SHAPES[covariance].isotropic:
+        with pytest.raises(DataError, match=r"no covariance that could be inverted.*set reg_covar \(now 0\)"):
+            model.init(Chunk(rows), np.random.default_rng(0))
+        return
     params = steps(model, model.init(Chunk(rows), np.random.default_rng(0)), rows, 3)
     assert tree.all_finite(params)
     assert np.isfinite(model.e_step(params, Chunk(rows)).objective)
-    if not SHAPES[covariance].isotropic:
-        assert params.components.repaired.all()
+
+
+def test_features_that_follow_from_others_need_a_floor():
+    rows = draw(n=100)
+    rows = np.column_stack([rows, rows[:, 0] - rows[:, 1]])
+    with pytest.raises(DataError, match="no covariance that could be inverted"):
+        Mixture(Gaussian(reg_covar=0.0), 2).init(Chunk(rows), np.random.default_rng(0))
 
 
 # One component's covariance over two features, stored as its shape stores it.

@@ -47,20 +47,25 @@ class Gain:
         which chance alone lifts the maximum over n rows with p parameters: to go on would fit noise.
     relative : whether `tol` is relative.
     rounding : relative size below which a fall of the objective is rounding.
+    falls : whether a fall by less than `tol` ends a fit too: where a floor on variances makes M-steps miss the maximum.
     """
 
     tol: float | Literal["statistical"] = 1e-3
     relative: bool = False
     rounding: float = ROUNDING
+    falls: bool = False
     converged: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.tol != "statistical":
             _check_not_negative("tol", self.tol)
 
-    def resolve(self, precision: float) -> Gain:
-        """Return the rule with a number for its tolerance, `precision` (see `Problem.precision`) if "statistical"."""
-        return replace(self, tol=precision) if self.tol == "statistical" else self
+    def resolve(self, precision: float, floor: bool = False) -> Gain:
+        """Return the rule with a number for its tolerance, `precision` (see `Problem.precision`) if "statistical".
+
+        With `floor`, for a model that may fall (see `daskem.core.HasFloor`).
+        """
+        return replace(self, tol=precision if self.tol == "statistical" else self.tol, falls=self.falls or floor)
 
     def __call__(self, trace: Sequence[StepInfo]) -> str | None:
         if self.tol == "statistical":
@@ -70,7 +75,9 @@ class Gain:
         if last.remaining is not None:
             told = f"further steps would gain about {last.remaining:.3g} nats per row, less than {limit:.3g}"
             return told if last.remaining < limit else None
-        if len(trace) < 2 or not (last.exact and trace[-2].exact) or decrease(trace, self.rounding):
+        if len(trace) < 2 or not (last.exact and trace[-2].exact):
+            return None
+        if decrease(trace, self.rounding) and not self.falls:
             return None
         gain = abs(last.objective - trace[-2].objective) + 2 * _chance(trace)
         return f"the gain of a step, {gain:.3g} nats per row, fell below {limit:.3g}" if gain < limit else None
@@ -146,9 +153,9 @@ class AnyOf:
 
     rules: tuple[StopRule, ...]
 
-    def resolve(self, precision: float) -> AnyOf:
-        """Return the rules with a number for the tolerance of `Gain("statistical")`."""
-        return AnyOf(tuple(rule.resolve(precision) if isinstance(rule, Gain) else rule for rule in self.rules))
+    def resolve(self, precision: float, floor: bool = False) -> AnyOf:
+        """Return the rules, each `Gain` resolved."""
+        return AnyOf(tuple(rule.resolve(precision, floor) if isinstance(rule, Gain) else rule for rule in self.rules))
 
     def which(self, trace: Sequence[StepInfo]) -> tuple[StopRule, str] | None:
         """Return the first rule that says stop, and its reason."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from daskem import tree
 from daskem.core import Array, Chunk, Float
-from daskem.errors import MissingCapabilityError, OptionError
+from daskem.errors import DataError, MissingCapabilityError, OptionError
 from daskem.models.gaussian_algebra import SHAPES, Covariance, Shape, checked, power_of_two
 from daskem.models.gaussian_kernels import COMMON_RATIO, FEATURE_RATIO, Kernel, n_statistics, pack, uses_features
 from daskem.models.gaussian_missing import HolesKernel, has_holes, holes_bytes, over_holes, without_holes
@@ -94,6 +94,11 @@ class Gaussian:
         if self.prior not in (None, "conjugate"):
             raise OptionError(f"prior is {self.prior!r}; it must be None or 'conjugate'.")
         check_policy(self.on_collapse)
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether `reg_covar` stands alone, which no likelihood knows of."""
+        return self.reg_covar > 0 and self.prior is None
 
     @property
     def handles_missing(self) -> bool:
@@ -342,9 +347,11 @@ class Gaussian:
         every = self.shape.spread(covariance, len(params.means))
         factor, positive = self.shape.factorise(every)
         if not positive.all():
-            # A feature has no spread and reg_covar is 0: any start that is positive will do, the policy does the rest.
-            every = self.shape.identity_like(every)
-            factor, _ = self.shape.factorise(every)
+            raise DataError(
+                "the rows drawn for the start have no covariance that could be inverted: some features are constant or "
+                "follow from others, or there are fewer rows than features. Leave such features out, or set reg_covar "
+                f"(now {self.reg_covar:g}) to a variance that is small beside the others'."
+            )
         return self._assemble(params, params.means, every, factor)
 
     def _sample_stats(self, params: GaussianParams, rows: Array, resp: Float) -> GaussianStats:

@@ -130,10 +130,6 @@ class Shape(ABC):
         """Return the terms that make up each whitened feature, added without their signs, (k or 1, d or 1)."""
         return self.variances(factor) * deviation
 
-    def identity_like(self, covariances: Float) -> Float:
-        """Return unit covariances."""
-        return np.ones_like(covariances)
-
     @abstractmethod
     def pooled_covariance(self, rows: Array, mean: Float, scale: Float, share: Float) -> Float:
         """Return the covariance of a sample in scaled units, as one covariance."""
@@ -240,9 +236,6 @@ class Matrices(Shape):
     def _reach(self, factor: Float, deviation: Array) -> Array:
         stacked = np.abs(factor.reshape(-1, *factor.shape[-2:]))
         return np.asarray((deviation[:, None, :] @ stacked)[:, 0])
-
-    def identity_like(self, covariances: Float) -> Float:
-        return np.broadcast_to(np.eye(covariances.shape[-1]), covariances.shape)
 
     def pooled_covariance(self, rows: Array, mean: Float, scale: Float, share: Float) -> Float:
         u = (rows - mean) * scale

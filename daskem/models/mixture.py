@@ -127,6 +127,10 @@ class Mixture:
     def handles_missing(self) -> bool:
         return bool(getattr(self.family, "handles_missing", False))
 
+    @property
+    def has_floor(self) -> bool:
+        return bool(getattr(self.family, "has_floor", False))
+
     def init(self, sample: Chunk, rng: np.random.Generator) -> MixtureParams:
         """Return starting parameters from a sample; rows of the sample with known labels steer them.
 

@@ -79,6 +79,11 @@ class NormalWishart(Gaussian):
         if not (np.isfinite(self.mean_precision_prior) and self.mean_precision_prior > 0):
             raise OptionError(f"mean_precision_prior is {self.mean_precision_prior}; it must be a positive number.")
 
+    @property
+    def has_floor(self) -> bool:
+        """Whether each row adds to the scatter what the prior does not know of."""
+        return self.reg_covar > 0
+
     def log_prob(self, params: NormalWishartParams, chunk: Chunk) -> Array:  # type: ignore[override]
         """Return E[log N(x | mu_k, Lambda_k^-1)], (n, k), nats: in scratch memory, as `Gaussian.log_prob`."""
         out = super().log_prob(params, chunk)

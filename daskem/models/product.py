@@ -97,6 +97,11 @@ class Product:
         return all(getattr(family, "handles_missing", False) for family in self.families.values())
 
     @property
+    def has_floor(self) -> bool:
+        """Whether a family keeps variances above a floor that is no prior."""
+        return any(getattr(family, "has_floor", False) for family in self.families.values())
+
+    @property
     def discrete(self) -> bool:
         """Whether all columns are discrete, so that rows may repeat each other."""
         return all(getattr(family, "discrete", False) for family in self.families.values())

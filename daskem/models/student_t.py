@@ -134,6 +134,11 @@ class StudentT:
         return Gaussian(self.covariance, self.reg_covar, self.prior, self.on_collapse, self.missing)
 
     @property
+    def has_floor(self) -> bool:
+        """Whether `reg_covar` stands alone, which no likelihood knows of."""
+        return self.reg_covar > 0 and self.prior is None
+
+    @property
     def handles_missing(self) -> bool:
         """Whether NaN is a hole."""
         return self.missing
