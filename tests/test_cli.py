@@ -266,6 +266,45 @@ def test_plan_tells_the_cost_without_reading(place):
     assert 0 < figures["peak"] <= figures["limit"]
 
 
+def test_a_plan_counts_what_the_algorithm_keeps(place):
+    peaks = {}
+    for algorithm in ("batch", "auto", "stepwise"):
+        told = succeed(
+            "plan",
+            "gaussian-mixture",
+            place / "data.zarr",
+            "-k",
+            2,
+            "--cache",
+            "none",
+            "--algorithm",
+            algorithm,
+            "--json",
+        )
+        peaks[algorithm] = json.loads(told.stdout)["peak"]
+    assert peaks["batch"] < peaks["stepwise"]
+    assert "cannot be made" in fail(
+        "plan", "gaussian-mixture", place / "data.zarr", "-k", 2, "--algorithm", "stepwise", "--algorithm-set", "foo=1"
+    )
+
+
+@pytest.mark.parametrize("setting", ["batch_rows=abc", "decay=abc"])
+def test_settings_of_another_kind_are_one_clear_error(place, tmp_path, setting):
+    said = fail(
+        "fit", "gaussian-mixture", place / "data.zarr", "-k", 2, "-o", tmp_path / "m.safetensors",
+        "--algorithm", "stepwise", "--algorithm-set", setting, "--quiet",
+    )  # fmt: skip
+    assert f"--algorithm stepwise cannot be made of {setting.replace('=abc', chr(61) + repr('abc'))}" in said
+
+
+def test_a_bound_has_no_information_criteria(place, tmp_path):
+    model = tmp_path / "v.safetensors"
+    succeed("fit", "variational-mixture", place / "data.zarr", "-k", 2, "-o", model, "--quiet")
+    figures = json.loads(succeed("score", model, place / "data.zarr", "--json").stdout)
+    assert "log_prob" in figures
+    assert not {"aic", "bic"} & set(figures)
+
+
 def test_a_cluster_gives_the_same_bits(place, tmp_path):
     """Two worker processes, started for the command."""
     output = tmp_path / "m.safetensors"

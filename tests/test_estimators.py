@@ -17,7 +17,7 @@ import sklearn.mixture
 import zarr
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from threadpoolctl import threadpool_limits
 from zarr.storage import LocalStore, WrapperStore
 
@@ -480,3 +480,62 @@ def test_an_estimator_that_was_interrupted_goes_on(tmp_path, monkeypatch):
     for random_state in (None, np.random.RandomState(0)):
         with pytest.raises(errors.OptionError, match="checkpoint= needs random_state= to be an int"):
             daskem.GaussianMixture(**kept, random_state=random_state).fit(X)
+
+
+# What was fitted stays what it was
+
+
+@each_estimator
+def test_columns_are_those_that_were_fitted_in_their_order(make, tmp_path):
+    for names in ("ab", "ba"):
+        rows = X[:, :2] if names == "ab" else X[:, 1::-1]
+        stored = zarr.create_array(tmp_path / f"{names}.zarr", data=np.ascontiguousarray(rows), chunks=(100, 2))
+        stored.attrs["columns"] = list(names)
+    fitted = make().fit(str(tmp_path / "ab.zarr"))
+    assert np.isfinite(fitted.score(str(tmp_path / "ab.zarr")))
+    with pytest.raises(errors.DataError, match=r"has the columns b, a, in this order, but \w+ was fitted to a, b"):
+        fitted.score(str(tmp_path / "ba.zarr"))
+
+
+def test_options_set_after_a_fit_change_nothing_of_it():
+    fitted = MAKE["mixture"]().fit(X).set_params(n_components=5)
+    lazy = fitted.predict_proba(da.from_array(X, chunks=(100, 3)))
+    assert lazy.shape == lazy.compute().shape == (len(X), K)
+    assert len(fitted.get_feature_names_out()) == K
+
+
+def test_k_means_does_without_rows_that_cannot_be_used():
+    rows = np.tile(X, (10, 1))
+    rows[7] = np.nan
+    with pytest.warns(DaskEMWarning, match="rows 0:1024"):
+        fitted = daskem.KMeans(K, random_state=0, on_bad_unit="skip").fit(rows)
+    out = np.zeros(len(rows), bool)
+    for run in fitted.result_.left_out:
+        out[run.start : run.stop] = True
+    assert out.sum() == 1024
+    assert (fitted.labels_[out] == -1).all()
+    distance = ((rows[~out][:, None] - fitted.cluster_centers_) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(fitted.labels_[~out], distance.argmin(axis=1))
+    np.testing.assert_allclose(fitted.inertia_, distance.min(axis=1).sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labelled_rows_steer_k_means_oversampling_too(seed):
+    rng = np.random.default_rng(9)
+    rows = rng.normal(0, 1, (4_000, 2)) + 5.5 * rng.integers(2, size=(4_000, 1))
+    y = np.full(len(rows), -1)
+    y[np.flatnonzero(np.linalg.norm(rows, axis=1) < 1)[:100]] = 1
+    fitted = daskem.GaussianMixture(2, init_params="k-means||", random_state=seed).fit(rows, y)
+    np.testing.assert_allclose(fitted.means_, [[5.5, 5.5], [0, 0]], atol=0.2)
+
+
+def test_what_is_not_fitted_or_no_object_says_so():
+    with pytest.raises(NotFittedError):
+        daskem.GaussianMixture().diagnose(X)
+    with pytest.raises(errors.OptionError, match="tol='statistical'"):
+        daskem.KMeans(K, tol="statistical").fit(X)
+    with pytest.raises(errors.OptionError, match=r"algorithm=StepwiseEM is a class"):
+        daskem.GaussianMixture(K, algorithm=daskem.StepwiseEM).fit(X)
+    variational = daskem.VariationalGaussianMixture(2, random_state=0, tol=1e-2).fit(X)
+    with pytest.raises(errors.OptionError, match="has a distribution of parameters"):
+        variational.diagnose(X)

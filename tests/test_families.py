@@ -498,3 +498,33 @@ def test_fitted_out_of_core_saved_and_drawn_from(name: str, dtype: str, tmp_path
     if name != "multinomial":
         error = rows.std(axis=0) * np.sqrt(2 / 6000)
         assert (np.abs(drawn.mean(axis=0) - rows.mean(axis=0, dtype="f8")) < 5 * error + 0.02).all()
+
+
+@pytest.mark.parametrize("n_columns", [50, 500, 3000])
+def test_constant_columns_cost_single_precision_nothing(n_columns):
+    rng = np.random.default_rng(3)
+    rows = (rng.random((200, n_columns)) < 0.999).astype(np.float32)
+    family = models.Bernoulli()
+    params = family.init(Chunk(rows.astype(np.float64)), rng.dirichlet(np.ones(2), len(rows)))
+    single, double = (family.log_prob(params, Chunk(rows.astype(dtype))) for dtype in ("f4", "f8"))
+    np.testing.assert_allclose(single, double, rtol=1e-5, atol=1e-4)
+
+
+def test_vectors_lead_to_no_parameters_beyond_their_bounds():
+    rng = np.random.default_rng(4)
+    for family, rows, name, most in (
+        (models.Gamma(max_shape=5.0), rng.gamma(3.0, size=(100, 2)), "shapes", 5.0),
+        (models.VonMisesFisher(max_concentration=20.0), directions(rng, 100), "concentrations", 20.0),
+        (models.StudentT(dof="each"), rng.standard_normal((100, 2)), "dof", 1e4),
+    ):
+        params = family.init(Chunk(rows), rng.dirichlet(np.ones(2), len(rows)))
+        there = family.from_vector(family.to_vector(params) * 50 + 50, params)
+        assert getattr(there, name).max() <= most, family
+
+
+@pytest.mark.parametrize("family", [models.Poisson(), models.Categorical(levels=3)], ids=repr)
+def test_k_means_oversampling_makes_up_no_values_for_holes(family):
+    rows = np.random.default_rng(5).integers(3, size=(500, 4)).astype(np.float64)
+    rows[::7, 1] = np.nan
+    result = fit(models.Mixture(family, 2, "kmeans"), rows, init_sample="k-means||", stop=MaxSteps(2))
+    assert np.isfinite(result.objective)

@@ -180,6 +180,16 @@ def test_a_report_tells_all_of_a_fit_and_needs_nothing_from_elsewhere(place):
     assert "identifiable: the data tell of 29 directions" in told
 
 
+def test_a_model_of_missing_values_has_a_report(tmp_path):
+    rows = np.random.default_rng(2).standard_normal((500, 3))
+    rows[::5, 1] = np.nan
+    zarr.create_array(tmp_path / "rows.zarr", data=rows, chunks=(100, 3))
+    model = tmp_path / "m.safetensors"
+    succeed("fit", "gaussian-mixture", tmp_path / "rows.zarr", "-k", 2, "--missing", "nan", "-o", model, "--quiet")
+    succeed("report", model, tmp_path / "rows.zarr", "-o", tmp_path / "report.html")
+    assert "Fit of m.safetensors" in (tmp_path / "report.html").read_text()
+
+
 def test_the_command_of_a_report_makes_the_same_model_again(place):
     command = read(place / "report.html").texts["pre"][-1]
     program, *args = shlex.split(command)

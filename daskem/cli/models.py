@@ -356,7 +356,8 @@ KINDS: Mapping[str, Kind] = {
         tol=1e-4,
         max_iter=300,
         on_collapse="reseed",
-        algorithms=("auto", "lloyd", *(name for name in ALGORITHMS if name not in ("auto", "batch"))),
+        # The others need a vector of the parameters, or a surrogate.
+        algorithms=("auto", "lloyd", "stepwise", "progressive"),
         rule="change",
         objective_name="minus squared distance",
         unit="per row",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,10 @@ def _instructions(target: str, request: JobRequest, command: list[str], director
     scheduler = f"{directory}/scheduler.json"
     steps = [
         "Save this as worker.sh, and where jobs may be submitted (change first: the queue) run",
-        f"    mkdir -p {directory}",
-        f"    dask scheduler --scheduler-file {scheduler} &",
+        f"    mkdir -p {shlex.quote(directory)}",
+        f"    dask scheduler --scheduler-file {shlex.quote(scheduler)} &",
         f"    for i in $(seq {request.nodes}); do {submit} worker.sh; done",
-        f"    daskem {' '.join(command)} --scheduler {scheduler}",
+        f"    daskem {shlex.join([*command, '--scheduler', scheduler])}",
         "Should it stop, or exit with 75: the last line again goes on from the checkpoint.",
     ]
     return worker_script(target, request, directory) + "\n" + "".join(f"# {step}\n" for step in steps)
