@@ -52,9 +52,9 @@ def shaped(covariance: str, exact: np.ndarray) -> np.ndarray:
     }[covariance]
 
 
-def steps(model: Mixture, rows: Array, n_steps: int = 1):
+def steps(model: Mixture, rows: Array, n_steps: int = 1, sample: Array | None = None):
     """Return the parameters after some steps, and the objective at the start of each."""
-    params, objectives = model.init(Chunk(rows), np.random.default_rng(0)), []
+    params, objectives = model.init(Chunk(rows if sample is None else sample), np.random.default_rng(0)), []
     for _ in range(n_steps):
         scratch, total = Scratch(), None
         for start in range(0, len(rows), BLOCK):
@@ -253,6 +253,11 @@ def poor_rows() -> dict[str, tuple[Float, int]]:
 FLOORS = {"none": (0.0, None), "reg_covar": (1e-6, None), "prior": (0.0, "conjugate")}
 
 
+# Without a floor the covariance of these has no inverse; that of variances alone has one where no feature is constant.
+SINGULAR = {"a constant column", "a constant column far away", "one row repeated", "zeros"}
+# One variance of all features is zero only where there is one row.
+ISOTROPIC = {shape: {"a constant column", "a constant column far away"} for shape in ("spherical", "tied_spherical")}
+SINGULAR_MATRIX = SINGULAR | {"collinear columns", "columns twice", "fewer rows than features", "two points"}
 # Single precision has no numbers such as 1e140.
 WIDE_ONLY = ("a constant column far away", "columns of many sizes")
 
@@ -269,21 +274,28 @@ def test_poor_rows_leave_parameters_that_are_numbers(case, floor, dtype):
     if floor != "none":
         models |= {f"t {name}": Mixture(StudentT(name, "each", *FLOORS[floor]), k) for name in ("full", "diag")}
     for name, model in models.items():
+        shape = name.split()[-1]
+        singular = SINGULAR_MATRIX if shape in ("full", "tied") else SINGULAR - ISOTROPIC.get(shape, set())
+        if floor != "reg_covar" and case in singular:
+            with pytest.raises(DataError, match=r"no covariance that could be inverted.*set reg_covar \(now 0\)"):
+                steps(model, rows, 3)
+            continue
         params, objectives = steps(model, rows, 3)
         assert tree.all_finite(params), name
         assert np.isfinite(objectives).all(), name
         assert params.weights.min() >= 0, name
-        assert smallest_eigenvalue(name.split()[-1], params.components.covariances) > 0, name
+        assert smallest_eigenvalue(shape, params.components.covariances) > 0, name
         assert np.isfinite(model.posterior(params, Chunk(rows))).all(), name
 
 
 @pytest.mark.parametrize("covariance", ["full", "tied"])
-@pytest.mark.parametrize("prior", [None, "conjugate"])
-def test_a_matrix_that_only_rounding_makes_positive_is_a_collapse(covariance, prior):
+def test_a_matrix_that_only_rounding_makes_positive_is_a_collapse(covariance):
     x = np.random.default_rng(0).normal(size=(300, 3))
     rows = np.c_[x, 2 * x[:, 0] - x[:, 1]]
-    model = Mixture(Gaussian(covariance, 0.0, prior), 2)
-    params, objectives = steps(model, rows, 10)
+    model = Mixture(Gaussian(covariance, 0.0), 2)
+    # Rows to start from that are no such matrix.
+    sample = rows + 0.01 * np.random.default_rng(1).normal(size=rows.shape)
+    params, objectives = steps(model, rows, 10, sample)
     assert params.components.repaired.all()
     # Without a floor the likelihood has no bound; what is kept has one, and goes up.
     assert np.diff(objectives).min() > -1e-8 * np.abs(objectives).max()

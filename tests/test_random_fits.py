@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -101,10 +102,10 @@ def fit(model: Any, chunk: Chunk, rng: np.random.Generator, monotone: bool) -> s
     return "fitted"
 
 
-def fit_many(case: Case, n: int) -> dict[str, int]:
-    """Make `n` random fits and return how many ended in which way."""
+def fit_many(case: Case, numbers: Iterable[int]) -> dict[str, int]:
+    """Make the random fits of these numbers and return how many ended in which way."""
     ends: dict[str, int] = {}
-    for i in range(n):
+    for i in numbers:
         rng = np.random.default_rng([CASES.index(case), i])
         chunk, model = random_chunk(case, rng), random_model(case, rng)
         if not can_start(model, chunk):
@@ -130,12 +131,18 @@ each_model = pytest.mark.parametrize("case", REAL, ids=lambda case: case.name)
 
 @each_model
 def test_random_fits_go_up_and_stay_numbers(case):
-    ends = fit_many(case, FEW)
+    ends = fit_many(case, range(FEW))
     assert ends["fitted"] >= FEW / 4
+
+
+def test_components_that_collapse_over_holes_are_kept_before_rounding_decides():
+    # Of thousands these fell, by 4 to 25 nats.
+    (case,) = (case for case in REAL if case.name == "product with holes in a Gaussian")
+    assert fit_many(case, (875, 921, 1333)) == {"fitted": 3}
 
 
 @pytest.mark.slow
 @each_model
 def test_thousands_of_random_fits_go_up_and_stay_numbers(case):
-    ends = fit_many(case, FITS)
+    ends = fit_many(case, range(FITS))
     assert ends["fitted"] >= FITS / 4

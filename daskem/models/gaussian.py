@@ -19,7 +19,15 @@ import numpy as np
 from daskem import tree
 from daskem.core import Array, Chunk, Float
 from daskem.errors import DataError, MissingCapabilityError, OptionError
-from daskem.models.gaussian_algebra import SHAPES, Covariance, Shape, checked, power_of_two
+from daskem.models.gaussian_algebra import (
+    ENTRY_ERROR,
+    HOLES_ERROR,
+    SHAPES,
+    Covariance,
+    Shape,
+    checked,
+    power_of_two,
+)
 from daskem.models.gaussian_kernels import COMMON_RATIO, FEATURE_RATIO, Kernel, n_statistics, pack, uses_features
 from daskem.models.gaussian_missing import HolesKernel, has_holes, holes_bytes, over_holes, without_holes
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
@@ -159,7 +167,7 @@ class Gaussian:
         n = stats.n if n is None else n
         offset, covariance, summed = self._estimate(stats, params, n)
         factor, positive = self.shape.factorise(covariance)
-        unresolved = ~self.shape.resolved(factor, summed)
+        unresolved = ~self.shape.resolved(factor, summed, HOLES_ERROR if self.missing else ENTRY_ERROR)
         new = self._assemble(params, params.reference + offset / params.scale, covariance, factor)
         empty = n <= EMPTY_SHARE * n.sum()
         held = self.prior is not None and bool(positive.all())
@@ -346,7 +354,7 @@ class Gaussian:
         """Return `params` with one covariance (scaled, shaped as one component's) for all components."""
         every = self.shape.spread(covariance, len(params.means))
         factor, positive = self.shape.factorise(every)
-        if not positive.all():
+        if not (positive.all() and self.shape.resolved(factor, self.shape.variances(every)).all()):
             raise DataError(
                 "the rows drawn for the start have no covariance that could be inverted: some features are constant or "
                 "follow from others, or there are fewer rows than features. Leave such features out, or set reg_covar "

@@ -23,7 +23,18 @@ from daskem.core import Array, Float
 from daskem.errors import OptionError
 from daskem.models.gaussian_kernels import log_det, ratios, unpack
 
-__all__ = ["SHAPES", "Covariance", "Diagonals", "Matrices", "Scalars", "Shape", "checked", "power_of_two"]
+__all__ = [
+    "ENTRY_ERROR",
+    "HOLES_ERROR",
+    "SHAPES",
+    "Covariance",
+    "Diagonals",
+    "Matrices",
+    "Scalars",
+    "Shape",
+    "checked",
+    "power_of_two",
+]
 
 Covariance = Literal["full", "tied", "diag", "spherical", "tied_diag", "tied_spherical"]
 
@@ -32,6 +43,9 @@ PLAIN_EXPONENT = 16
 EPS = float(np.finfo(np.float64).eps)
 # Of an entry of a covariance, relative to the deviations of its two features: a sum of many rows, less another one.
 ENTRY_ERROR = 16 * EPS
+# Likewise, where what holes are expected to hold goes into the sum: its errors grow with the condition. Measured: at
+# conditions from 1e11 a smallest eigenvalue can rise tenfold, and the likelihood fall by nats.
+HOLES_ERROR = 1e-10
 # Variances below this, in the units of the features, have lost digits, and their inverses soon overflow.
 LEAST_VARIANCE = float(np.finfo(np.float64).tiny)
 
@@ -116,15 +130,16 @@ class Shape(ABC):
     def variances(self, second: Float) -> Array:
         """Return the diagonals, (k or 1, d or 1)."""
 
-    def resolved(self, factor: Float, variances: Array) -> Array:
+    def resolved(self, factor: Float, variances: Array, error: float = ENTRY_ERROR) -> Array:
         """Return which factors come of more than rounding errors, (k or 1,).
 
         Parameters
         ----------
         variances : (k or 1, d or 1) those that the covariances were computed from, errors being relative to them.
+        error : of an entry.
         """
         reach = self._reach(factor, np.sqrt(variances))
-        return np.asarray((ENTRY_ERROR * reach * reach < 1).all(axis=-1))
+        return np.asarray((error * reach * reach < 1).all(axis=-1))
 
     def _reach(self, factor: Float, deviation: Array) -> Array:
         """Return the terms that make up each whitened feature, added without their signs, (k or 1, d or 1)."""
