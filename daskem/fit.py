@@ -15,7 +15,7 @@ import numpy as np
 
 from daskem.algorithms import AnyOf, Auto, Gain, MaxPasses
 from daskem.core import Algorithm, Event, HasMemory, Model, Params, StepInfo, StopRule, objective_kind, require
-from daskem.data import Dataset, check_unchanged, open_dataset, stamps
+from daskem.data import check_unchanged, open_dataset, stamps
 from daskem.engine import (
     CompressedProblem,
     DataProblem,
@@ -27,16 +27,15 @@ from daskem.engine import (
     compressed,
     one_blas_thread,
     start_engine,
-    warn_of_left_out,
+    usable_rows,
     warn_of_unlike_workers,
-    without_bad_units,
 )
 from daskem.errors import OptionError
 from daskem.persist import SavedRun
 from daskem.runs import begin, last_objective, open_checkpoints, run_all
 from daskem.starts import check_init_sample, check_rows, check_side_columns, components_of, draw_start
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["FitResult", "check_whole", "fit"]
 
 logger = logging.getLogger("daskem")
 
@@ -192,19 +191,18 @@ def fit(
     """
     clock = time.perf_counter()
     algorithm, rules = algorithm or Auto(), _stop_rules(stop)
-    for name, value in (("model", model), ("algorithm", algorithm)):
-        if isinstance(value, type):
-            raise OptionError(f"{name}={value.__name__} is a class. Give an object of it: {value.__name__}(...).")
-    for capability in getattr(algorithm, "needs", ()):
-        require(model, capability, type(algorithm).__name__)
+    _check_suited(model, algorithm)
     starts = _given_starts(params)
-    _at_least(0, "seed", seed)
+    check_whole("n_init", n_init)
+    check_whole("seed", seed, least=0)
     check_init_sample(init_sample)
     check_compress(compress, model)
     check_on_bad_unit(on_bad_unit, source.get("allow_missing"))
     source |= {"sample_weight": sample_weight, "y": y}
-    dataset, left_out = (_usable if on_bad_unit == "skip" else _whole)(data, source, model, memory_limit)
-    n_starts = len(starts) if starts else _at_least(1, "n_init", n_init)
+    skip = on_bad_unit == "skip"
+    dataset = open_dataset(data, **source | ({"allow_missing": None} if skip else {}))
+    dataset, left_out = usable_rows(dataset, model, memory_limit) if skip else (dataset, ())
+    n_starts = len(starts) if starts else n_init
     check_rows(dataset, components_of(model))
     dataset = check_side_columns(dataset, model, memory_limit)
     before = stamps(dataset)
@@ -238,16 +236,12 @@ def fit(
     return replace(result, left_out=left_out)
 
 
-def _whole(data: Any, source: dict[str, Any], model: Model, memory_limit: Any) -> tuple[Dataset, tuple[LeftOut, ...]]:
-    return open_dataset(data, **source), ()
-
-
-def _usable(data: Any, source: dict[str, Any], model: Model, memory_limit: Any) -> tuple[Dataset, tuple[LeftOut, ...]]:
-    """Return the data less what cannot be used, and warn of that."""
-    opened = open_dataset(data, **{**source, "allow_missing": None})
-    usable, left_out = without_bad_units(opened, model, memory_limit)
-    warn_of_left_out(opened, left_out)
-    return usable, left_out
+def _check_suited(model: Model, algorithm: Algorithm) -> None:
+    for name, value in (("model", model), ("algorithm", algorithm)):
+        if isinstance(value, type):
+            raise OptionError(f"{name}={value.__name__} is a class. Give an object of it: {value.__name__}(...).")
+    for capability in getattr(algorithm, "needs", ()):
+        require(model, capability, type(algorithm).__name__)
 
 
 def _result(model: Model, problem: DataProblem, plan: Plan, runs: Sequence[SavedRun], seconds: float) -> FitResult:
@@ -290,7 +284,7 @@ def _given_starts(params: Params | Sequence[Params] | None) -> list[Params] | No
     return None if params is None else (list(params) if isinstance(params, list) else [params])
 
 
-def _at_least(least: int, name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise OptionError(f"{name}={value!r} is not a whole number, at least {least}.")
-    return value
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise OptionError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or value < least:
+        raise OptionError(f"{name}={value!r} must be a whole number, at least {least}.")

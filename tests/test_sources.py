@@ -567,6 +567,14 @@ def test_chunks_may_lie_behind_a_link(tmp_path):
     np.testing.assert_array_equal(open_source(path).read(0, N), x)
 
 
+def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path):
+    x = table("float32")
+    path = Path(make_zarr(tmp_path, x, "v3"))
+    for name in ("latest", "previous"):
+        (path / "c" / name).symlink_to(path)
+    np.testing.assert_array_equal(open_source(path).read(0, N), x)
+
+
 def test_a_store_that_cannot_list_is_no_broken_one():
     class Silent(WrapperStore):
         def list_prefix(self, prefix):

@@ -116,8 +116,20 @@ def _stored_keys(store: Store, path: str) -> set[str]:
 
 def _local_keys(root: str, path: str) -> set[str]:
     # Three times as fast as the store's own listing, which makes a path object of every file.
-    folders = os.walk(os.path.join(root, path), followlinks=True)
-    return {os.path.join(folder, name)[len(root) :].strip("/") for folder, _, names in folders for name in names}
+    found: set[str] = set()
+    for folder, folders, names in os.walk(os.path.join(root, path), followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(folder, name)]
+        found.update(os.path.join(folder, name)[len(root) :].strip("/") for name in names)
+    return found
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Return whether a directory is a link to one that it is in, whose files would be listed without end."""
+    link = os.path.join(folder, name)
+    if not os.path.islink(link):
+        return False
+    target = os.path.realpath(link)
+    return os.path.commonpath([target, os.path.realpath(folder)]) == target
 
 
 def listing(store: FsspecStore | ObjectStore[Any], prefix: str) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 from daskem.core import Array
 from daskem.errors import DataError, OptionError
 
-__all__ = ["Source", "check_there", "remedy", "spelled_out", "without_password"]
+__all__ = ["Source", "absolute", "check_there", "remedy", "spelled_out", "without_password"]
 
 # A user and password within a URL, or where a file system has made a path of one.
 SECRET = re.compile(r"(?<=://)[^/@\s]+@|(?<=/)[^/@\s:]+:[^/@\s]+@")
@@ -38,6 +38,12 @@ def spelled_out(where: str) -> str:
     if where.startswith("file://"):
         where = url2pathname(urlsplit(where).path)
     return where if "://" in where else os.path.expanduser(where)
+
+
+def absolute(where: str) -> str:
+    """Return a URL as it is, and a path from the root (see `spelled_out`)."""
+    where = spelled_out(where)
+    return where if "://" in where else os.path.abspath(where)
 
 
 def remedy(where: object) -> str:

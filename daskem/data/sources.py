@@ -16,12 +16,12 @@ from daskem.data.array_sources import open_array, open_npy
 from daskem.data.dask_source import open_dask, refuse_query_planning
 from daskem.data.integrity import check_missing
 from daskem.data.selection import check_shape
-from daskem.data.source import Source, spelled_out
+from daskem.data.source import Source, absolute
 from daskem.data.table_sources import open_hdf5, open_parquet
 from daskem.data.zarr_source import ZarrSource, open_zarr
 from daskem.errors import DataError, DataTypeError, OptionError
 
-__all__ = ["open_source"]
+__all__ = ["open_source", "text_names"]
 
 # What a file begins with says what it is, whatever its name.
 MAGIC = {b"\x93NUMPY": "npy", b"PAR1": "parquet", b"\x89HDF\r\n\x1a\n": "hdf5"}
@@ -96,8 +96,7 @@ def _whole(x: Source, columns: Any, rows: slice | None, what: str, ndim: int | N
 
 
 def _open_path(path: str, columns: Any, rows: slice | None, array: str | None, ndim: int | None) -> Any:
-    given, path = path, spelled_out(path)
-    path = path if "://" in path else os.path.abspath(path)
+    given, path = path, absolute(path)
     kind = _kind(path)
     if kind == "hdf5":
         return open_hdf5(path, array, rows, columns, ndim)
@@ -147,7 +146,7 @@ def _open_object(x: Any, columns: Any, rows: slice | None, what: str, ndim: int 
             raise DataTypeError(f"{what} is an xarray {type(x).__name__}. Choose one DataArray, as in ds['x'].")
         names, x = _coordinate_names(x), x.data
     elif hasattr(x, "columns") and hasattr(x, "to_numpy"):
-        names, x = _strings(list(x.columns)), x.to_numpy()
+        names, x = text_names(x.columns), x.to_numpy()
     opener: Callable[..., Any] = open_dask if isinstance(x, da.Array) else open_array
     return opener(x, names, rows, columns, what, ndim)
 
@@ -160,8 +159,10 @@ def _package(x: Any) -> str:
 def _coordinate_names(x: Any) -> tuple[str, ...] | None:
     if x.ndim != 2 or x.dims[1] not in x.coords:
         return None
-    return _strings(np.asarray(x.coords[x.dims[1]]).tolist())
+    return text_names(np.asarray(x.coords[x.dims[1]]).tolist())
 
 
-def _strings(names: list[Any]) -> tuple[str, ...] | None:
-    return tuple(names) if names and all(isinstance(name, str) for name in names) else None
+def text_names(names: Iterable[Any]) -> tuple[str, ...] | None:
+    """Return the names of columns where all are text: numbers in their place are positions, and no names."""
+    listed = tuple(names)
+    return listed if listed and all(isinstance(name, str) for name in listed) else None

@@ -24,7 +24,7 @@ from zarr.storage import ZipStore
 from daskem.core import Array
 from daskem.data.integrity import absent, describe
 from daskem.data.retry import retrying
-from daskem.data.source import Source, check_there, remedy, spelled_out
+from daskem.data.source import Source, absolute, check_there, remedy
 from daskem.data.zarr_source import METADATA, STATUS, location_in
 from daskem.errors import ContractError, DataError, OptionError
 
@@ -306,8 +306,7 @@ def _absolute(url: Place) -> str | Store:
         )
     if isinstance(url, Store):
         return url
-    where = spelled_out(os.fspath(url))
-    return where if "://" in where else os.path.abspath(where)
+    return absolute(os.fspath(url))
 
 
 def _existing(where: str | Store) -> zarr.Group | None:

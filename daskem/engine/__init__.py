@@ -2,7 +2,15 @@
 
 from daskem.engine.arithmetic import warn_of_unlike_workers
 from daskem.engine.blas import one_blas_thread
-from daskem.engine.examination import ON_BAD_UNIT, LeftOut, check_on_bad_unit, warn_of_left_out, without_bad_units
+from daskem.engine.examination import (
+    ON_BAD_UNIT,
+    LeftOut,
+    check_on_bad_unit,
+    leave_out,
+    usable_rows,
+    warn_of_left_out,
+    without_bad_units,
+)
 from daskem.engine.passes import Engine, start_engine
 from daskem.engine.patterns import COMPRESS_MODES, CompressedProblem, check_compress, compressed
 from daskem.engine.planner import CACHE_MODES, Plan, parse_bytes
@@ -23,9 +31,11 @@ __all__ = [
     "compressed",
     "eager_rows",
     "lazy_rows",
+    "leave_out",
     "one_blas_thread",
     "parse_bytes",
     "start_engine",
+    "usable_rows",
     "warn_of_left_out",
     "warn_of_unlike_workers",
     "without_bad_units",

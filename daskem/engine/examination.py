@@ -17,7 +17,15 @@ from daskem.engine.passes import start_engine
 from daskem.engine.tasks import each_block
 from daskem.errors import DaskEMWarning, DataError, OptionError
 
-__all__ = ["ON_BAD_UNIT", "LeftOut", "check_on_bad_unit", "warn_of_left_out", "without_bad_units"]
+__all__ = [
+    "ON_BAD_UNIT",
+    "LeftOut",
+    "check_on_bad_unit",
+    "leave_out",
+    "usable_rows",
+    "warn_of_left_out",
+    "without_bad_units",
+]
 
 ON_BAD_UNIT = ("raise", "skip")
 # Rows that are left out together where there are no stored chunks.
@@ -86,17 +94,35 @@ def without_bad_units(data: Dataset, model: object, memory_limit: Any = None) ->
     runs = [(unit.start, unit.stop) for unit in engine.plan.units]
     looked = engine.compute_all(engine.call_runs(_examine, runs, _Look(handles_missing(model)), _absent(data)))
     found = tuple(left_out for unit in looked for left_out in unit)
-    if not found:
-        return data, ()
-    bad = [(left_out.start, left_out.stop) for left_out in found]
+    return leave_out(data, found), found
+
+
+def usable_rows(data: Dataset, model: object, memory_limit: Any = None) -> tuple[Dataset, tuple[LeftOut, ...]]:
+    """Return what `without_bad_units` does, and warn of what is left out."""
+    usable, left_out = without_bad_units(data, model, memory_limit)
+    warn_of_left_out(data, left_out)
+    return usable, left_out
+
+
+def leave_out(data: Dataset, left_out: Sequence[LeftOut]) -> Dataset:
+    """Return the data without some rows.
+
+    Raises
+    ------
+    DataError
+        If nothing is left.
+    """
+    if not left_out:
+        return data
+    bad = [(run.start, run.stop) for run in left_out]
     kept = tuple((start, stop) for start, stop, out in apart(0, data.n_rows, bad) if not out)
     if not kept:
         raise DataError(
-            f"{data.rows.name}: no stored chunk can be used; the first, {found[0].where}: {found[0].why} "
+            f"{data.rows.name}: no stored chunk can be used; the first, {left_out[0].where}: {left_out[0].why} "
             "Look whether the right array was chosen, and write it again."
         )
     weight, labels = (side and Remaining(side, kept) for side in (data.weight, data.labels))
-    return replace(data, rows=Remaining(data.rows, kept), weight=weight, labels=labels), found
+    return replace(data, rows=Remaining(data.rows, kept), weight=weight, labels=labels)
 
 
 def _examine(

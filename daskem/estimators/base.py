@@ -23,14 +23,15 @@ from daskem.algorithms import ALGORITHMS, MaxSeconds, StepwiseEM
 from daskem.core import Algorithm, HasLogProb, Model, Params, StepInfo, StopRule, objective_kind
 from daskem.data import Dataset, is_array_like, open_dataset
 from daskem.data.array_sources import to_numeric
+from daskem.data.sources import text_names
 from daskem.errors import DataError, OptionError
-from daskem.fit import FitResult, fit
+from daskem.fit import FitResult, check_whole, fit
 from daskem.online import OnlineFit
 from daskem.predict import predict_rows
 from daskem.report import fit_html
 from daskem.starts import components_of
 
-__all__ = ["OutOfCoreEstimator", "check_choice", "check_number", "check_whole"]
+__all__ = ["OutOfCoreEstimator", "check_choice", "check_number"]
 
 
 class _Fitted(BaseEstimator):  # type: ignore[misc]
@@ -77,7 +78,7 @@ class OutOfCoreEstimator(_Fitted):
         self, X: Any, *, sample_weight: Any = None, y: Any = None, reset: bool = False, least: int = 1
     ) -> Dataset:
         """Open X; arrays in memory pass scikit-learn's own checks, all else those of `daskem.data`."""
-        names = _strings(getattr(X, "columns", None))
+        names = text_names(getattr(X, "columns", ()))
         if is_array_like(X):
             if isinstance(X, np.ma.MaskedArray):
                 # scikit-learn's check would drop the mask and keep the numbers under it.
@@ -201,17 +202,6 @@ class OutOfCoreEstimator(_Fitted):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
-
-
-def _strings(names: Any) -> tuple[str, ...] | None:
-    """Return the names of a data frame's columns, as they count where all are text."""
-    return tuple(names) if names is not None and all(isinstance(name, str) for name in names) else None
-
-
-def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise OptionError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral) or value < least:
-        raise OptionError(f"{name}={value!r} must be a whole number, at least {least}.")
 
 
 def check_number(name: str, value: Any) -> None:

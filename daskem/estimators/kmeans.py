@@ -13,10 +13,10 @@ from sklearn.utils.validation import check_is_fitted
 from daskem.algorithms import Change, MaxPasses
 from daskem.core import Algorithm, StopRule
 from daskem.data import Dataset
-from daskem.engine import without_bad_units
+from daskem.engine import leave_out
 from daskem.errors import OptionError
-from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_number, check_whole
-from daskem.fit import FitResult
+from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_number
+from daskem.fit import FitResult, check_whole
 from daskem.models import KMeans as KMeansModel
 from daskem.predict import evaluate
 
@@ -83,8 +83,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
         model = self._model(data)
         stop: list[StopRule] = [Change(self.tol), MaxPasses(self.max_iter)]
         self._take(self._run_fit(model, data, stop, self.init), data)
-        if self.result_.left_out:
-            data, _ = without_bad_units(data, model, self.memory_limit)
+        data = leave_out(data, self.result_.left_out)
         self.inertia_ = -evaluate(model, self.result_.params, data, memory_limit=self.memory_limit).objective
         self.labels_ = self._labels(X, sample_weight)
         return self

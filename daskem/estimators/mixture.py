@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Self, get_args
@@ -16,8 +17,8 @@ from daskem.algorithms import Gain, MaxPasses, rounding_of
 from daskem.core import Family, Params, StepInfo, StopRule
 from daskem.data import Dataset, is_array_like
 from daskem.errors import DaskEMWarning, OptionError
-from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_number, check_whole
-from daskem.fit import FitResult
+from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_number
+from daskem.fit import FitResult, check_whole
 from daskem.inference import Diagnosis, diagnose
 from daskem.models import Mixture
 from daskem.models.mixture import Init
@@ -29,7 +30,7 @@ INITS = ("auto", *get_args(Init), "k-means||")
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, OutOfCoreEstimator):  # type: ignore[misc]
+class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, OutOfCoreEstimator, ABC):  # type: ignore[misc]
     """What all mixtures share. A face adds its family's parameters, and says how fitted attributes are called.
 
     Parameters
@@ -150,9 +151,9 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         rows, labels = mixture.sample(self.result_.params, n_samples, rng)
         return rows, labels
 
+    @abstractmethod
     def _family(self, data: Dataset) -> Family:
         """Return the components' family, `data` being what it will be fitted to."""
-        raise NotImplementedError
 
     def _starting_values(self) -> dict[str, Any]:
         """Return the starting values that the user gave."""

@@ -25,8 +25,8 @@ from daskem.core import (
     handles_missing,
     require,
 )
-from daskem.data import Dataset, open_dataset
-from daskem.engine import LeftOut, check_on_bad_unit, start_engine, warn_of_left_out, without_bad_units
+from daskem.data import open_dataset
+from daskem.engine import check_on_bad_unit, start_engine, usable_rows
 from daskem.errors import OptionError
 from daskem.fit import FitResult, fit
 from daskem.models.mixture import present
@@ -142,8 +142,10 @@ def select(
     check_on_bad_unit(on_bad_unit, allow_missing)
     skip = on_bad_unit == "skip"
     source = {"columns": columns, "rows": rows, "array": array, "allow_missing": None if skip else allow_missing}
-    opened = open_dataset(data, sample_weight=sample_weight, y=y, **source)
-    dataset, left_out = _usable(opened, models, memory_limit) if skip else (opened, ())
+    dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
+    # All models see the same rows: those that the most demanding of them can use.
+    least = min(models, key=handles_missing)
+    dataset, left_out = usable_rows(dataset, least, memory_limit) if skip else (dataset, ())
     places = [None if checkpoint is None else str(any_path(checkpoint) / str(i)) for i in range(len(models))]
     results = [
         replace(fit(model, dataset, memory_limit=memory_limit, checkpoint=place, **options), left_out=left_out)
@@ -153,13 +155,6 @@ def select(
     sums = engine.fold(_Figures(tuple((result.model, result.params) for result in results)), tree.add)
     every = zip(results, sums.log_prob.tolist(), sums.entropy.tolist(), strict=True)
     return Selection(tuple(_candidate(*one, sums.weight) for one in every), criterion)
-
-
-def _usable(data: Dataset, models: Sequence[Model], memory_limit: Any) -> tuple[Dataset, tuple[LeftOut, ...]]:
-    """Return the rows that the most demanding of the models can use, for all of them, and warn of the others."""
-    usable, left_out = without_bad_units(data, min(models, key=handles_missing), memory_limit)
-    warn_of_left_out(data, left_out)
-    return usable, left_out
 
 
 def _candidate(result: FitResult, log_prob: float, entropy: float, weight: float) -> Candidate:
