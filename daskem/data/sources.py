@@ -162,7 +162,7 @@ def _coordinate_names(x: Any) -> tuple[str, ...] | None:
     return text_names(np.asarray(x.coords[x.dims[1]]).tolist())
 
 
-def text_names(names: Iterable[Any]) -> tuple[str, ...] | None:
+def text_names(names: Iterable[Any] | None) -> tuple[str, ...] | None:
     """Return the names of columns where all are text: numbers in their place are positions, and no names."""
-    listed = tuple(names)
+    listed = () if names is None else tuple(names)
     return listed if listed and all(isinstance(name, str) for name in listed) else None

@@ -78,7 +78,7 @@ class OutOfCoreEstimator(_Fitted):
         self, X: Any, *, sample_weight: Any = None, y: Any = None, reset: bool = False, least: int = 1
     ) -> Dataset:
         """Open X; arrays in memory pass scikit-learn's own checks, all else those of `daskem.data`."""
-        names = text_names(getattr(X, "columns", ()))
+        names = text_names(getattr(X, "columns", None))
         if is_array_like(X):
             if isinstance(X, np.ma.MaskedArray):
                 # scikit-learn's check would drop the mask and keep the numbers under it.
