@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info
 from daskem.engine.executor import Executor
 from daskem.engine.remote import ask_scheduler
 from daskem.errors import DaskEMWarning
+from daskem.models import compiled
 
 __all__ = ["describe_arithmetic", "warn_of_unlike", "warn_of_unlike_workers"]
 
@@ -31,8 +32,8 @@ def describe_arithmetic() -> str:
     }
     # What numpy chose on this processor for one function is what it chose for all.
     exp = np.lib.introspect.opt_func_info(func_name="^exp$").get("exp", {}).get("dd", {}).get("current", "")
-    parts = platform.machine(), f"numpy {np.__version__}", f"scipy {scipy.__version__}", *sorted(blas), f"exp {exp}"
-    return ", ".join(parts)
+    versions = f"numpy {np.__version__}", f"scipy {scipy.__version__}"
+    return ", ".join((platform.machine(), *versions, *sorted(blas), f"exp {exp}", f"kernels {compiled.describe()}"))
 
 
 def warn_of_unlike_workers(executor: Executor) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from daskem.core import Array, Chunk, Float
+from daskem.models import compiled
 
 __all__ = [
     "COMMON_RATIO",
@@ -147,13 +148,15 @@ class Kernel:
         k, d = means.shape
         delta = (means - reference) * scale
         packed = uses_features(covariance, d, k)
-        form = "features" if packed else "triangular"
         home = (reference == shift).all(axis=1)
-        terms = _terms(form, covariance, delta, factor, deviation)
+        form, terms = "features", _terms("features", covariance, delta, factor, deviation)
+        if not packed and not (compiled.available() and (terms[home] <= FLOAT64_TERMS * d).all()):
+            form, terms = "triangular", _terms("triangular", covariance, delta, factor, deviation)
         single = rows_dtype == np.float32 and _single_suffices(delta[home], deviation[home], terms[home])
         dtype = np.dtype(np.float32 if single else np.float64)
         peak = _log_peak(covariance, factor, scale, k)
-        exact = _natural(covariance, delta, factor, peak) if packed else _offset_factors(delta, factor)
+        features = form == "features"
+        exact = _natural(covariance, delta, factor, peak) if features else _offset_factors(delta, factor)
         # These products are overwritten: they must not overflow before.
         exact[~home] = 0.0
         natural = exact.astype(dtype)
@@ -174,15 +177,18 @@ class Kernel:
             factor=np.ascontiguousarray(factor.swapaxes(-1, -2)) if matrices else factor,
             peak=peak,
             natural=natural,
-            lost=_rounding_loss(covariance, delta, exact, natural) if single and packed else np.zeros(k),
+            lost=_rounding_loss(covariance, delta, exact, natural) if single and features else np.zeros(k),
         )
 
     def log_prob(self, chunk: Chunk) -> Array:
         """Return log p(x | component) as (k, n), in the scratch of the chunk."""
         k, n = len(self.delta), len(chunk)
         out = chunk.scratch.empty("log_prob", (k, n), self.dtype)
-        if len(self.apart) < k and self.packed:
-            np.matmul(self.natural, self._features(chunk), out=out)
+        if len(self.apart) < k and self.form == "features":
+            if self.compiled:
+                compiled.log_prob(self.covariance, self._features(chunk), self.natural, out)
+            else:
+                np.matmul(self.natural, self._features(chunk), out=out)
             if self.lost.any():
                 out += self.lost.astype(self.dtype)[:, None]
         elif len(self.apart) < k:
@@ -204,7 +210,7 @@ class Kernel:
         k, d = self.delta.shape
         if len(self.own) == k:
             n, x, xx = resp.sum(axis=1, dtype=np.float64), np.empty((k, d)), self._no_moments()
-        elif self.packed:
+        elif self.form == "features":
             n, x, xx = self._moments_features(chunk, resp.astype(self.dtype, copy=False))
         else:
             n, x, xx = self._moments_triangular(chunk, resp.astype(self.dtype, copy=False))
@@ -216,8 +222,16 @@ class Kernel:
                 xx[component] = second
         return n, x, xx
 
+    @property
+    def compiled(self) -> bool:
+        """Whether T(u) is made by compiled code, piece by piece, where it is multiplied."""
+        return compiled.available() and self.form == "features" and self.covariance in ("full", "diag")
+
     def _features(self, chunk: Chunk) -> Array:
-        """Return T(u), or [u, 1] for the triangular form; shared by log_prob and moments of one block."""
+        """Return T(u), or u for compiled code, or [u, 1] for the triangular form.
+
+        It is shared by log_prob and moments of one block.
+        """
         cache = chunk.scratch.keep("features", chunk, dict)
         if cache.get("key") != self.key:
             cache["key"], cache["value"] = self.key, self._build(chunk)
@@ -225,7 +239,9 @@ class Kernel:
 
     def _build(self, chunk: Chunk) -> Array:
         n, d = chunk.rows.shape
-        if not self.packed:
+        if self.compiled:
+            return self._shifted(chunk.rows, chunk.scratch.empty("features", (d, n), self.dtype))
+        if self.form == "triangular":
             out = chunk.scratch.empty("features", (d + 1, n), self.dtype)
             self._shifted(chunk.rows, out[:d])
             out[d] = 1.0
@@ -269,6 +285,10 @@ class Kernel:
 
     def _moments_features(self, chunk: Chunk, resp: Array) -> Moments:
         features, d = self._features(chunk), self.delta.shape[1]
+        if self.compiled:
+            sums = compiled.moments(self.covariance, features, np.ascontiguousarray(resp))
+            second = sums[:, d + 1 :]
+            return sums[:, 0], sums[:, 1 : d + 1], second if self.packed else unpack(second, d)
         if self.covariance != "tied":
             sums = np.matmul(resp, features.T).astype(np.float64, copy=False)
             return sums[:, 0], sums[:, 1 : d + 1], sums[:, -1] if self.covariance == "spherical" else sums[:, d + 1 :]

@@ -12,6 +12,7 @@ import scipy
 
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
+from daskem.models import compiled
 from daskem.models.initialization import (
     assign,
     best_of_runs,
@@ -434,6 +435,9 @@ def _select(chunk: Chunk, chosen: Array) -> Chunk:
 
 def _normalise(joint: Array, weight: Float | None) -> Float:
     """Turn log joint densities (k, n) into responsibilities times weight, in place, and return log p(x), (n,), nats."""
+    if compiled.available(joint):
+        largest, total = compiled.normalise(joint, weight)
+        return np.asarray(np.log(total, dtype=np.float64) + largest)
     largest = joint.max(axis=0)
     # Where no component explains the row, subtracting -inf would make NaN of what is -inf.
     largest[largest == -np.inf] = 0.0

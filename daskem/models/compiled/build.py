@@ -1,0 +1,45 @@
+"""Compiles kernels.c when daskem is built or installed; without a C compiler daskem works all the same, with numpy."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+HERE = Path(__file__).parent
+# Errors of arithmetic are looked for in the results, not in a global variable. Vectors pass between functions of one
+# file only, so that how other compilers pass them is no matter.
+FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC"]
+
+
+class CompileKernels(BuildHookInterface[Any]):
+    """Hatchling calls this before it packs a wheel, an editable one too."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and tell hatchling that the wheel is for this platform; say so where there is no compiler."""
+        library = HERE / "kernels.so"
+        compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        try:
+            subprocess.run(
+                [*compiler, *FLAGS, "-o", str(unfinished), str(HERE / "kernels.c")],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            library.unlink(missing_ok=True)
+            reason = getattr(error, "stderr", None) or error
+            self.app.display_warning(f"daskem is built without compiled kernels, and will be slower: {reason}")
+            return
+        # Whole or not at all: a running process keeps the library that it has loaded.
+        unfinished.replace(library)
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = False
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["artifacts"].append(str(library.relative_to(self.root)))

@@ -1,0 +1,65 @@
+/* Compiled arithmetic of E-steps: plain C with the vector extensions of GCC and Clang, called through ctypes. */
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Components whose densities are summed at a time: two vectors of rows of each fill the registers. */
+#define GROUP 6
+/* Features of a tile of rows that are made at a time: they stay in the first cache. */
+#define PANEL 256
+/* Bytes of a line of a tile of moments: a dozen features and four components of it stay there too. */
+#define TILE_BYTES 1024
+
+typedef double pair __attribute__((vector_size(16)));
+
+static void *allocate(size_t bytes) {
+    return aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+
+static long n_features(int full, long d) {
+    return 1 + d + (full ? d * (d + 1) / 2 : d);
+}
+
+/* 1 / n! */
+static const double EXP_SERIES[] = {
+    1.0,         1.0,          1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,        1.0 / 720,
+    1.0 / 5040,  1.0 / 40320,  1.0 / 362880,  1.0 / 3628800,  1.0 / 39916800,  1.0 / 479001600,  1.0 / 6227020800,
+};
+
+#define VARIANT base
+#define TARGET
+#include "types.h"
+#undef VARIANT
+#undef TARGET
+
+#ifdef __x86_64__
+#define VARIANT avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#include "types.h"
+#undef VARIANT
+#undef TARGET
+#define AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define CALL(name, type, ...) (AVX2 ? name##_##type##_avx2(__VA_ARGS__) : name##_##type##_base(__VA_ARGS__))
+#else
+#define AVX2 0
+#define CALL(name, type, ...) name##_##type##_base(__VA_ARGS__)
+#endif
+
+int uses_avx2(void) {
+    return AVX2;
+}
+
+#define EXPORT(type)                                                                                                   \
+    int log_prob_##type(int full, const type *u, const type *natural, type *out, long n, long d, long k) {             \
+        return CALL(log_prob, type, full, u, natural, out, n, d, k);                                                   \
+    }                                                                                                                  \
+    int moments_##type(int full, const type *u, const type *resp, double *sums, long n, long d, long k) {              \
+        return CALL(moments, type, full, u, resp, sums, n, d, k);                                                      \
+    }                                                                                                                  \
+    int normalise_##type(type *joint, const double *weight, double *largest, type *total, long n, long k) {            \
+        return CALL(normalise, type, joint, weight, largest, total, n, k);                                             \
+    }
+
+EXPORT(double)
+EXPORT(float)

@@ -1,0 +1,271 @@
+/* The kernels for one floating type and one set of vector instructions; kernels.c includes this file once for each.
+ *
+ * REAL      the type computed in
+ * INTEGER   the integer type of its size
+ * NAME(x)   the name of the variant of x
+ * TARGET    the attribute that allows its instructions
+ *
+ * Rows are walked in tiles that are copied next to each other, since columns of blocks lie powers of two apart and would
+ * push each other out of the caches. The tail of the last tile is filled with zeros, so that a row's bits do not depend
+ * on how many rows share its tile, and a tile's products are added to double precision sums.
+ */
+
+#define TILE_ROWS (TILE_BYTES / (long)sizeof(REAL))
+#define LANES (32 / (long)sizeof(REAL))
+#define INLINE TARGET static inline __attribute__((always_inline))
+#define vector NAME(vector)
+#define mask NAME(mask)
+
+typedef REAL vector __attribute__((vector_size(32)));
+typedef INTEGER mask __attribute__((vector_size(32)));
+
+INLINE vector NAME(all)(REAL value) {
+    /* Not 0 + value, which is another number for -0 and costs an addition. */
+    return value - (vector){0};
+}
+
+INLINE vector NAME(load)(const REAL *from) {
+    vector value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+INLINE void NAME(store)(REAL *to, vector value) {
+    memcpy(to, &value, sizeof value);
+}
+
+INLINE vector NAME(choose)(mask which, vector yes, vector no) {
+    return (vector)((which & (mask)yes) | (~which & (mask)no));
+}
+
+/* Copy `rows` columns of `count` lines that lie `stride` apart to lines of `width`, and fill these with zeros. */
+INLINE void NAME(gather)(const REAL *from, long stride, long count, long rows, long width, REAL *to) {
+    for (long i = 0; i < count; i++, from += stride, to += width) {
+        if (rows == width) {
+            for (long r = 0; r < width; r += LANES) NAME(store)(to + r, NAME(load)(from + r));
+        } else {
+            for (long r = 0; r < width; r++) to[r] = r < rows ? from[r] : 0;
+        }
+    }
+}
+
+/* Write features at, at + 1, ... at + count of T(u) = [u, u u^T or u^2] to `out`, in lines of `width` rows.
+ *
+ * `u` has its d lines of the same width. For full the products are the upper triangle by rows: u_i u_j for j >= i.
+ * i = -1 stands for the linear features. */
+INLINE void NAME(features)(int full, const REAL *u, long d, long width, long count, long *i, long *j, REAL *out) {
+    while (count > 0) {
+        long run = d - *j < count ? d - *j : count;
+        const REAL *right = u + *j * width;
+        if (*i < 0) {
+            for (long r = 0; r < run * width; r += LANES) NAME(store)(out + r, NAME(load)(right + r));
+        } else {
+            for (long q = 0; q < run; q++) {
+                const REAL *left = full ? u + *i * width : right + q * width;
+                for (long r = 0; r < width; r += LANES)
+                    NAME(store)(out + q * width + r, NAME(load)(left + r) * NAME(load)(right + q * width + r));
+            }
+        }
+        out += run * width;
+        count -= run;
+        *j += run;
+        if (*j == d) {
+            *i += 1;
+            *j = *i * full;
+        }
+    }
+}
+
+/* Add to `out` (m lines of two vectors) the product of m lines of `natural` and `count` features of as many rows. */
+INLINE void NAME(density_group)(const int m, const REAL *natural, long p, const REAL *t, long count, REAL *out) {
+    vector sum[GROUP][2];
+    for (int c = 0; c < m; c++)
+        for (int v = 0; v < 2; v++) sum[c][v] = NAME(load)(out + (2 * c + v) * LANES);
+    for (long f = 0; f < count; f++) {
+        vector left = NAME(load)(t + 2 * f * LANES), right = NAME(load)(t + (2 * f + 1) * LANES);
+        for (int c = 0; c < m; c++) {
+            vector coefficient = NAME(all)(natural[c * p + f]);
+            sum[c][0] += coefficient * left;
+            sum[c][1] += coefficient * right;
+        }
+    }
+    for (int c = 0; c < m; c++)
+        for (int v = 0; v < 2; v++) NAME(store)(out + (2 * c + v) * LANES, sum[c][v]);
+}
+
+TARGET static int NAME(log_prob)(int full, const REAL *u, const REAL *natural, REAL *out, long n, long d, long k) {
+    const long width = 2 * LANES, p = n_features(full, d), groups = (k + GROUP - 1) / GROUP;
+    REAL *tile = allocate((d + k + PANEL) * width * sizeof(REAL));
+    if (!tile) return -1;
+    REAL *result = tile + d * width, *t = result + k * width;
+    for (long row = 0; row < n; row += width) {
+        const long rows = n - row < width ? n - row : width;
+        NAME(gather)(u + row, n, d, rows, width, tile);
+        for (long c = 0; c < k; c++)
+            for (int v = 0; v < 2; v++) NAME(store)(result + (2 * c + v) * LANES, NAME(all)(natural[c * p]));
+        long i = -1, j = 0;
+        for (long f = 1; f < p; f += PANEL) {
+            const long count = p - f < PANEL ? p - f : PANEL;
+            NAME(features)(full, tile, d, width, count, &i, &j, t);
+            for (long g = 0, c = 0; g < groups; g++) {
+                const REAL *of = natural + c * p + f;
+                REAL *to = result + c * width;
+                /* Components are shared out evenly: a group of one or two would leave the arithmetic units idle. */
+                const long m = (k - c + groups - g - 1) / (groups - g);
+                switch (m) {
+                case 1: NAME(density_group)(1, of, p, t, count, to); break;
+                case 2: NAME(density_group)(2, of, p, t, count, to); break;
+                case 3: NAME(density_group)(3, of, p, t, count, to); break;
+                case 4: NAME(density_group)(4, of, p, t, count, to); break;
+                case 5: NAME(density_group)(5, of, p, t, count, to); break;
+                case 6: NAME(density_group)(6, of, p, t, count, to); break;
+                }
+                c += m;
+            }
+        }
+        for (long c = 0; c < k; c++) memcpy(out + c * n + row, result + c * width, rows * sizeof(REAL));
+    }
+    free(tile);
+    return 0;
+}
+
+/* Return the sum of the lanes, in double precision. */
+INLINE double NAME(total)(vector value) {
+    pair sum = {0, 0};
+    REAL lanes[LANES];
+    NAME(store)(lanes, value);
+    for (int lane = 0; lane < LANES; lane += 2) sum += (pair){lanes[lane], lanes[lane + 1]};
+    return sum[0] + sum[1];
+}
+
+/* Add to sums[c * p + f], for m components and three features (of which `used` count), their products over a tile. */
+INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int used, double *sums, long p) {
+    vector sum[4][3];
+    for (int c = 0; c < m; c++)
+        for (int f = 0; f < 3; f++) sum[c][f] = (vector){0};
+    for (long r = 0; r < TILE_ROWS; r += LANES) {
+        vector x = NAME(load)(t + r), y = NAME(load)(t + TILE_ROWS + r), z = NAME(load)(t + 2 * TILE_ROWS + r);
+        for (int c = 0; c < m; c++) {
+            vector share = NAME(load)(resp + c * TILE_ROWS + r);
+            sum[c][0] += share * x;
+            sum[c][1] += share * y;
+            sum[c][2] += share * z;
+        }
+    }
+    for (int c = 0; c < m; c++)
+        for (int f = 0; f < used; f++) sums[c * p + f] += NAME(total)(sum[c][f]);
+}
+
+TARGET static int NAME(moments)(int full, const REAL *u, const REAL *resp, double *sums, long n, long d, long k) {
+    const long p = n_features(full, d), panel = 12;
+    REAL *tile = allocate((d + k + panel) * TILE_ROWS * sizeof(REAL));
+    if (!tile) return -1;
+    REAL *shares = tile + d * TILE_ROWS, *t = shares + k * TILE_ROWS;
+    memset(sums, 0, k * p * sizeof(double));
+    for (long row = 0; row < n; row += TILE_ROWS) {
+        const long rows = n - row < TILE_ROWS ? n - row : TILE_ROWS;
+        NAME(gather)(u + row, n, d, rows, TILE_ROWS, tile);
+        NAME(gather)(resp + row, n, k, rows, TILE_ROWS, shares);
+        for (long c = 0; c < k; c++) {
+            vector sum = {0};
+            for (long r = 0; r < TILE_ROWS; r += LANES) sum += NAME(load)(shares + c * TILE_ROWS + r);
+            sums[c * p] += NAME(total)(sum);
+        }
+        long i = -1, j = 0;
+        for (long f = 1; f < p; f += panel) {
+            const long count = p - f < panel ? p - f : panel;
+            NAME(features)(full, tile, d, TILE_ROWS, count, &i, &j, t);
+            for (long c = 0; c < k; c += 4) {
+                const REAL *share = shares + c * TILE_ROWS;
+                for (long g = 0; g < count; g += 3) {
+                    double *to = sums + c * p + f + g;
+                    const REAL *of = t + g * TILE_ROWS;
+                    const int used = count - g < 3 ? (int)(count - g) : 3;
+                    switch (k - c < 4 ? k - c : 4) {
+                    case 1: NAME(moment_group)(1, share, of, used, to, p); break;
+                    case 2: NAME(moment_group)(2, share, of, used, to, p); break;
+                    case 3: NAME(moment_group)(3, share, of, used, to, p); break;
+                    case 4: NAME(moment_group)(4, share, of, used, to, p); break;
+                    }
+                }
+            }
+        }
+    }
+    free(tile);
+    return 0;
+}
+
+/* Return exp(x) for x <= 0 to about one unit in the last place; 0 where it is smaller than normal numbers, NaN of NaN.
+ *
+ * x = n log 2 + r with |r| <= log(2) / 2, and exp(r) by its Taylor series. */
+INLINE vector NAME(exp)(vector x) {
+    const mask tiny = x < EXP_SMALLEST;
+    x = NAME(choose)(tiny, NAME(all)(EXP_SMALLEST), x);
+    /* Adding this leaves the whole number in the lowest bits. */
+    vector n = x * (REAL)1.4426950408889634 + EXP_ROUND;
+    const mask whole = (mask)n;
+    n -= EXP_ROUND;
+    const vector r = (x - n * EXP_LOG2_HIGH) - n * EXP_LOG2_LOW;
+    vector sum = NAME(all)((REAL)EXP_SERIES[EXP_TERMS - 1]);
+    for (int term = EXP_TERMS - 2; term >= 0; term--) sum = sum * r + (REAL)EXP_SERIES[term];
+    const vector power = (vector)((whole + EXP_BIAS) << EXP_SHIFT);
+    return NAME(choose)(tiny, (vector){0}, sum * power);
+}
+
+/* Turn log joint densities (k, n) into responsibilities times weight (or 1, where weight is NULL), in place; write the
+ * largest of each row, or 0 where that is -inf, and the sum of exp(joint - largest). */
+TARGET static int NAME(normalise)(REAL *joint, const double *weight, double *largest, REAL *total, long n, long k) {
+    const long width = 4 * LANES;
+    REAL *tile = allocate(k * width * sizeof(REAL));
+    if (!tile) return -1;
+    for (long row = 0; row < n; row += width) {
+        const long rows = n - row < width ? n - row : width;
+        NAME(gather)(joint + row, n, k, rows, width, tile);
+        vector most[4], sum[4], factor[4];
+        for (int v = 0; v < 4; v++) most[v] = NAME(load)(tile + v * LANES);
+        for (long c = 1; c < k; c++)
+            for (int v = 0; v < 4; v++) {
+                const vector x = NAME(load)(tile + c * width + v * LANES);
+                most[v] = NAME(choose)((x > most[v]) | (x != x), x, most[v]);
+            }
+        for (int v = 0; v < 4; v++) {
+            most[v] = NAME(choose)(most[v] == -(REAL)INFINITY, (vector){0}, most[v]);
+            sum[v] = (vector){0};
+        }
+        for (long c = 0; c < k; c++)
+            for (int v = 0; v < 4; v++) {
+                REAL *at = tile + c * width + v * LANES;
+                const vector x = NAME(exp)(NAME(load)(at) - most[v]);
+                NAME(store)(at, x);
+                sum[v] += x;
+            }
+        for (int v = 0; v < 4; v++) {
+            REAL share[LANES];
+            for (int lane = 0; lane < LANES; lane++) {
+                const long r = v * LANES + lane;
+                share[lane] = sum[v][lane] == 0 ? 1 : sum[v][lane];
+                share[lane] = (REAL)((weight && r < rows ? weight[row + r] : 1.0) / share[lane]);
+                if (r < rows) {
+                    largest[row + r] = most[v][lane];
+                    total[row + r] = sum[v][lane];
+                }
+            }
+            factor[v] = NAME(load)(share);
+        }
+        for (long c = 0; c < k; c++) {
+            for (int v = 0; v < 4; v++) {
+                REAL *at = tile + c * width + v * LANES;
+                NAME(store)(at, NAME(load)(at) * factor[v]);
+            }
+            memcpy(joint + c * n + row, tile + c * width, rows * sizeof(REAL));
+        }
+    }
+    free(tile);
+    return 0;
+}
+
+#undef TILE_ROWS
+#undef LANES
+#undef INLINE
+#undef vector
+#undef mask

@@ -1,0 +1,55 @@
+/* The kernels for both floating types with one set of vector instructions, named VARIANT and allowed by TARGET.
+ *
+ * What exp needs of a type: the argument below which its result is not a normal number, what rounds to a whole number
+ * when added, log 2 in two parts of which the first ends in zeros, the terms of its series, and the exponent's bias and
+ * place. */
+
+#define JOIN(name, type, variant) name##_##type##_##variant
+#define JOINED(name, type, variant) JOIN(name, type, variant)
+
+#define REAL double
+#define INTEGER long
+#define NAME(name) JOINED(name, double, VARIANT)
+#define EXP_SMALLEST (-708.0)
+#define EXP_ROUND 0x1.8p52
+#define EXP_LOG2_HIGH 6.93147180369123816490e-01
+#define EXP_LOG2_LOW 1.90821492927058770002e-10
+#define EXP_TERMS 14
+#define EXP_BIAS 1023
+#define EXP_SHIFT 52
+#include "kernels.h"
+#undef REAL
+#undef INTEGER
+#undef NAME
+#undef EXP_SMALLEST
+#undef EXP_ROUND
+#undef EXP_LOG2_HIGH
+#undef EXP_LOG2_LOW
+#undef EXP_TERMS
+#undef EXP_BIAS
+#undef EXP_SHIFT
+
+#define REAL float
+#define INTEGER int
+#define NAME(name) JOINED(name, float, VARIANT)
+#define EXP_SMALLEST (-87.0f)
+#define EXP_ROUND 0x1.8p23f
+#define EXP_LOG2_HIGH 0.693145751953125f
+#define EXP_LOG2_LOW 1.42860682030941723212e-6f
+#define EXP_TERMS 8
+#define EXP_BIAS 127
+#define EXP_SHIFT 23
+#include "kernels.h"
+#undef REAL
+#undef INTEGER
+#undef NAME
+#undef EXP_SMALLEST
+#undef EXP_ROUND
+#undef EXP_LOG2_HIGH
+#undef EXP_LOG2_LOW
+#undef EXP_TERMS
+#undef EXP_BIAS
+#undef EXP_SHIFT
+
+#undef JOIN
+#undef JOINED
