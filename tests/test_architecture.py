@@ -29,10 +29,12 @@ MAY_IMPORT = {
     "chunk": set(),
     "capabilities": {"chunk", "errors"},
     "core": {"capabilities", "chunk", "errors", "tree"},
-    "models": BASE,
+    # Arithmetic in C, below whatever computes.
+    "compiled": {"chunk", "errors"},
+    "models": BASE | {"compiled"},
     "algorithms": BASE,
     "data": BASE,
-    "engine": BASE | {"data"},
+    "engine": BASE | {"compiled", "data"},
     "persist": BASE | {"data"},
     "testing": BASE,
     # How a fit begins: checks of what comes with the rows, and the sample that parameters start from.
@@ -60,6 +62,7 @@ MAY_KNOW = {
     "capabilities": {"numpy"},
     "chunk": {"numpy"},
     "core": {"numpy"},
+    "compiled": {"numpy"},
     "models": {"numpy", "scipy"},
     "algorithms": {"numpy", "scipy"},
     "testing": {"numpy", "scipy"},

@@ -12,10 +12,10 @@ import scipy
 import scipy.linalg  # brings a BLAS of its own, listed once it is loaded
 from threadpoolctl import threadpool_info
 
+from daskem import compiled
 from daskem.engine.executor import Executor
 from daskem.engine.remote import ask_scheduler
 from daskem.errors import DaskEMWarning
-from daskem.models import compiled
 
 __all__ = ["describe_arithmetic", "warn_of_unlike", "warn_of_unlike_workers"]
 

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
+from daskem import compiled
 from daskem.core import Array, Chunk, Float
-from daskem.models import compiled
 
 __all__ = [
     "COMMON_RATIO",
@@ -149,10 +149,14 @@ class Kernel:
         delta = (means - reference) * scale
         packed = uses_features(covariance, d, k)
         home = (reference == shift).all(axis=1)
-        form, terms = "features", _terms("features", covariance, delta, factor, deviation)
-        if not packed and not (compiled.available() and (terms[home] <= FLOAT64_TERMS * d).all()):
-            form, terms = "triangular", _terms("triangular", covariance, delta, factor, deviation)
-        single = rows_dtype == np.float32 and _single_suffices(delta[home], deviation[home], terms[home])
+
+        def suits(form: str) -> tuple[Float, bool, bool]:
+            terms = _terms(form, covariance, delta, factor, deviation)
+            single = rows_dtype == np.float32 and _single_suffices(delta[home], deviation[home], terms[home])
+            return terms, single, single if rows_dtype == np.float32 else bool((terms[home] <= FLOAT64_TERMS * d).all())
+
+        form = "features" if packed or (compiled.available() and suits("features")[2]) else "triangular"
+        terms, single, _ = suits(form)
         dtype = np.dtype(np.float32 if single else np.float64)
         peak = _log_peak(covariance, factor, scale, k)
         features = form == "features"
@@ -260,6 +264,9 @@ class Kernel:
 
     def _shifted(self, rows: Array, out: Array) -> Array:
         """Write (x - shift) * scale into `out` (d, n)."""
+        if rows.dtype == out.dtype and compiled.available(rows):
+            compiled.shifted(rows, self.shift, self.scale, out)
+            return out
         shift = self.shift[:, None]
         # A point that single precision cannot hold is subtracted in double, else it would move the means.
         exact = out.dtype == rows.dtype and bool((shift.astype(rows.dtype) == shift).all())

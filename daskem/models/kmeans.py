@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from scipy.sparse import csc_array
 
+from daskem import compiled
 from daskem.core import Array, Chunk, Expectation, Float, Footprint, Int
 from daskem.errors import OptionError
 from daskem.models.initialization import kmeans_plus_plus, lloyd, unit_scaled
@@ -181,7 +182,8 @@ class KMeans:
         k, d = self.n_clusters, n_features
         numbers = 2 * d + 2 + k
         # Its few calls a block still weigh as much as arithmetic that is over in 40 ns a row: longer blocks (measured).
-        rows = block_rows(8 * numbers, dtype.itemsize / 8, longest=8192, budget=12 << 20)
+        longest, budget = (32768, 64 << 20) if compiled.available() else (8192, 12 << 20)
+        rows = block_rows(8 * numbers, dtype.itemsize / 8, longest, budget)
         return Footprint(rows, 8 * rows * (numbers + 8) + 32 * k * d, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:
@@ -213,21 +215,32 @@ class KMeans:
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
-    """One block ready for arithmetic, made by `_prepare`.
+class _Form:
+    """How accurate the arithmetic has to be: the centers (k, d) in scaled units, of the type to compute in.
 
-    `table` (n, d + 2) holds u = (row - shift) * scale, then ones and |u|^2 where `product` allows their use; `centers`
-    (k, d) are in the same units.
+    `product` says whether one product orders the distances well enough, `exact` whether sums of squares must be those
+    of residuals.
     """
 
-    table: Array
     centers: Array
     product: bool
     exact: bool
 
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """One block ready for arithmetic, made by `_prepare`: `table` (n, d + 2) holds u = (row - shift) * scale, 1, |u|^2."""
+
+    table: Array
+    form: _Form
+
     @property
     def u(self) -> Array:
         return self.table[:, :-2]
+
+    @property
+    def centers(self) -> Array:
+        return self.form.centers
 
 
 def _blocks(chunk: Chunk, rows: int = 4096) -> Iterator[Chunk]:
@@ -238,12 +251,17 @@ def _blocks(chunk: Chunk, rows: int = 4096) -> Iterator[Chunk]:
         yield Chunk(chunk.rows[block], weight, labels, scratch=chunk.scratch)
 
 
-def _prepare(params: KMeansParams, chunk: Chunk) -> _Block:
+def _form(params: KMeansParams, rows_dtype: np.dtype[Any]) -> _Form:
     centers = (params.centers - params.shift) * params.scale
     spread = float(params.spread[0])
     ratio = np.sqrt((centers * centers).sum(axis=1).max() / spread) if spread > 0 else np.inf
-    single = chunk.rows.dtype == np.float32 and ratio <= SINGLE_RATIO
-    dtype = np.dtype(np.float32 if single else np.float64)
+    dtype = np.dtype(np.float32 if rows_dtype == np.float32 and ratio <= SINGLE_RATIO else np.float64)
+    return _Form(centers.astype(dtype), bool(ratio <= DOUBLE_RATIO), bool(ratio > EXPANSION_RATIO[dtype.char]))
+
+
+def _prepare(params: KMeansParams, chunk: Chunk) -> _Block:
+    form = _form(params, chunk.rows.dtype)
+    dtype = form.centers.dtype
     n, d = chunk.rows.shape
     table = chunk.scratch.empty("table", (n, d + 2), dtype)
     u = table[:, :d]
@@ -254,12 +272,12 @@ def _prepare(params: KMeansParams, chunk: Chunk) -> _Block:
         u *= dtype.type(params.scale[0])
     table[:, d] = 1.0
     table[:, d + 1] = np.einsum("nd,nd->n", u, u)
-    return _Block(table, centers.astype(dtype), bool(ratio <= DOUBLE_RATIO), bool(ratio > EXPANSION_RATIO[dtype.char]))
+    return _Block(table, form)
 
 
 def _labels(block: _Block, chunk: Chunk) -> Int:
     """Return the nearest center of each row, the first of equals; a known label stands."""
-    if block.product:
+    if block.form.product:
         # One product for u c - |c|^2 / 2, which is largest for the nearest center: the ones take up the second term.
         half = -0.5 * np.einsum("kd,kd->k", block.centers, block.centers)
         factor = np.column_stack([block.centers, half, np.zeros_like(half)])
@@ -282,15 +300,20 @@ def _distances(u: Array, centers: Array, chunk: Chunk) -> Array:
 
 def _sums(params: KMeansParams, chunk: Chunk) -> KMeansStats:
     """Return weight, sums and inertia of the clusters, float64."""
-    block = _prepare(params, chunk)
-    labels = _labels(block, chunk)
-    k, d = block.centers.shape
-    sums = np.asarray(_membership(params, chunk, labels, block) @ block.table, np.float64)
+    form = _form(params, chunk.rows.dtype)
+    k, d = form.centers.shape
+    if form.product and not form.exact and compiled.available(chunk.rows, form.centers):
+        scale = float(params.scale[0])
+        sums = compiled.nearest(chunk.rows, params.shift, scale, form.centers, chunk.weight, chunk.labels)
+    else:
+        block = _prepare(params, chunk)
+        labels = _labels(block, chunk)
+        sums = np.asarray(_membership(params, chunk, labels, block) @ block.table, np.float64)
     n, x = np.ascontiguousarray(sums[:, d]), np.ascontiguousarray(sums[:, :d])
-    if block.exact:
+    if form.exact:
         squared = _squared_residuals(block, chunk, labels)
         return KMeansStats(n, x, np.bincount(labels, squared, k).astype(np.float64))
-    centers = block.centers.astype(np.float64)
+    centers = form.centers.astype(np.float64)
     cross, square = np.einsum("kd,kd->k", x, centers), np.einsum("kd,kd->k", centers, centers)
     # Rounding takes it below zero where all rows are at their center.
     return KMeansStats(n, x, np.maximum(sums[:, d + 1] - 2.0 * cross + n * square, 0.0))

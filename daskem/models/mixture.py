@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, cast, get_args
 import numpy as np
 import scipy
 
+from daskem import compiled
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
-from daskem.models import compiled
 from daskem.models.initialization import (
     assign,
     best_of_runs,
@@ -161,12 +161,11 @@ class Mixture:
         total_weight = chunk.total_weight
         chunk = _telling(present(chunk)) if self.handles_missing else present(chunk)
         with np.errstate(all="ignore"):
-            joint = self._joint(params, chunk)
-            row_log_prob = _normalise(joint, chunk.weight)
+            resp, row_log_prob = self._responsibilities(params, chunk, chunk.weight)
             weighted = row_log_prob if chunk.weight is None else row_log_prob * chunk.weight
-            components = self.family.stats(params.components, chunk, joint.T)
+            components = self.family.stats(params.components, chunk, resp.T)
             n = getattr(components, "n", None)
-            n = joint.sum(axis=1, dtype=np.float64) if n is None else np.array(n)
+            n = resp.sum(axis=1, dtype=np.float64) if n is None else np.array(n)
             return Expectation(MixtureStats(n, components), float(weighted.sum()), total_weight)
 
     def m_step(self, stats: MixtureStats, params: MixtureParams) -> MixtureParams:
@@ -185,7 +184,7 @@ class Mixture:
     def log_prob(self, params: MixtureParams, chunk: Chunk) -> Float:
         """Return log p(x | params) of each row, (n,), nats."""
         with np.errstate(all="ignore"):
-            return _normalise(self._joint(params, chunk), None)
+            return self._responsibilities(params, chunk)[1]
 
     def posterior(self, params: MixtureParams, chunk: Chunk) -> Array:
         """Return p(component | x), (n, k), one for the known component of a labelled row.
@@ -193,9 +192,9 @@ class Mixture:
         It is NaN where no component explains the row: any number would look like an answer.
         """
         with np.errstate(all="ignore"):
-            joint = self._joint(params, chunk)
-            joint[:, ~np.isfinite(_normalise(joint, None))] = np.nan
-        return np.ascontiguousarray(joint.T)
+            resp, row_log_prob = self._responsibilities(params, chunk)
+            resp[:, ~np.isfinite(row_log_prob)] = np.nan
+        return np.ascontiguousarray(resp.T)
 
     def impute(self, params: MixtureParams, chunk: Chunk) -> Float:
         """Return the rows with sum_k p(k | x) E[missing | present, k] in the place of missing values, (n, d)."""
@@ -312,19 +311,20 @@ class Mixture:
         asked = {"sample": "draw"}.get(method, method)
         return method not in FAMILY_METHODS or hasattr(self.family, asked)
 
-    def _joint(self, params: MixtureParams, chunk: Chunk) -> Array:
-        """Return log w_k + log p(x | k), (k, n), in memory that may be overwritten."""
-        joint = self.family.log_prob(params.components, chunk).T
-        joint += self._log_weights(params).astype(joint.dtype)[:, None]
+    def _responsibilities(
+        self, params: MixtureParams, chunk: Chunk, weight: Float | None = None
+    ) -> tuple[Array, Float]:
+        """Return responsibilities times weight (k, n), in memory that may be overwritten, and log p(x), (n,), nats."""
+        log_density = self.family.log_prob(params.components, chunk).T
         if chunk.labels is not None and chunk.labels.ndim == 2:
-            joint += np.log(chunk.labels.T).astype(joint.dtype)
+            log_density += np.log(chunk.labels.T).astype(log_density.dtype)
         elif chunk.labels is not None:
             known = np.flatnonzero(chunk.labels >= 0)
             which = chunk.labels[known]
-            values = joint[which, known]
-            joint[:, known] = -np.inf
-            joint[which, known] = values
-        return joint
+            values = log_density[which, known]
+            log_density[:, known] = -np.inf
+            log_density[which, known] = values
+        return log_density, _normalise(log_density, self._log_weights(params), weight)
 
     def _log_weights(self, params: MixtureParams) -> Float:
         """Return log w_k, (k,)."""
@@ -433,11 +433,12 @@ def _select(chunk: Chunk, chosen: Array) -> Chunk:
     return replace(chunk, rows=chunk.rows[chosen], weight=weight, labels=labels)
 
 
-def _normalise(joint: Array, weight: Float | None) -> Float:
-    """Turn log joint densities (k, n) into responsibilities times weight, in place, and return log p(x), (n,), nats."""
+def _normalise(joint: Array, log_weights: Float, weight: Float | None) -> Float:
+    """Turn log densities (k, n) into responsibilities times weight, in place, and return log p(x), (n,), nats."""
     if compiled.available(joint):
-        largest, total = compiled.normalise(joint, weight)
+        largest, total = compiled.normalise(joint, log_weights, weight)
         return np.asarray(np.log(total, dtype=np.float64) + largest)
+    joint += log_weights.astype(joint.dtype)[:, None]
     largest = joint.max(axis=0)
     # Where no component explains the row, subtracting -inf would make NaN of what is -inf.
     largest[largest == -np.inf] = 0.0

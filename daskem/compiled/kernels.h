@@ -10,7 +10,6 @@
  * on how many rows share its tile, and a tile's products are added to double precision sums.
  */
 
-#define TILE_ROWS (TILE_BYTES / (long)sizeof(REAL))
 #define LANES (32 / (long)sizeof(REAL))
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define vector NAME(vector)
@@ -49,6 +48,25 @@ INLINE void NAME(gather)(const REAL *from, long stride, long count, long rows, l
     }
 }
 
+/* Write (x - shift) * scale of rows (n, d) to `out` (d, n); `scale` may be NULL. Single precision is kept from rounding
+ * the shift, which would move the means. */
+TARGET static int NAME(shifted)(const REAL *rows, const double *shift, const double *scale, REAL *out, long n, long d) {
+    const long width = 64 / (long)sizeof(REAL);
+    for (long row = 0; row < n; row += width, rows += width * d) {
+        const long count = n - row < width ? n - row : width;
+        for (long j = 0; j < d; j++) {
+            const double by = scale ? scale[j] : 1.0;
+            REAL *to = out + j * n + row;
+            if (count == width) {
+                for (long r = 0; r < width; r++) to[r] = (REAL)(((double)rows[r * d + j] - shift[j]) * by);
+            } else {
+                for (long r = 0; r < count; r++) to[r] = (REAL)(((double)rows[r * d + j] - shift[j]) * by);
+            }
+        }
+    }
+    return 0;
+}
+
 /* Write features at, at + 1, ... at + count of T(u) = [u, u u^T or u^2] to `out`, in lines of `width` rows.
  *
  * `u` has its d lines of the same width. For full the products are the upper triangle by rows: u_i u_j for j >= i.
@@ -78,11 +96,12 @@ INLINE void NAME(features)(int full, const REAL *u, long d, long width, long cou
 
 /* Add to `out` (m lines of two vectors) the product of m lines of `natural` and `count` features of as many rows. */
 INLINE void NAME(density_group)(const int m, const REAL *natural, long p, const REAL *t, long count, REAL *out) {
+    const long width = STRIP * 2 * LANES;
     vector sum[GROUP][2];
     for (int c = 0; c < m; c++)
-        for (int v = 0; v < 2; v++) sum[c][v] = NAME(load)(out + (2 * c + v) * LANES);
+        for (int v = 0; v < 2; v++) sum[c][v] = NAME(load)(out + c * width + v * LANES);
     for (long f = 0; f < count; f++) {
-        vector left = NAME(load)(t + 2 * f * LANES), right = NAME(load)(t + (2 * f + 1) * LANES);
+        vector left = NAME(load)(t + f * width), right = NAME(load)(t + f * width + LANES);
         for (int c = 0; c < m; c++) {
             vector coefficient = NAME(all)(natural[c * p + f]);
             sum[c][0] += coefficient * left;
@@ -90,11 +109,11 @@ INLINE void NAME(density_group)(const int m, const REAL *natural, long p, const 
         }
     }
     for (int c = 0; c < m; c++)
-        for (int v = 0; v < 2; v++) NAME(store)(out + (2 * c + v) * LANES, sum[c][v]);
+        for (int v = 0; v < 2; v++) NAME(store)(out + c * width + v * LANES, sum[c][v]);
 }
 
 TARGET static int NAME(log_prob)(int full, const REAL *u, const REAL *natural, REAL *out, long n, long d, long k) {
-    const long width = 2 * LANES, p = n_features(full, d), groups = (k + GROUP - 1) / GROUP;
+    const long width = STRIP * 2 * LANES, p = n_features(full, d), groups = (k + GROUP - 1) / GROUP;
     REAL *tile = allocate((d + k + PANEL) * width * sizeof(REAL));
     if (!tile) return -1;
     REAL *result = tile + d * width, *t = result + k * width;
@@ -102,23 +121,25 @@ TARGET static int NAME(log_prob)(int full, const REAL *u, const REAL *natural, R
         const long rows = n - row < width ? n - row : width;
         NAME(gather)(u + row, n, d, rows, width, tile);
         for (long c = 0; c < k; c++)
-            for (int v = 0; v < 2; v++) NAME(store)(result + (2 * c + v) * LANES, NAME(all)(natural[c * p]));
+            for (long r = 0; r < width; r += LANES) NAME(store)(result + c * width + r, NAME(all)(natural[c * p]));
         long i = -1, j = 0;
         for (long f = 1; f < p; f += PANEL) {
             const long count = p - f < PANEL ? p - f : PANEL;
             NAME(features)(full, tile, d, width, count, &i, &j, t);
             for (long g = 0, c = 0; g < groups; g++) {
-                const REAL *of = natural + c * p + f;
-                REAL *to = result + c * width;
                 /* Components are shared out evenly: a group of one or two would leave the arithmetic units idle. */
                 const long m = (k - c + groups - g - 1) / (groups - g);
-                switch (m) {
-                case 1: NAME(density_group)(1, of, p, t, count, to); break;
-                case 2: NAME(density_group)(2, of, p, t, count, to); break;
-                case 3: NAME(density_group)(3, of, p, t, count, to); break;
-                case 4: NAME(density_group)(4, of, p, t, count, to); break;
-                case 5: NAME(density_group)(5, of, p, t, count, to); break;
-                case 6: NAME(density_group)(6, of, p, t, count, to); break;
+                for (long r = 0; r < width; r += 2 * LANES) {
+                    const REAL *of = natural + c * p + f;
+                    REAL *to = result + c * width + r;
+                    switch (m) {
+                    case 1: NAME(density_group)(1, of, p, t + r, count, to); break;
+                    case 2: NAME(density_group)(2, of, p, t + r, count, to); break;
+                    case 3: NAME(density_group)(3, of, p, t + r, count, to); break;
+                    case 4: NAME(density_group)(4, of, p, t + r, count, to); break;
+                    case 5: NAME(density_group)(5, of, p, t + r, count, to); break;
+                    case 6: NAME(density_group)(6, of, p, t + r, count, to); break;
+                    }
                 }
                 c += m;
             }
@@ -157,7 +178,7 @@ INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int
 }
 
 TARGET static int NAME(moments)(int full, const REAL *u, const REAL *resp, double *sums, long n, long d, long k) {
-    const long p = n_features(full, d), panel = 12;
+    const long p = n_features(full, d), panel = MOMENTS;
     REAL *tile = allocate((d + k + panel) * TILE_ROWS * sizeof(REAL));
     if (!tile) return -1;
     REAL *shares = tile + d * TILE_ROWS, *t = shares + k * TILE_ROWS;
@@ -212,9 +233,10 @@ INLINE vector NAME(exp)(vector x) {
     return NAME(choose)(tiny, (vector){0}, sum * power);
 }
 
-/* Turn log joint densities (k, n) into responsibilities times weight (or 1, where weight is NULL), in place; write the
- * largest of each row, or 0 where that is -inf, and the sum of exp(joint - largest). */
-TARGET static int NAME(normalise)(REAL *joint, const double *weight, double *largest, REAL *total, long n, long k) {
+/* Turn log densities (k, n) into responsibilities times weight (or 1, where weight is NULL), in place. With the log
+ * weights added, write the largest of each row, or 0 where that is -inf, and the sum of exp(log density - largest). */
+TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const double *weight, double *largest,
+                                  REAL *total, long n, long k) {
     const long width = 4 * LANES;
     REAL *tile = allocate(k * width * sizeof(REAL));
     if (!tile) return -1;
@@ -222,12 +244,16 @@ TARGET static int NAME(normalise)(REAL *joint, const double *weight, double *lar
         const long rows = n - row < width ? n - row : width;
         NAME(gather)(joint + row, n, k, rows, width, tile);
         vector most[4], sum[4], factor[4];
-        for (int v = 0; v < 4; v++) most[v] = NAME(load)(tile + v * LANES);
-        for (long c = 1; c < k; c++)
+        for (int v = 0; v < 4; v++) most[v] = NAME(all)(-(REAL)INFINITY);
+        for (long c = 0; c < k; c++) {
+            const vector log_weight = NAME(all)((REAL)log_weights[c]);
             for (int v = 0; v < 4; v++) {
-                const vector x = NAME(load)(tile + c * width + v * LANES);
+                REAL *at = tile + c * width + v * LANES;
+                const vector x = NAME(load)(at) + log_weight;
+                NAME(store)(at, x);
                 most[v] = NAME(choose)((x > most[v]) | (x != x), x, most[v]);
             }
+        }
         for (int v = 0; v < 4; v++) {
             most[v] = NAME(choose)(most[v] == -(REAL)INFINITY, (vector){0}, most[v]);
             sum[v] = (vector){0};
@@ -264,7 +290,107 @@ TARGET static int NAME(normalise)(REAL *joint, const double *weight, double *lar
     return 0;
 }
 
-#undef TILE_ROWS
+/* Put m centers, of which the first has this number, beside the nearest ones so far of two vectors of rows.
+ *
+ * The nearest center c has the largest u c - |c|^2 / 2; of equals the first stands. */
+INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *half, long d, INTEGER number,
+                                const REAL *u, vector *best, mask *nearest) {
+    vector score[GROUP][2];
+    for (int c = 0; c < m; c++)
+        for (int v = 0; v < 2; v++) score[c][v] = NAME(all)(half[c]);
+    for (long j = 0; j < d; j++) {
+        vector left = NAME(load)(u + 2 * j * LANES), right = NAME(load)(u + (2 * j + 1) * LANES);
+        for (int c = 0; c < m; c++) {
+            vector coordinate = NAME(all)(centers[c * d + j]);
+            score[c][0] += coordinate * left;
+            score[c][1] += coordinate * right;
+        }
+    }
+    for (int c = 0; c < m; c++)
+        for (int v = 0; v < 2; v++) {
+            const mask closer = score[c][v] > best[v];
+            best[v] = NAME(choose)(closer, score[c][v], best[v]);
+            nearest[v] = (closer & (number + c)) | (~closer & nearest[v]);
+        }
+}
+
+/* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
+ * not negative, of weight (or 1) times u = (row - shift) * scale, then of the weight and of weight times |u|^2: (k, d+2).
+ * The centers (k, d) are in the units of u. */
+TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double scale, const REAL *centers,
+                                const double *weight, const long *labels, double *sums, long n, long d, long k) {
+    const long width = 2 * LANES, groups = (k + GROUP - 1) / GROUP;
+    REAL *tile = allocate((2 * d * width + k) * sizeof(REAL));
+    if (!tile) return -1;
+    REAL *across = tile + d * width, *half = across + d * width;
+    for (long c = 0; c < k; c++) {
+        double square = 0;
+        for (long j = 0; j < d; j++) square += (double)centers[c * d + j] * centers[c * d + j];
+        half[c] = (REAL)(-0.5 * square);
+    }
+    memset(sums, 0, k * (d + 2) * sizeof(double));
+    for (long row = 0; row < n; row += width) {
+        const long count = n - row < width ? n - row : width;
+        /* The next tile is fetched while this one is computed: the processor's own foresight comes too late. */
+        for (long i = 0; i < width * d; i += 64 / (long)sizeof(REAL)) __builtin_prefetch(rows + (row + width) * d + i);
+        for (long r = 0; r < count; r++) {
+            const REAL *from = rows + (row + r) * d;
+            for (long j = 0; j < d; j++) tile[r * d + j] = (REAL)(((double)from[j] - shift[j]) * scale);
+        }
+        if (count < width) memset(tile + count * d, 0, (width - count) * d * sizeof(REAL));
+        for (long j = 0; j < d; j++)
+            for (long r = 0; r < width; r += 4) {
+                const REAL *from = tile + r * d + j;
+                const REAL four[4] = {from[0], from[d], from[2 * d], from[3 * d]};
+                memcpy(across + j * width + r, four, sizeof four);
+            }
+        vector best[2] = {NAME(all)(-(REAL)INFINITY), NAME(all)(-(REAL)INFINITY)};
+        mask nearest[2] = {{0}, {0}};
+        for (long g = 0, c = 0; g < groups; g++) {
+            const long m = (k - c + groups - g - 1) / (groups - g);
+            const REAL *of = centers + c * d;
+            switch (m) {
+            case 1: NAME(nearest_group)(1, of, half + c, d, c, across, best, nearest); break;
+            case 2: NAME(nearest_group)(2, of, half + c, d, c, across, best, nearest); break;
+            case 3: NAME(nearest_group)(3, of, half + c, d, c, across, best, nearest); break;
+            case 4: NAME(nearest_group)(4, of, half + c, d, c, across, best, nearest); break;
+            case 5: NAME(nearest_group)(5, of, half + c, d, c, across, best, nearest); break;
+            case 6: NAME(nearest_group)(6, of, half + c, d, c, across, best, nearest); break;
+            }
+            c += m;
+        }
+        vector square[2] = {{0}, {0}};
+        for (long j = 0; j < d; j++)
+            for (int v = 0; v < 2; v++) {
+                const vector u = NAME(load)(across + (2 * j + v) * LANES);
+                square[v] += u * u;
+            }
+        INTEGER number[2 * LANES];
+        REAL squares[2 * LANES];
+        memcpy(number, nearest, sizeof number);
+        memcpy(squares, square, sizeof squares);
+        for (long r = 0; r < count; r++) {
+            const long known = labels ? labels[row + r] : -1;
+            const double share = weight ? weight[row + r] : 1.0;
+            double *to = sums + (d + 2) * (known >= 0 ? known : (long)number[r]);
+            const REAL *u = tile + r * d;
+            long j = 0;
+            for (; j + 4 <= d; j += 4) {
+                const quad value = {u[j], u[j + 1], u[j + 2], u[j + 3]};
+                quad sum;
+                memcpy(&sum, to + j, sizeof sum);
+                sum += share * value;
+                memcpy(to + j, &sum, sizeof sum);
+            }
+            for (; j < d; j++) to[j] += share * u[j];
+            to[d] += share;
+            to[d + 1] += share * squares[r];
+        }
+    }
+    free(tile);
+    return 0;
+}
+
 #undef LANES
 #undef INLINE
 #undef vector

@@ -1,4 +1,4 @@
-"""Compiles kernels.c when daskem is built or installed; without a C compiler daskem works all the same, with numpy."""
+"""Compiles daskem/compiled/kernels.c when daskem is built; without a C compiler daskem works all the same, in numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-HERE = Path(__file__).parent
+KERNELS = Path(__file__).parents[1] / "daskem" / "compiled"
 # Errors of arithmetic are looked for in the results, not in a global variable. Vectors pass between functions of one
 # file only, so that how other compilers pass them is no matter.
 FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC"]
@@ -22,12 +22,12 @@ class CompileKernels(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and tell hatchling that the wheel is for this platform; say so where there is no compiler."""
-        library = HERE / "kernels.so"
+        library = KERNELS / "kernels.so"
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
         unfinished = library.with_suffix(f".{os.getpid()}")
         try:
             subprocess.run(
-                [*compiler, *FLAGS, "-o", str(unfinished), str(HERE / "kernels.c")],
+                [*compiler, *FLAGS, "-o", str(unfinished), str(KERNELS / "kernels.c")],
                 check=True,
                 capture_output=True,
                 text=True,

@@ -6,12 +6,12 @@
 
 /* Components whose densities are summed at a time: two vectors of rows of each fill the registers. */
 #define GROUP 6
-/* Features of a tile of rows that are made at a time: they stay in the first cache. */
-#define PANEL 256
-/* Bytes of a line of a tile of moments: a dozen features and four components of it stay there too. */
-#define TILE_BYTES 1024
-
+/* A tile of densities has so many times two vectors of rows, which share the parameters that are fetched, and so many
+ * of its features are made at a time: they stay in the first cache. */
+#define STRIP 4
+#define PANEL 64
 typedef double pair __attribute__((vector_size(16)));
+typedef double quad __attribute__((vector_size(32)));
 
 static void *allocate(size_t bytes) {
     return aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -51,14 +51,22 @@ int uses_avx2(void) {
 }
 
 #define EXPORT(type)                                                                                                   \
+    int shifted_##type(const type *rows, const double *shift, const double *scale, type *out, long n, long d) {        \
+        return CALL(shifted, type, rows, shift, scale, out, n, d);                                                     \
+    }                                                                                                                  \
     int log_prob_##type(int full, const type *u, const type *natural, type *out, long n, long d, long k) {             \
         return CALL(log_prob, type, full, u, natural, out, n, d, k);                                                   \
     }                                                                                                                  \
     int moments_##type(int full, const type *u, const type *resp, double *sums, long n, long d, long k) {              \
         return CALL(moments, type, full, u, resp, sums, n, d, k);                                                      \
     }                                                                                                                  \
-    int normalise_##type(type *joint, const double *weight, double *largest, type *total, long n, long k) {            \
-        return CALL(normalise, type, joint, weight, largest, total, n, k);                                             \
+    int normalise_##type(type *joint, const double *log_weights, const double *weight, double *largest, type *total,   \
+                         long n, long k) {                                                                             \
+        return CALL(normalise, type, joint, log_weights, weight, largest, total, n, k);                                \
+    }                                                                                                                  \
+    int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const double *weight, \
+                       const long *labels, double *sums, long n, long d, long k) {                                     \
+        return CALL(nearest, type, rows, shift, scale, centers, weight, labels, sums, n, d, k);                        \
     }
 
 EXPORT(double)

@@ -1,0 +1,116 @@
+"""Compiled arithmetic of E-steps (kernels.c), where daskem was installed with a C compiler; else callers use numpy."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daskem.chunk import Array, Float
+
+__all__ = ["available", "describe", "log_prob", "moments", "nearest", "normalise", "shifted"]
+
+TYPES = {"d": "double", "f": "float"}
+
+
+def _load() -> ctypes.CDLL | None:
+    """Return the library that `build` made beside this file, or None."""
+    path = Path(__file__).with_name("kernels.so")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        # There is none, or it was made for another machine.
+        return None
+    number, array = ctypes.c_long, ctypes.c_void_p
+    for name in TYPES.values():
+        getattr(library, f"shifted_{name}").argtypes = [array, array, array, array, number, number]
+        getattr(library, f"log_prob_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
+        getattr(library, f"moments_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
+        getattr(library, f"normalise_{name}").argtypes = [array, array, array, array, array, number, number]
+        inputs = [array, array, ctypes.c_double, array, array, array]
+        getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
+    return library
+
+
+library = _load()
+
+
+def available(*arrays: Array) -> bool:
+    """Return whether there are compiled kernels, and for these arrays: of floats of one type, each in C order."""
+    return (
+        library is not None
+        and len({array.dtype.char for array in arrays}) <= 1
+        and all(array.dtype.char in TYPES and array.flags.c_contiguous for array in arrays)
+    )
+
+
+def describe() -> str:
+    """Return what the bits of results depend on."""
+    if library is None:
+        return "not compiled"
+    return "compiled for AVX2" if library.uses_avx2() else "compiled portably"
+
+
+def shifted(rows: Array, shift: Float, scale: Float | None, out: Array) -> None:
+    """Write ``(rows - shift) * scale`` into `out`, (d, n), rounded once; `rows` (n, d) is of the same floating type."""
+    n, d = rows.shape
+    scale = None if scale is None else np.ascontiguousarray(scale, np.float64)
+    _call("shifted", rows.dtype, rows, np.ascontiguousarray(shift, np.float64), scale, out, n, d)
+
+
+def log_prob(covariance: str, u: Array, natural: Array, out: Array) -> None:
+    """Write ``natural @ T(u)`` into `out` (k, n); `covariance` "full" or "diag" says what T(u) is, u (d, n).
+
+    All three are C ordered and of one floating type; `natural` is (k, p) (see `daskem.models.gaussian_kernels`).
+    """
+    (d, n), k = u.shape, len(natural)
+    _call("log_prob", u.dtype, covariance == "full", u, natural, out, n, d, k)
+
+
+def moments(covariance: str, u: Array, resp: Array) -> Float:
+    """Return ``resp @ T(u).T``, (k, p), float64: products within a few rows in the type of `u`, added in double."""
+    (d, n), k = u.shape, len(resp)
+    sums = np.empty((k, 1 + d + (d * (d + 1) // 2 if covariance == "full" else d)))
+    _call("moments", u.dtype, covariance == "full", u, resp, sums, n, d, k)
+    return sums
+
+
+def normalise(log_density: Array, log_weights: Float, weight: Float | None) -> tuple[Float, Array]:
+    """Turn log densities (k, n) into responsibilities times weight (n,), in place.
+
+    Returns
+    -------
+    largest, total : (n,) the largest log_density + log_weight of each row, 0 where that is -inf, and the sum over
+        components of exp(log_density + log_weight - largest).
+    """
+    k, n = log_density.shape
+    largest, total = np.empty(n), np.empty(n, log_density.dtype)
+    log_weights = np.ascontiguousarray(log_weights, np.float64)
+    weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
+    _call("normalise", log_density.dtype, log_density, log_weights, weight, largest, total, n, k)
+    return largest, total
+
+
+def nearest(
+    rows: Array, shift: Float, scale: float, centers: Array, weight: Float | None, labels: Array | None
+) -> Float:
+    """Return the sums over the rows nearest to each center, or known by a label that is not negative, (k, d + 2).
+
+    They are, float64, of weight times u = (row - shift) * scale, of weight, and of weight times |u|^2. The centers (k, d)
+    are in the units of u and of the type of the rows (n, d), which is computed in.
+    """
+    (n, d), k = rows.shape, len(centers)
+    sums = np.empty((k, d + 2))
+    weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
+    labels = None if labels is None else np.ascontiguousarray(labels, np.int64)
+    shift = np.ascontiguousarray(shift, np.float64)
+    _call("nearest", rows.dtype, rows, shift, scale, centers, weight, labels, sums, n, d, k)
+    return sums
+
+
+def _call(name: str, dtype: np.dtype[Any], *arguments: Array | float | None) -> None:
+    pointers = (a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments)
+    if getattr(library, f"{name}_{TYPES[dtype.char]}")(*pointers):
+        raise MemoryError(f"no memory was left for the workspace of {name}.")
