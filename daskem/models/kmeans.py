@@ -181,9 +181,7 @@ class KMeans:
         """Return block length and bytes, by arithmetic alone."""
         k, d = self.n_clusters, n_features
         numbers = 2 * d + 2 + k
-        # Its few calls a block still weigh as much as arithmetic that is over in 40 ns a row: longer blocks (measured).
-        longest, budget = (32768, 64 << 20) if compiled.available() else (8192, 12 << 20)
-        rows = block_rows(8 * numbers, dtype.itemsize / 8, longest, budget)
+        rows = block_rows(8 * numbers, dtype.itemsize / 8)
         return Footprint(rows, 8 * rows * (numbers + 8) + 32 * k * d, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:

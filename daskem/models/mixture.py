@@ -36,9 +36,10 @@ N_FLOOR = 10 * float(np.finfo(np.float64).eps)
 SHORT_RUNS, SHORT_STEPS, SHORT_ROWS = 10, 20, 4096
 # A block's arrays should stay within about this many bytes. They pass through the caches in order, so that short blocks
 # gain nothing there, while skinny products and the calls of each block cost less a row in long ones: of 4, 8, 16 and 32
-# MiB this was the best for full and diagonal covariances (measured). Blocks beyond the second number gain nothing.
+# MiB this was the best for full and diagonal covariances (measured). Where a row is done in a tenth of a microsecond, two
+# threads wait for each other at the calls of short blocks: of 4,096 rows they took twice as long as of the second number.
 BLOCK_BYTES = 16 << 20
-MIN_BLOCK, MAX_BLOCK, MAX_MISSING_BLOCK = 1024, 4096, 8192
+MIN_BLOCK, MAX_BLOCK = 1024, 16384
 # With very many components or features even MIN_BLOCK rows would take too much memory.
 MAX_BLOCK_BYTES = 128 << 20
 # Methods of a mixture that its family must have too.
@@ -293,9 +294,7 @@ class Mixture:
         numbers = 8 * d + 4 * k if row_numbers is None else row_numbers(k, d)
         stats, params = (RECORD_BYTES, RECORD_BYTES) if record_bytes is None else record_bytes(k, d)
         missing_bytes = getattr(self.family, "missing_bytes", None) if self.handles_missing else None
-        # Patterns of holes have costs of their own, which more rows share; measured, it pays though caches are passed.
-        longest = MAX_BLOCK if missing_bytes is None else MAX_MISSING_BLOCK
-        rows = block_rows(8 * (numbers + k), dtype.itemsize / 8, longest)
+        rows = block_rows(8 * (numbers + k), dtype.itemsize / 8)
         # Single precision rows may need double precision arithmetic; log densities have three small row vectors beside.
         workspace = 8 * rows * (numbers + 2 * k + 8) + 3 * params
         if missing_bytes is not None:
@@ -397,13 +396,13 @@ class Mixture:
         return assign(rows - origin, centers - origin)[0]
 
 
-def block_rows(row_bytes: float, shrink: float = 1.0, longest: int = MAX_BLOCK, budget: int = BLOCK_BYTES) -> int:
+def block_rows(row_bytes: float, shrink: float = 1.0) -> int:
     """Return how many rows to walk at a time, a power of two, from the bytes of scratch that a row needs.
 
     `shrink` is the size of the type that is computed in, relative to double precision.
     """
     # The nearest one: a row short of what would fit must not halve the block.
-    wanted = round(math.log2(min(max(budget / (row_bytes * shrink), MIN_BLOCK), longest)))
+    wanted = round(math.log2(min(max(BLOCK_BYTES / (row_bytes * shrink), MIN_BLOCK), MAX_BLOCK)))
     most = math.floor(math.log2(max(MAX_BLOCK_BYTES / row_bytes, 1.0)))
     return 1 << min(wanted, most)
 
