@@ -27,7 +27,7 @@ class CompileKernels(BuildHookInterface[Any]):
         unfinished = library.with_suffix(f".{os.getpid()}")
         try:
             subprocess.run(
-                [*compiler, *FLAGS, "-o", str(unfinished), str(KERNELS / "kernels.c")],
+                [*compiler, *FLAGS, "-o", str(unfinished), str(KERNELS / "kernels.c"), "-lm"],
                 check=True,
                 capture_output=True,
                 text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,51 @@ import numpy as np
 
 from daskem.chunk import Array, Float
 
-__all__ = ["available", "describe", "log_prob", "moments", "nearest", "normalise", "shifted"]
+__all__ = [
+    "MOST_HOLED",
+    "Components",
+    "available",
+    "condition",
+    "describe",
+    "filled",
+    "load",
+    "log_prob",
+    "moments",
+    "nearest",
+    "normalise",
+    "shifted",
+]
 
 TYPES = {"d": "double", "f": "float"}
+# The most features of rows with holes that `condition` and `filled` take.
+MOST_HOLED = 32
 
 
-def _load() -> ctypes.CDLL | None:
-    """Return the library that `build` made beside this file, or None."""
-    path = Path(__file__).with_name("kernels.so")
+@dataclass(frozen=True, eq=False)
+class Components:
+    """What kernels over holes take of Gaussian components (see `daskem.models.gaussian_missing`), C ordered float64.
+
+    Attributes
+    ----------
+    reference, delta : (k, d) points that moments are about, and means less these, scaled.
+    scale : (d,). constant : (d,) log(2 pi) / 2 less the log of the scale.
+    precision : (k, d, d), scaled, or (1, d, d) where components share it.
+    peak : (k,) log density at the mean.
+    """
+
+    reference: Float
+    delta: Float
+    scale: Float
+    constant: Float
+    precision: Float
+    peak: Float
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """Return the library in a file, or None where there is none, or one for another kind of machine."""
     try:
         library = ctypes.CDLL(str(path))
     except OSError:
-        # There is none, or it was made for another machine.
         return None
     number, array = ctypes.c_long, ctypes.c_void_p
     for name in TYPES.values():
@@ -31,10 +65,12 @@ def _load() -> ctypes.CDLL | None:
         getattr(library, f"normalise_{name}").argtypes = [array, array, array, array, array, number, number]
         inputs = [array, array, ctypes.c_double, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
+    library.condition.argtypes = library.filled.argtypes = [array] * 12 + [number] * 6
     return library
 
 
-library = _load()
+# What was compiled when daskem was installed; None where it was not.
+library = load(Path(__file__).with_name("kernels.so"))
 
 
 def available(*arrays: Array) -> bool:
@@ -98,8 +134,8 @@ def nearest(
 ) -> Float:
     """Return the sums over the rows nearest to each center, or known by a label that is not negative, (k, d + 2).
 
-    They are, float64, of weight times u = (row - shift) * scale, of weight, and of weight times |u|^2. The centers (k, d)
-    are in the units of u and of the type of the rows (n, d), which is computed in.
+    They are, float64, of weight times u = (row - shift) * scale, of weight, and of weight times |u|^2. The centers
+    (k, d) are in the units of u and of the type of the rows (n, d), which is computed in.
     """
     (n, d), k = rows.shape, len(centers)
     sums = np.empty((k, d + 2))
@@ -110,7 +146,49 @@ def nearest(
     return sums
 
 
-def _call(name: str, dtype: np.dtype[Any], *arguments: Array | float | None) -> None:
+def condition(
+    rows: Float, feature: Array, pattern: Array, components: Components, log_prob: Float, offset: Float
+) -> Float:
+    """Write what components say of rows with holes; return by how much their patterns raise the peaks, (patterns, k).
+
+    Parameters
+    ----------
+    rows : (n, d) with q holes each, which hold anything, sorted by pattern.
+    feature : (q, n) features of the holes, in increasing order. pattern : (n,) which pattern each row has, from 0.
+    log_prob : (k, n) to take the log densities of what is present.
+    offset : (q n, k) to take the conditional means of the holes less the means, scaled.
+    """
+    (n, d), (k, _), q, c = rows.shape, components.delta.shape, len(feature), components
+    peaks = np.empty((int(pattern[-1]) + 1, k))
+    given = rows, feature, pattern, c.reference, c.scale, c.delta, c.precision, c.peak, c.constant
+    stride = log_prob.strides[0] // log_prob.itemsize
+    _call("condition", None, *given, log_prob, offset, peaks, n, stride, q, d, k, len(c.precision))
+    return peaks
+
+
+def filled(
+    rows: Float,
+    feature: Array,
+    pattern: Array,
+    components: Components,
+    offset: Float,
+    resp: Float,
+    loose: Float,
+    first: Float,
+    second: Float,
+) -> None:
+    """Add the moments of such rows to `first` (k, d) and to the upper triangles of `second`, shaped as the precision.
+
+    Rows filled with their conditional means count with weight `resp`, their conditional covariances with weight
+    `loose`, both (k, n) and parts of arrays with rows equally far apart.
+    """
+    (n, d), (k, _), q, c = rows.shape, components.delta.shape, len(feature), components
+    given = rows, feature, pattern, c.reference, c.scale, c.delta, c.precision, offset, resp, loose
+    stride = resp.strides[0] // resp.itemsize
+    _call("filled", None, *given, first, second, n, stride, q, d, k, len(c.precision))
+
+
+def _call(name: str, dtype: np.dtype[Any] | None, *arguments: Array | float | None) -> None:
     pointers = (a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments)
-    if getattr(library, f"{name}_{TYPES[dtype.char]}")(*pointers):
+    if getattr(library, name if dtype is None else f"{name}_{TYPES[dtype.char]}")(*pointers):
         raise MemoryError(f"no memory was left for the workspace of {name}.")

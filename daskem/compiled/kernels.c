@@ -10,6 +10,9 @@
  * of its features are made at a time: they stay in the first cache. */
 #define STRIP 4
 #define PANEL 64
+/* The most features of rows with holes: more have products that BLAS is better at. */
+#define MOST_HOLED 32
+
 typedef double pair __attribute__((vector_size(16)));
 typedef double quad __attribute__((vector_size(32)));
 
@@ -33,7 +36,8 @@ static const double EXP_SERIES[] = {
 #undef VARIANT
 #undef TARGET
 
-#ifdef __x86_64__
+/* PORTABLE leaves out what only some processors have, for tests. */
+#if defined(__x86_64__) && !defined(PORTABLE)
 #define VARIANT avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #include "types.h"
@@ -71,3 +75,17 @@ int uses_avx2(void) {
 
 EXPORT(double)
 EXPORT(float)
+
+int condition(const double *rows, const long *feature, const long *pattern, const double *reference, const double *scale,
+              const double *delta, const double *precision, const double *peak, const double *constant, double *log_prob,
+              double *offset, double *peaks, long n, long stride, long q, long d, long k, long m) {
+    return CALL(condition, double, rows, feature, pattern, reference, scale, delta, precision, peak, constant, log_prob,
+                offset, peaks, n, stride, q, d, k, m);
+}
+
+int filled(const double *rows, const long *feature, const long *pattern, const double *reference, const double *scale,
+           const double *delta, const double *precision, const double *offset, const double *resp, const double *loose,
+           double *first, double *second, long n, long stride, long q, long d, long k, long m) {
+    return CALL(filled, double, rows, feature, pattern, reference, scale, delta, precision, offset, resp, loose, first,
+                second, n, stride, q, d, k, m);
+}

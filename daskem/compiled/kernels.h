@@ -391,6 +391,10 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
     return 0;
 }
 
+#ifdef HOLES
+#include "holes.h"
+#endif
+
 #undef LANES
 #undef INLINE
 #undef vector

@@ -23,7 +23,9 @@
 #define EXP_TERMS 14
 #define EXP_BIAS 1023
 #define EXP_SHIFT 52
+#define HOLES
 #include "kernels.h"
+#undef HOLES
 #undef REAL
 #undef INTEGER
 #undef TILE_ROWS

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from daskem import compiled
 from daskem.core import Array, Chunk, Float, Int
 from daskem.models.gaussian_kernels import LOG_2PI, Kernel, Moments, pack
 from daskem.models.gaussian_patterns import RUN_NUMBERS, Holes
@@ -78,17 +79,17 @@ class _Conditional:
 
     Attributes
     ----------
-    about : (d, m) values about the reference that components share, scaled; holes hold anything.
     offset : (holes, k) conditional means less the means, scaled.
-    inverses : C of each run, None where it is to be computed again.
+    about : (d, m) values about the reference that components share, scaled; holes hold anything. Not for compiled code.
+    inverses : C of each run, None where it is to be computed again; likewise.
     peaks : (patterns, k) of each run, what log densities at the mean are more than those of rows without holes.
     """
 
     log_prob: Float
-    about: Float
     offset: Float
-    inverses: tuple[Float | None, ...]
     peaks: tuple[Float, ...]
+    about: Float | None = None
+    inverses: tuple[Float | None, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +177,8 @@ class _MatrixHoles(HolesKernel):
         n, x, xx = self.kernel.moments(holes.complete, np.take(resp, holes.kept, axis=1))
         share = np.asarray(np.take(resp, holes.rows, axis=1), np.float64)
         loose = share if spread is None else np.asarray(np.take(spread, holes.rows, axis=1), np.float64)
-        first, second = np.empty(self.means.shape), self._covariance(holes, found, loose)
-        expected = found.offset.T + np.take(self.kernel.delta, holes.feature, axis=1)
-        u = chunk.scratch.empty("weighted", holes.values.shape)
-        for component, root in enumerate(np.sqrt(share)):
-            np.multiply(self._about(chunk, component, found.about), root, out=u)
-            u.reshape(-1)[holes.place] = expected[component] * np.take(root, holes.row)
-            first[component] = u @ root
-            second[component % len(second)] += u @ u.T
+        moments = self._filled_compiled if self._compiled else self._filled
+        first, second = moments(chunk, found, share, loose)
         return n + share.sum(axis=1), x + first, xx + self._shaped(second)
 
     def impute(self, chunk: Chunk, resp: Array) -> Float:
@@ -209,7 +204,9 @@ class _MatrixHoles(HolesKernel):
         holes, k = self._holes(chunk), len(self.means)
         log_prob = chunk.scratch.empty("log_prob of holes", (k, len(holes.rows)))
         g = chunk.scratch.empty("g", (len(holes.place), k))
-        z, product = (chunk.scratch.empty(name, holes.values.shape) for name in ("z", "L z"))
+        if self._compiled:
+            return _Conditional(log_prob, g, self._condition_compiled(holes, log_prob, g))
+        z, product = (chunk.scratch.empty(name, holes.values.shape[::-1]) for name in ("z", "L z"))
         about = self._scaled(chunk, self.kernel.shift, "about")
         for component, delta in enumerate(self.kernel.delta):
             np.subtract(self._about(chunk, component, about), delta[:, None], out=z)
@@ -220,7 +217,8 @@ class _MatrixHoles(HolesKernel):
         log_prob *= -0.5
         log_prob += self.kernel.peak[:, None]
         runs = list(self._condition_runs(holes, log_prob, g))
-        found = _Conditional(log_prob, about, g, tuple(inverse for inverse, _ in runs), tuple(peak for _, peak in runs))
+        inverses, peaks = zip(*runs, strict=True) if runs else ((), ())
+        found = _Conditional(log_prob, g, peaks, about, inverses)
         if self.stiff:
             self._refine(chunk, found)
         return found
@@ -235,7 +233,7 @@ class _MatrixHoles(HolesKernel):
     def _refine(self, chunk: Chunk, found: _Conditional) -> None:
         """Take the log densities anew, of whole rows with their holes at the conditional means."""
         holes, log_prob = self._holes(chunk), found.log_prob
-        z, product = (chunk.scratch.empty(name, holes.values.shape) for name in ("z", "L z"))
+        z, product = (chunk.scratch.empty(name, holes.values.shape[::-1]) for name in ("z", "L z"))
         for component, delta in enumerate(self.kernel.delta):
             np.subtract(self._about(chunk, component, found.about), delta[:, None], out=z)
             z.reshape(-1)[holes.place] = found.offset[:, component]
@@ -264,6 +262,46 @@ class _MatrixHoles(HolesKernel):
             kept += inverse.size
             yield (inverse if kept <= KEPT_NUMBERS else None), peak
 
+    @cached_property
+    def _compiled(self) -> bool:
+        """Whether compiled code does what it is faster at, and accurate enough."""
+        return compiled.available() and self.means.shape[1] <= compiled.MOST_HOLED and not self.stiff
+
+    @cached_property
+    def _components(self) -> compiled.Components:
+        kernel = self.kernel
+        arrays = kernel.reference, kernel.delta, self.scale, 0.5 * LOG_2PI - np.log(self.scale), self.precision
+        peak = np.broadcast_to(kernel.peak, len(self.means))
+        return compiled.Components(*(np.ascontiguousarray(array, np.float64) for array in (*arrays, peak)))
+
+    def _condition_compiled(self, holes: Holes, log_prob: Float, offset: Float) -> tuple[Float, ...]:
+        """Fill log densities and offsets, and return the peaks of each run."""
+        return tuple(
+            compiled.condition(*holes.of_run(run), self._components, log_prob[:, run.rows], offset[run.holes])
+            for run in holes.runs
+        )
+
+    def _filled_compiled(self, chunk: Chunk, found: _Conditional, share: Float, loose: Float) -> tuple[Float, Float]:
+        """Return `_filled` of these."""
+        holes, first, second = self._holes(chunk), np.zeros(self.means.shape), np.zeros(self.precision.shape)
+        for run in holes.runs:
+            parts = found.offset[run.holes], share[:, run.rows], loose[:, run.rows]
+            compiled.filled(*holes.of_run(run), self._components, *parts, first, second)
+        return first, second + np.triu(second, 1).swapaxes(-1, -2)
+
+    def _filled(self, chunk: Chunk, found: _Conditional, share: Float, loose: Float) -> tuple[Float, Float]:
+        """Return the sums of filled rows (k, d), and their second moments, shaped as the precision."""
+        holes = self._holes(chunk)
+        first, second = np.empty(self.means.shape), self._covariance(holes, found, loose)
+        expected = found.offset.T + np.take(self.kernel.delta, holes.feature, axis=1)
+        u = chunk.scratch.empty("weighted", holes.values.shape[::-1])
+        for component, root in enumerate(np.sqrt(share)):
+            np.multiply(self._about(chunk, component, found.about), root, out=u)
+            u.reshape(-1)[holes.place] = expected[component] * np.take(root, holes.row)
+            first[component] = u @ root
+            second[component % len(second)] += u @ u.T
+        return first, second
+
     def _covariance(self, holes: Holes, found: _Conditional, share: Float) -> Float:
         """Return the sum over rows of share (k, m) times the conditional covariance, shaped as the precision."""
         precision = self._component_last()
@@ -277,17 +315,17 @@ class _MatrixHoles(HolesKernel):
     def _component_last(self) -> Float:
         return np.ascontiguousarray(self.precision.transpose(1, 2, 0))
 
-    def _about(self, chunk: Chunk, component: int, shared: Float) -> Float:
+    def _about(self, chunk: Chunk, component: int, shared: Float | None) -> Float:
         """Return the values about a component's reference, which is most often the one that components share."""
-        if component not in self.kernel.own:
+        if shared is not None and component not in self.kernel.own:
             return shared
         return self._scaled(chunk, self.kernel.reference[component], "about own")
 
     def _scaled(self, chunk: Chunk, point: Float, name: str) -> Float:
         """Return (x - point) * scale of the rows with holes, (d, m), in the scratch; holes hold anything."""
         values = self._holes(chunk).values
-        out = chunk.scratch.empty(name, values.shape)
-        np.subtract(values, point[:, None], out=out)
+        out = chunk.scratch.empty(name, values.shape[::-1])
+        np.subtract(values.T, point[:, None], out=out)
         if self.kernel.scale is not None:
             out *= self.scale[:, None]
         return out

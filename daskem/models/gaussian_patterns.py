@@ -116,7 +116,7 @@ class Holes:
     ----------
     complete : the rows without holes, whose places in the block are `kept`.
     rows : places of the others in the block, by number and then by pattern of their holes.
-    values : (d, m) their values, zero for holes. place : holes as offsets into `values`, run by run.
+    values : (m, d) their values, NaN for holes. place : holes as offsets into (d, m) numbers, run by run.
     feature, row : the feature of each hole, and which of the sorted rows has it.
     runs : runs of these rows with one number of holes.
     """
@@ -129,6 +129,10 @@ class Holes:
     feature: Int
     row: Int
     runs: tuple[Run, ...]
+
+    def of_run(self, run: Run) -> tuple[Float, Int, Int]:
+        """Return the values (n, d) of the rows of a run, the features of their holes (q, n) and their patterns (n,)."""
+        return self.values[run.rows], self.feature[run.holes].reshape(len(run.features), -1), run.pattern
 
     @classmethod
     def of(cls, chunk: Chunk, k: int) -> Holes:
@@ -144,8 +148,7 @@ class Holes:
         row = np.concatenate([np.tile(np.arange(run.rows.start, run.rows.stop), len(run.features)) for run in runs])
         feature = np.concatenate([f.ravel() for f in features])
         place = feature * len(rows) + row
-        values = np.ascontiguousarray(np.take(chunk.rows, rows, axis=0).T, np.float64)
-        values.reshape(-1)[place] = 0.0
+        values = np.take(chunk.rows, rows, axis=0).astype(np.float64, copy=False)
         complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
         return cls(complete, kept, rows, values, place, feature, row, runs)
 

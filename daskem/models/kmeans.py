@@ -227,7 +227,7 @@ class _Form:
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """One block ready for arithmetic, made by `_prepare`: `table` (n, d + 2) holds u = (row - shift) * scale, 1, |u|^2."""
+    """One block ready for arithmetic: `table` (n, d + 2) holds u = (row - shift) * scale, then 1 and |u|^2."""
 
     table: Array
     form: _Form

@@ -36,8 +36,8 @@ N_FLOOR = 10 * float(np.finfo(np.float64).eps)
 SHORT_RUNS, SHORT_STEPS, SHORT_ROWS = 10, 20, 4096
 # A block's arrays should stay within about this many bytes. They pass through the caches in order, so that short blocks
 # gain nothing there, while skinny products and the calls of each block cost less a row in long ones: of 4, 8, 16 and 32
-# MiB this was the best for full and diagonal covariances (measured). Where a row is done in a tenth of a microsecond, two
-# threads wait for each other at the calls of short blocks: of 4,096 rows they took twice as long as of the second number.
+# MiB this was the best for full and diagonal covariances (measured). Where a row is done in a tenth of a microsecond,
+# two threads wait for each other at the calls of short blocks: 4,096 rows took twice as long as the second number.
 BLOCK_BYTES = 16 << 20
 MIN_BLOCK, MAX_BLOCK = 1024, 16384
 # With very many components or features even MIN_BLOCK rows would take too much memory.

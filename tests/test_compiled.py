@@ -1,0 +1,241 @@
+"""The compiled kernels say what numpy says, in every build, and daskem does without them where there is no compiler."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import CASES
+from scipy.special import logsumexp, softmax
+from test_contract import suite
+
+from daskem import compiled, tree
+from daskem.core import Chunk
+from daskem.models import Gaussian, KMeans, Mixture
+from daskem.testing import model_trial
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = ["-O2", "-std=gnu11", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC"]
+TOLERANCE = {"f8": 1e-13, "f4": 5e-6}
+
+pytestmark = pytest.mark.skipif(compiled.library is None, reason="installed without a C compiler")
+each_build = pytest.mark.usefixtures("build")
+each_type = pytest.mark.parametrize("dtype", ["f8", "f4"])
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory):
+    """Return the library as it is on a processor without AVX2."""
+    path = tmp_path_factory.mktemp("portable") / "kernels.so"
+    source = ROOT / "daskem" / "compiled" / "kernels.c"
+    subprocess.run(["cc", *FLAGS, "-Wall", "-Wextra", "-Werror", "-DPORTABLE", "-o", path, source, "-lm"], check=True)
+    return compiled.load(path)
+
+
+@pytest.fixture(params=["installed", "portable"])
+def build(request, monkeypatch):
+    if request.param == "portable":
+        monkeypatch.setattr(compiled, "library", request.getfixturevalue("portable"))
+        assert compiled.describe() == "compiled portably"
+
+
+def features(covariance, u):
+    i, j = np.triu_indices(len(u)) if covariance == "full" else (slice(None), slice(None))
+    return np.concatenate([np.ones((1, u.shape[1])), u, u[i] * u[j]])
+
+
+def shapes():
+    """Yield (n, d, k): tiles with and without tails, groups of components with and without, panels likewise."""
+    yield from [(1, 1, 1), (7, 2, 3), (64, 3, 6), (65, 5, 7), (300, 4, 12), (520, 11, 13), (1100, 17, 5), (130, 40, 64)]
+
+
+@each_build
+@each_type
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_densities_and_moments(covariance, dtype):
+    rng = np.random.default_rng(0)
+    for n, d, k in shapes():
+        u, resp = rng.standard_normal((d, n)).astype(dtype), rng.random((k, n)).astype(dtype)
+        t = features(covariance, u.astype(float))
+        natural = rng.standard_normal((k, len(t))).astype(dtype)
+        out = np.full((k, n), np.nan, dtype)
+        compiled.log_prob(covariance, u, natural, out)
+        # Errors are relative to the terms of a sum.
+        scale = np.abs(natural.astype(float)) @ np.abs(t)
+        assert (np.abs(out - natural.astype(float) @ t) <= TOLERANCE[dtype] * scale).all(), (n, d, k)
+        sums = compiled.moments(covariance, u, resp)
+        assert sums.dtype == np.float64
+        scale = resp.astype(float) @ np.abs(t.T)
+        assert (np.abs(sums - resp.astype(float) @ t.T) <= TOLERANCE[dtype] * scale).all(), (n, d, k)
+
+
+@each_build
+@each_type
+def test_a_row_has_the_same_bits_whatever_its_neighbours(dtype):
+    rng = np.random.default_rng(1)
+    u, natural = rng.standard_normal((5, 203)).astype(dtype), rng.standard_normal((7, 21)).astype(dtype)
+    whole = np.empty((7, 203), dtype)
+    compiled.log_prob("full", u, natural, whole)
+    resp = whole.copy()
+    compiled.normalise(resp, np.zeros(7), None)
+    for n in (1, 8, 63, 100):
+        part = np.empty((7, n), dtype)
+        compiled.log_prob("full", np.ascontiguousarray(u[:, :n]), natural, part)
+        np.testing.assert_array_equal(part, whole[:, :n])
+        compiled.normalise(part, np.zeros(7), None)
+        np.testing.assert_array_equal(part, resp[:, :n])
+
+
+@each_build
+@each_type
+def test_float32_sums_do_not_stall(dtype):
+    u = np.ones((1, 1 << 21), dtype)
+    assert compiled.moments("diag", u, u).tolist() == [[2.0**21] * 3]
+    # 0.1 is not a float32: a sum in single precision would be off by 1e-2.
+    np.testing.assert_allclose(compiled.moments("diag", u, u * u.dtype.type(0.1))[0, 0], 0.1 * (1 << 21), rtol=2e-6)
+
+
+@each_build
+@each_type
+def test_shifted(dtype):
+    rng = np.random.default_rng(2)
+    for n, d, _ in shapes():
+        rows, shift, scale = rng.standard_normal((n, d)).astype(dtype), rng.standard_normal(d), 2.0 ** np.arange(d)
+        out = np.empty((d, n), dtype)
+        compiled.shifted(rows, shift, scale, out)
+        np.testing.assert_array_equal(out, ((rows - shift) * scale).T.astype(dtype))
+        compiled.shifted(rows, shift, None, out)
+        np.testing.assert_array_equal(out, (rows - shift).T.astype(dtype))
+
+
+@each_build
+@each_type
+def test_responsibilities(dtype):
+    rng = np.random.default_rng(3)
+    for n, _, k in shapes():
+        density = (rng.standard_normal((k, n)) * rng.choice([1.0, 30.0, 1000.0], n)).astype(dtype)
+        log_weights, weight = np.log(rng.dirichlet(np.ones(k))), rng.random(n)
+        joint = density.astype(float) + log_weights.astype(dtype)[:, None]
+        log_prob = logsumexp(joint, axis=0)
+        resp = density.copy()
+        largest, total = compiled.normalise(resp, log_weights, weight)
+        tolerance = 1e-13 if dtype == "f8" else 1e-3
+        np.testing.assert_allclose(
+            largest + np.log(total.astype(float)), logsumexp(joint, axis=0), rtol=1e-6, atol=1e-6
+        )
+        np.testing.assert_allclose(resp, softmax(joint, axis=0) * weight, rtol=tolerance, atol=tolerance * 1e-1)
+
+
+@each_build
+@each_type
+def test_responsibilities_of_rows_that_nothing_explains(dtype):
+    density = np.array([[-np.inf, np.nan, -1.0, -np.inf, -5000.0], [-np.inf, -1.0, np.nan, 3.0, -4000.0]], dtype)
+    largest, total = compiled.normalise(density, np.zeros(2), None)
+    np.testing.assert_array_equal(largest, [0.0, np.nan, np.nan, 3.0, -4000.0])
+    np.testing.assert_array_equal(total, np.array([0.0, np.nan, np.nan, 1.0, 1.0], dtype))
+    np.testing.assert_array_equal(density[:, [0, 3, 4]], [[0, 0, 0], [0, 1, 1]])
+    assert np.isnan(density[:, 1:3]).all()
+
+
+@each_build
+def test_exp_is_right_to_the_last_digit():
+    x = -np.concatenate([np.linspace(0.0, 40.0, 20_001), np.geomspace(1e-300, 700.0, 20_001), [708.5, 1e300]])
+    density = np.stack([np.zeros_like(x), x])
+    compiled.normalise(density, np.zeros(2), 1.0 + np.exp(x))
+    np.testing.assert_allclose(density[1], np.exp(x), rtol=1e-15, atol=3e-308)
+
+
+@each_build
+@each_type
+def test_nearest(dtype):
+    rng = np.random.default_rng(4)
+    for n, d, k in shapes():
+        rows, centers = rng.standard_normal((n, d)).astype(dtype), rng.standard_normal((k, d)).astype(dtype)
+        weight, shift = rng.random(n), rng.standard_normal(d).astype(dtype).astype(float)
+        labels = np.where(rng.random(n) < 0.8, -1, rng.integers(k, size=n))
+        u = 0.5 * (rows.astype(float) - shift)
+        own = ((u[:, None] - centers.astype(float)) ** 2).sum(axis=2).argmin(axis=1)
+        for known, share in ((None, None), (labels, weight)):
+            which = own if known is None else np.where(known >= 0, known, own)
+            member = np.eye(k)[which].T * (1.0 if share is None else share)
+            expected = member @ np.column_stack([u, np.ones(n), (u * u).sum(axis=1)])
+            sums = compiled.nearest(rows, shift, 0.5, centers, share, known)
+            np.testing.assert_allclose(sums, expected, rtol=1e-5 if dtype == "f4" else 1e-12, atol=2e-5)
+
+
+@each_build
+def test_of_equally_near_centers_the_first_is_taken():
+    centers = np.array([[3.0], [1.0], [-1.0], [1.0]])
+    assert compiled.nearest(np.zeros((9, 1)), np.zeros(1), 1.0, centers, None, None)[:, 1].tolist() == [0, 9, 0, 0]
+
+
+def test_kernels_are_not_used_for_what_they_cannot_take():
+    rows = np.zeros((4, 4))
+    assert compiled.available(rows, rows)
+    assert not compiled.available(rows, rows.astype("f4"))
+    assert not compiled.available(rows.astype(int))
+    assert not compiled.available(rows[:, :2])
+
+
+@each_type
+@pytest.mark.parametrize(
+    "model",
+    [
+        *[Mixture(Gaussian(shape), 5) for shape in ("full", "tied", "diag", "spherical")],
+        Mixture(Gaussian("full", missing=True), 5),
+        KMeans(5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("d", [2, 70])
+def test_e_steps_are_those_of_numpy(model, dtype, d, monkeypatch):
+    rng = np.random.default_rng(5)
+    rows = (rng.standard_normal((900, d)) + rng.integers(3, size=(900, 1))).astype(dtype)
+    chunk = Chunk(rows, rng.random(900) * (np.arange(900) % 5 > 0), np.where(np.arange(900) % 7, -1, 2))
+    params = model.init(chunk, np.random.default_rng(0))
+    ours = model.e_step(params, chunk)
+    monkeypatch.setattr(compiled, "library", None)
+    theirs = model.e_step(params, Chunk(rows, chunk.weight, chunk.labels))
+    tolerance = 1e-11 if dtype == "f8" else 2e-4
+    assert ours.objective == pytest.approx(theirs.objective, rel=tolerance)
+    for (path, a), (_, b) in zip(tree.leaves(ours.stats), tree.leaves(theirs.stats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(), err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("case", "one"),
+    [
+        pytest.param(case, one, id=f"{case.name}-{name}")
+        for case in CASES
+        if isinstance(case.model, KMeans) or isinstance(getattr(case.model, "family", None), Gaussian)
+        for name, one in suite(case.model).items()
+        if name not in case.skip
+    ],
+)
+def test_case_keeps_property_without_kernels(case, one, monkeypatch):
+    monkeypatch.setattr(compiled, "library", None)
+    one.check(model_trial(case.model, case.chunk()))
+
+
+@pytest.mark.parametrize("compiler", [None, "no-such-compiler"])
+def test_wheels_with_and_without_a_compiler(compiler, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    leave = shutil.ignore_patterns("*.so", "__pycache__")
+    for folder in ("daskem", "deploy"):
+        shutil.copytree(ROOT / folder, project / folder, ignore=leave)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    if compiler is not None:
+        monkeypatch.setenv("CC", compiler)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    run = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    (wheel,) = (tmp_path / "dist").iterdir()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert ("daskem/compiled/kernels.so" in names) == (compiler is None)
+    assert ("py3-none-any" in wheel.name) == (compiler is not None)
+    assert ("no-such-compiler" in run.stdout + run.stderr) == (compiler is not None)
