@@ -487,7 +487,8 @@ def test_fitted_out_of_core_saved_and_drawn_from(name: str, dtype: str, tmp_path
     found = fit(model, tmp_path / "rows.zarr", stop=[Gain(1e-6), MaxSteps(50)])
     in_memory = fit(model, rows, stop=[Gain(1e-6), MaxSteps(50)])
     assert found.objective == pytest.approx(in_memory.objective, rel=1e-12)
-    assert found.objective >= found.trace[0].objective
+    # In rounding: some of these start at their optimum.
+    assert found.objective >= found.trace[0].objective - 1e-13 * abs(found.objective)
     save_model(tmp_path / "model.safetensors", model, found.params)
     loaded = load_model(tmp_path / "model.safetensors", CLASSES)
     assert loaded.model == model

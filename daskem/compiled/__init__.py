@@ -1,4 +1,4 @@
-"""Compiled arithmetic of E-steps (kernels.c), where daskem was installed with a C compiler; else callers use numpy."""
+"""Compiled arithmetic of E-steps (c/kernels.c), where daskem was installed with a C compiler; else callers use numpy."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def load(path: Path) -> ctypes.CDLL | None:
         getattr(library, f"log_prob_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"moments_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"normalise_{name}").argtypes = [array, array, array, array, array, number, number]
-        inputs = [array, array, ctypes.c_double, array, array, array]
+        inputs = [array, array, ctypes.c_double, array, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
     library.condition.argtypes = library.filled.argtypes = [array] * 12 + [number] * 6
     return library
 
 
 # What was compiled when daskem was installed; None where it was not.
-library = load(Path(__file__).with_name("kernels.so"))
+library = load(Path(__file__).parent / "c" / "kernels.so")
 
 
 def available(*arrays: Array) -> bool:
@@ -130,19 +130,25 @@ def normalise(log_density: Array, log_weights: Float, weight: Float | None) -> t
 
 
 def nearest(
-    rows: Array, shift: Float, scale: float, centers: Array, weight: Float | None, labels: Array | None
+    rows: Array,
+    shift: Float,
+    scale: float,
+    centers: Array,
+    half_squares: Array,
+    weight: Float | None,
+    labels: Array | None,
 ) -> Float:
     """Return the sums over the rows nearest to each center, or known by a label that is not negative, (k, d + 2).
 
     They are, float64, of weight times u = (row - shift) * scale, of weight, and of weight times |u|^2. The centers
-    (k, d) are in the units of u and of the type of the rows (n, d), which is computed in.
+    (k, d) are in the units of u and of the type of the rows (n, d), which is computed in; so are their |c|^2 / 2 (k,).
     """
     (n, d), k = rows.shape, len(centers)
     sums = np.empty((k, d + 2))
     weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
     labels = None if labels is None else np.ascontiguousarray(labels, np.int64)
     shift = np.ascontiguousarray(shift, np.float64)
-    _call("nearest", rows.dtype, rows, shift, scale, centers, weight, labels, sums, n, d, k)
+    _call("nearest", rows.dtype, rows, shift, scale, centers, half_squares, weight, labels, sums, n, d, k)
     return sums
 
 

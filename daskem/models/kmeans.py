@@ -224,6 +224,11 @@ class _Form:
     product: bool
     exact: bool
 
+    @property
+    def half_squares(self) -> Array:
+        """Return |c|^2 / 2 of each center, (k,)."""
+        return np.asarray(0.5 * np.einsum("kd,kd->k", self.centers, self.centers))
+
 
 @dataclass(frozen=True, eq=False)
 class _Block:
@@ -277,8 +282,8 @@ def _labels(block: _Block, chunk: Chunk) -> Int:
     """Return the nearest center of each row, the first of equals; a known label stands."""
     if block.form.product:
         # One product for u c - |c|^2 / 2, which is largest for the nearest center: the ones take up the second term.
-        half = -0.5 * np.einsum("kd,kd->k", block.centers, block.centers)
-        factor = np.column_stack([block.centers, half, np.zeros_like(half)])
+        half = block.form.half_squares
+        factor = np.column_stack([block.centers, -half, np.zeros_like(half)])
         scores = chunk.scratch.empty("scores", (len(block.table), len(half)), block.table.dtype)
         labels = np.matmul(block.table, factor.T, out=scores).argmax(axis=1)
     else:
@@ -302,7 +307,8 @@ def _sums(params: KMeansParams, chunk: Chunk) -> KMeansStats:
     k, d = form.centers.shape
     if form.product and not form.exact and compiled.available(chunk.rows, form.centers):
         scale = float(params.scale[0])
-        sums = compiled.nearest(chunk.rows, params.shift, scale, form.centers, chunk.weight, chunk.labels)
+        half = form.half_squares
+        sums = compiled.nearest(chunk.rows, params.shift, scale, form.centers, half, chunk.weight, chunk.labels)
     else:
         block = _prepare(params, chunk)
         labels = _labels(block, chunk)

@@ -68,9 +68,9 @@ int uses_avx2(void) {
                          long n, long k) {                                                                             \
         return CALL(normalise, type, joint, log_weights, weight, largest, total, n, k);                                \
     }                                                                                                                  \
-    int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const double *weight, \
-                       const long *labels, double *sums, long n, long d, long k) {                                     \
-        return CALL(nearest, type, rows, shift, scale, centers, weight, labels, sums, n, d, k);                        \
+    int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \
+                       const double *weight, const long *labels, double *sums, long n, long d, long k) {               \
+        return CALL(nearest, type, rows, shift, scale, centers, half, weight, labels, sums, n, d, k);                  \
     }
 
 EXPORT(double)

@@ -1,4 +1,4 @@
-"""Compiles daskem/compiled/kernels.c when daskem is built; without a C compiler daskem works all the same, in numpy."""
+"""Compiles daskem/compiled/c when daskem is built; without a C compiler daskem works all the same, in numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-KERNELS = Path(__file__).parents[1] / "daskem" / "compiled"
+KERNELS = Path(__file__).parents[1] / "daskem" / "compiled" / "c"
 # Errors of arithmetic are looked for in the results, not in a global variable. Vectors pass between functions of one
 # file only, so that how other compilers pass them is no matter.
 FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC"]

@@ -292,12 +292,13 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
 
 /* Put m centers, of which the first has this number, beside the nearest ones so far of two vectors of rows.
  *
- * The nearest center c has the largest u c - |c|^2 / 2; of equals the first stands. */
+ * The nearest center c has the largest u c - |c|^2 / 2; of equals the first stands. The product is summed on its own, as
+ * BLAS does it: where rows are as far from one center as from another, rounding decides, here as there. */
 INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *half, long d, INTEGER number,
                                 const REAL *u, vector *best, mask *nearest) {
     vector score[GROUP][2];
     for (int c = 0; c < m; c++)
-        for (int v = 0; v < 2; v++) score[c][v] = NAME(all)(half[c]);
+        for (int v = 0; v < 2; v++) score[c][v] = (vector){0};
     for (long j = 0; j < d; j++) {
         vector left = NAME(load)(u + 2 * j * LANES), right = NAME(load)(u + (2 * j + 1) * LANES);
         for (int c = 0; c < m; c++) {
@@ -308,26 +309,23 @@ INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *ha
     }
     for (int c = 0; c < m; c++)
         for (int v = 0; v < 2; v++) {
-            const mask closer = score[c][v] > best[v];
-            best[v] = NAME(choose)(closer, score[c][v], best[v]);
+            const vector nearness = score[c][v] - half[c];
+            const mask closer = nearness > best[v];
+            best[v] = NAME(choose)(closer, nearness, best[v]);
             nearest[v] = (closer & (number + c)) | (~closer & nearest[v]);
         }
 }
 
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
  * not negative, of weight (or 1) times u = (row - shift) * scale, then of the weight and of weight times |u|^2: (k, d+2).
- * The centers (k, d) are in the units of u. */
+ * The centers (k, d) are in the units of u, half (k) are their |c|^2 / 2. */
 TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double scale, const REAL *centers,
-                                const double *weight, const long *labels, double *sums, long n, long d, long k) {
+                                const REAL *half, const double *weight, const long *labels, double *sums, long n,
+                                long d, long k) {
     const long width = 2 * LANES, groups = (k + GROUP - 1) / GROUP;
-    REAL *tile = allocate((2 * d * width + k) * sizeof(REAL));
+    REAL *tile = allocate(2 * d * width * sizeof(REAL));
     if (!tile) return -1;
-    REAL *across = tile + d * width, *half = across + d * width;
-    for (long c = 0; c < k; c++) {
-        double square = 0;
-        for (long j = 0; j < d; j++) square += (double)centers[c * d + j] * centers[c * d + j];
-        half[c] = (REAL)(-0.5 * square);
-    }
+    REAL *across = tile + d * width;
     memset(sums, 0, k * (d + 2) * sizeof(double));
     for (long row = 0; row < n; row += width) {
         const long count = n - row < width ? n - row : width;
