@@ -1,4 +1,4 @@
-"""Compiled arithmetic of E-steps (c/kernels.c), where daskem was installed with a C compiler; else callers use numpy."""
+"""Compiled arithmetic of E-steps (c/kernels.c), where daskem was installed with a C compiler; else there is numpy."""
 
 from __future__ import annotations
 
