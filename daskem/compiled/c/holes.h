@@ -3,43 +3,65 @@
  *
  * A run has n rows (n, d) with q holes each, NaN or whatever; those with the same pattern follow each other. Its list of
  * holes has the a-th hole of row r at a * n + r. There are k components, and precisions of each, or one of all (m = 1).
+ * Four components at a time are the lanes of vectors.
  */
 
-/* Fill `work` (q, q) with the Cholesky factor of L_mm, m being the holes of a row, and return log det L_mm. */
-INLINE double NAME(factorise)(const double *precision, long d, const long *feature, long n, long q, double *work) {
-    double product = 1, sum = 0;
-    for (long a = 0; a < q; a++)
-        for (long b = 0; b <= a; b++) {
-            double value = precision[feature[a * n] * d + feature[b * n]];
-            for (long i = 0; i < b; i++) value -= work[a * q + i] * work[b * q + i];
-            if (b < a) {
-                work[a * q + b] = value / work[b * q + b];
-                continue;
-            }
-            work[a * q + a] = sqrt(value);
-            product *= value;
-            /* A logarithm takes longer than all the rest of a row with one hole: as few as there can be. */
-            if (!(product > 1e-100 && product < 1e100)) {
-                sum += log(product);
-                product = 1;
-            }
-        }
-    return sum + log(product);
+/* Return log(x) of normal numbers to about one unit in the last place, NaN where x is not positive.
+ *
+ * x = 2^e f with f about one, and log f = 2 artanh((f - 1) / (f + 1)) by its series. */
+INLINE vector NAME(log)(vector x) {
+    const mask half = (mask)NAME(all)(0x1.6a09e667f3bcdp-1);
+    const mask exponent = ((mask)x - half) >> 52;
+    const vector f = (vector)((mask)x - (exponent << 52));
+    const vector s = (f - 1) / (f + 1), square = s * s;
+    vector sum = NAME(all)(1.0 / 23);
+    for (int term = 21; term >= 1; term -= 2) sum = sum * square + 1.0 / term;
+    vector e = {0};
+    for (int lane = 0; lane < LANES; lane++) e[lane] = (double)exponent[lane];
+    const vector result = e * EXP_LOG2_HIGH + (2 * s * sum + e * EXP_LOG2_LOW);
+    return NAME(choose)(x > 0, result, NAME(all)(NAN));
 }
 
-/* Write z L (LANES * v numbers) for z (d) and L (d, LANES * v), and return z L z^T. */
-INLINE double NAME(product)(const int v, const double *z, const double *precision, long d, double *out) {
-    vector sum[MOST_HOLED / LANES], square = {0};
-    for (int i = 0; i < v; i++) sum[i] = (vector){0};
-    for (long j = 0; j < d; j++) {
-        const vector coordinate = NAME(all)(z[j]);
-        for (int i = 0; i < v; i++) sum[i] += coordinate * NAME(load)(precision + (j * v + i) * LANES);
+/* Put (k, count) numbers of four components, the last one again and again where there are no more, side by side. */
+INLINE void NAME(abreast)(const double *from, long c, long k, long count, double *to) {
+    for (long i = 0; i < count; i++)
+        for (long lane = 0; lane < LANES; lane++) to[i * LANES + lane] = from[(c + lane < k ? c + lane : k - 1) * count + i];
+}
+
+/* Return sum_j left_j right_j, in four parts that need not wait for each other. */
+INLINE vector NAME(dot)(const double *left, const vector *right, long count) {
+    vector sum[4] = {{0}, {0}, {0}, {0}};
+    long j = 0;
+    for (; j + 4 <= count; j += 4)
+        for (int i = 0; i < 4; i++) sum[i] += NAME(load)(left + (j + i) * LANES) * right[j + i];
+    for (; j < count; j++) sum[0] += NAME(load)(left + j * LANES) * right[j];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* Decompose L_mm = F D F^T, m being the holes of a row: fill `work` (q, q) with F, 1 / D in the place of its diagonal of
+ * ones, and return log det L_mm. */
+INLINE vector NAME(decompose)(const double *precision, long d, const long *feature, long n, long q, vector *work,
+                              vector *line) {
+    vector product = NAME(all)(1), sum = {0};
+    for (long a = 0; a < q; a++) {
+        const double *from = precision + feature[a * n] * d * LANES;
+        vector *to = work + a * q, pivot = NAME(load)(from + feature[a * n] * LANES);
+        for (long b = 0; b < a; b++) {
+            vector value = NAME(load)(from + feature[b * n] * LANES);
+            for (long i = 0; i < b; i++) value -= line[i] * work[b * q + i];
+            line[b] = value;
+            to[b] = value * work[b * q + b];
+            pivot -= value * to[b];
+        }
+        to[a] = 1 / pivot;
+        product *= pivot;
+        /* The fewer logarithms the better, but products of more pivots can overflow: each is a variance's inverse. */
+        if (a % 2 == 1 || a == q - 1) {
+            sum += NAME(log)(product);
+            product = NAME(all)(1);
+        }
     }
-    for (int i = 0; i < v; i++) {
-        NAME(store)(out + i * LANES, sum[i]);
-        square += sum[i] * NAME(load)(z + i * LANES);
-    }
-    return NAME(total)(square);
+    return sum;
 }
 
 /* Write log p(values present | component) of the rows to log_prob (k, stride), the offsets of the conditional means
@@ -49,54 +71,59 @@ TARGET static int NAME(condition)(const double *rows, const long *feature, const
                                   const double *scale, const double *delta, const double *precision, const double *peak,
                                   const double *constant, double *log_prob, double *offset, double *peaks, long n,
                                   long stride, long q, long d, long k, long m) {
-    const long v = (d + LANES - 1) / LANES, width = v * LANES;
-    double *padded = allocate((d * width + 2 * width + q * q + q) * sizeof(double));
-    if (!padded) return -1;
-    double *z = padded + d * width, *y = z + width, *work = y + width, *w = work + q * q;
-    memset(padded, 0, (d * width + width) * sizeof(double));
-    for (long c = 0; c < k; c++) {
-        const double *l = precision + (m > 1 ? c : 0) * d * d;
-        const double *mean = delta + c * d, *about = reference + c * d;
-        for (long i = 0; i < d; i++) memcpy(padded + i * width, l + i * d, d * sizeof(double));
+    double *l = allocate((d * d + 3 * d + q * q + 2 * q) * sizeof(vector));
+    if (!l) return -1;
+    double *about = l + d * d * LANES, *mean = about + d * LANES;
+    vector *z = (vector *)(mean + d * LANES), *work = z + d, *w = work + q * q, *line = w + q;
+    for (long c = 0; c < k; c += LANES) {
+        const long used = k - c < LANES ? k - c : LANES;
+        NAME(abreast)(precision, m > 1 ? c : 0, m, d * d, l);
+        NAME(abreast)(reference, c, k, d, about);
+        NAME(abreast)(delta, c, k, d, mean);
+        vector top, high = {0};
+        NAME(abreast)(peak, c, k, 1, (double *)&top);
         long known = -1;
-        double high = 0, square = 0;
         for (long r = 0; r < n; r++) {
             const double *x = rows + r * d;
             const long *hole = feature + r;
-            for (long j = 0; j < d; j++) z[j] = (x[j] - about[j]) * scale[j] - mean[j];
-            for (long a = 0; a < q; a++) z[hole[a * n]] = 0;
-            switch (v) {
-            case 1: square = NAME(product)(1, z, padded, d, y); break;
-            case 2: square = NAME(product)(2, z, padded, d, y); break;
-            case 3: square = NAME(product)(3, z, padded, d, y); break;
-            case 4: square = NAME(product)(4, z, padded, d, y); break;
-            case 5: square = NAME(product)(5, z, padded, d, y); break;
-            case 6: square = NAME(product)(6, z, padded, d, y); break;
-            case 7: square = NAME(product)(7, z, padded, d, y); break;
-            case 8: square = NAME(product)(8, z, padded, d, y); break;
+            for (long j = 0; j < d; j++)
+                z[j] = (x[j] - NAME(load)(about + j * LANES)) * scale[j] - NAME(load)(mean + j * LANES);
+            for (long a = 0; a < q; a++) z[hole[a * n]] = (vector){0};
+            vector square = {0};
+            for (long i = 0; i < d; i++) {
+                const double *of = l + i * d * LANES;
+                square += z[i] * (0.5 * NAME(load)(of + i * LANES) * z[i] + NAME(dot)(of, z, i));
             }
             if (pattern[r] != known) {
                 known = pattern[r];
-                high = -0.5 * NAME(factorise)(l, d, hole, n, q, work);
+                high = -0.5 * NAME(decompose)(l, d, hole, n, q, work, line);
                 for (long a = 0; a < q; a++) high += constant[hole[a * n]];
-                peaks[known * k + c] = high;
+                for (long lane = 0; lane < used; lane++) peaks[known * k + c + lane] = high[lane];
             }
-            double gain = 0;
+            vector gain = {0};
             for (long a = 0; a < q; a++) {
-                double value = y[hole[a * n]];
+                const double *of = l + hole[a * n] * d * LANES;
+                vector value = NAME(dot)(of, z, d);
                 for (long i = 0; i < a; i++) value -= work[a * q + i] * w[i];
-                w[a] = value / work[a * q + a];
-                gain += w[a] * w[a];
+                w[a] = value;
+                line[a] = value * work[a * q + a];
+                gain += value * line[a];
             }
             for (long a = q - 1; a >= 0; a--) {
-                for (long i = a + 1; i < q; i++) w[a] -= work[i * q + a] * w[i];
-                w[a] /= work[a * q + a];
-                offset[(a * n + r) * k + c] = -w[a];
+                vector value = line[a];
+                for (long i = a + 1; i < q; i++) value -= work[i * q + a] * w[i];
+                w[a] = value;
+                double *to = offset + (a * n + r) * k + c;
+                if (used == LANES)
+                    NAME(store)(to, -value);
+                else
+                    for (long lane = 0; lane < used; lane++) to[lane] = -value[lane];
             }
-            log_prob[c * stride + r] = peak[c] + high + 0.5 * (gain - square);
+            const vector density = top + high + (0.5 * gain - square);
+            for (long lane = 0; lane < used; lane++) log_prob[(c + lane) * stride + r] = density[lane];
         }
     }
-    free(padded);
+    free(l);
     return 0;
 }
 
@@ -106,63 +133,73 @@ TARGET static int NAME(filled)(const double *rows, const long *feature, const lo
                                const double *scale, const double *delta, const double *precision, const double *offset,
                                const double *resp, const double *loose, double *first, double *second, long n,
                                long stride, long q, long d, long k, long m) {
-    const long width = (d + LANES - 1) / LANES * LANES;
-    double *sum = allocate((d * width + 4 * width + 2 * q * q) * sizeof(double));
-    if (!sum) return -1;
-    double *u = sum + d * width, *work = u + 4 * width, *inverse = work + q * q;
-    memset(u, 0, 4 * width * sizeof(double));
-    for (long c = 0; c < k; c++) {
-        const double *l = precision + (m > 1 ? c : 0) * d * d;
-        const double *mean = delta + c * d, *about = reference + c * d;
-        double *to = second + (m > 1 ? c : 0) * d * d;
-        memset(sum, 0, d * width * sizeof(double));
-        for (long row = 0; row < n; row += 4) {
-            double share[4];
-            for (long r = 0; r < 4; r++) {
-                /* Rows past the last count for nothing. */
+    double *l = allocate((2 * d * d + 3 * d + 2 * d + 2 * q * q + q) * sizeof(vector));
+    if (!l) return -1;
+    double *about = l + d * d * LANES, *mean = about + d * LANES;
+    vector *sum = (vector *)(mean + d * LANES), *total = sum + d * d, *u = total + d;
+    vector *work = u + 2 * d, *inverse = work + q * q, *line = inverse + q * q;
+    for (long c = 0; c < k; c += LANES) {
+        const long used = k - c < LANES ? k - c : LANES;
+        NAME(abreast)(precision, m > 1 ? c : 0, m, d * d, l);
+        NAME(abreast)(reference, c, k, d, about);
+        NAME(abreast)(delta, c, k, d, mean);
+        memset(sum, 0, (d * d + d) * sizeof(vector));
+        for (long row = 0; row < n; row += 2) {
+            vector share[2] = {{0}, {0}};
+            for (long r = 0; r < 2; r++) {
+                /* A row past the last counts for nothing. */
                 const long at = row + r < n ? row + r : n - 1;
-                const double *x = rows + at * d;
-                double *of = u + r * width;
-                share[r] = row + r < n ? resp[c * stride + at] : 0;
-                for (long j = 0; j < d; j++) of[j] = (x[j] - about[j]) * scale[j];
+                vector *of = u + r * d;
+                if (row + r < n)
+                    for (long lane = 0; lane < used; lane++) share[r][lane] = resp[(c + lane) * stride + at];
+                for (long j = 0; j < d; j++)
+                    of[j] = (rows[at * d + j] - NAME(load)(about + j * LANES)) * scale[j];
                 for (long a = 0; a < q; a++) {
                     const long j = feature[a * n + at];
-                    of[j] = mean[j] + offset[(a * n + at) * k + c];
+                    const double *more = offset + (a * n + at) * k + c;
+                    of[j] = NAME(load)(mean + j * LANES);
+                    if (used == LANES)
+                        of[j] += NAME(load)(more);
+                    else
+                        for (long lane = 0; lane < used; lane++) of[j][lane] += more[lane];
                 }
-                for (long j = 0; j < d; j++) first[c * d + j] += share[r] * of[j];
             }
             for (long i = 0; i < d; i++) {
-                vector by[4];
-                for (int r = 0; r < 4; r++) by[r] = NAME(all)(share[r] * u[r * width + i]);
-                for (long j = i / LANES * LANES; j < width; j += LANES) {
-                    vector value = NAME(load)(sum + i * width + j);
-                    for (int r = 0; r < 4; r++) value += by[r] * NAME(load)(u + r * width + j);
-                    NAME(store)(sum + i * width + j, value);
-                }
+                const vector left = share[0] * u[i], right = share[1] * u[d + i];
+                total[i] += left + right;
+                for (long j = i; j < d; j++) sum[i * d + j] += left * u[j] + right * u[d + j];
             }
         }
-        for (long i = 0; i < d; i++)
-            for (long j = i; j < d; j++) to[i * d + j] += sum[i * width + j];
         for (long r = 0, next; r < n; r = next) {
-            double share = 0;
-            for (next = r; next < n && pattern[next] == pattern[r]; next++) share += loose[c * stride + next];
-            NAME(factorise)(l, d, feature + r, n, q, work);
-            /* inverse holds that of the factor F, C = F^-T F^-1. */
-            for (long b = 0; b < q; b++)
-                for (long a = b; a < q; a++) {
-                    double value = a == b;
+            vector share = {0};
+            for (next = r; next < n && pattern[next] == pattern[r]; next++)
+                for (long lane = 0; lane < used; lane++) share[lane] += loose[(c + lane) * stride + next];
+            NAME(decompose)(l, d, feature + r, n, q, work, line);
+            /* inverse holds F^-1, C = F^-T D^-1 F^-1. */
+            for (long b = 0; b < q; b++) {
+                inverse[b * q + b] = NAME(all)(1);
+                for (long a = b + 1; a < q; a++) {
+                    vector value = {0};
                     for (long i = b; i < a; i++) value -= work[a * q + i] * inverse[i * q + b];
-                    inverse[a * q + b] = value / work[a * q + a];
+                    inverse[a * q + b] = value;
                 }
+            }
             for (long a = 0; a < q; a++)
                 for (long b = a; b < q; b++) {
-                    double value = 0;
-                    for (long i = b; i < q; i++) value += inverse[i * q + a] * inverse[i * q + b];
+                    vector value = {0};
+                    for (long i = b; i < q; i++) value += inverse[i * q + a] * work[i * q + i] * inverse[i * q + b];
                     /* Features of a pattern are in increasing order. */
-                    to[feature[a * n + r] * d + feature[b * n + r]] += share * value;
+                    sum[feature[a * n + r] * d + feature[b * n + r]] += share * value;
                 }
         }
+        for (long lane = 0; lane < used; lane++) {
+            double *to = second + (m > 1 ? c + lane : 0) * d * d;
+            for (long i = 0; i < d; i++) {
+                first[(c + lane) * d + i] += total[i][lane];
+                for (long j = i; j < d; j++) to[i * d + j] += sum[i * d + j][lane];
+            }
+        }
     }
-    free(sum);
+    free(l);
     return 0;
 }

@@ -10,8 +10,8 @@
  * of its features are made at a time: they stay in the first cache. */
 #define STRIP 4
 #define PANEL 64
-/* The most features of rows with holes: more have products that BLAS is better at. */
-#define MOST_HOLED 32
+
+
 
 typedef double pair __attribute__((vector_size(16)));
 typedef double quad __attribute__((vector_size(32)));
