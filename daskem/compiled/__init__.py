@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TYPES = {"d": "double", "f": "float"}
-# The most features of rows with holes that `condition` and `filled` take.
+# With more features BLAS is better at rows with holes than `condition` and `filled`.
 MOST_HOLED = 32
 
 

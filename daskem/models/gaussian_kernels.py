@@ -9,6 +9,9 @@ own         about points of the component's own, densities its mean and moments 
             always accurate, and with many components several times the cost, so only those components take it that
             need it, and only for what they need it.
 
+Where daskem is compiled, the features form makes T(u) piece by piece where it is multiplied (`daskem.compiled`); it is
+then the faster one wherever it is accurate enough. Else:
+
 Rule of cost (float64 and float32 alike, measured with one BLAS thread, blocks of 1,024 rows): building T(u) costs about
 0.75 ns a feature and row whatever k is; a component costs 1.6 to 2.5 times as much in the triangular form as in the
 features form. The lines cross near k = 0.4 d; beyond d = 64 a block's features leave the caches. See `uses_features`.
@@ -149,14 +152,13 @@ class Kernel:
         delta = (means - reference) * scale
         packed = uses_features(covariance, d, k)
         home = (reference == shift).all(axis=1)
-
-        def suits(form: str) -> tuple[Float, bool, bool]:
-            terms = _terms(form, covariance, delta, factor, deviation)
-            single = rows_dtype == np.float32 and _single_suffices(delta[home], deviation[home], terms[home])
-            return terms, single, single if rows_dtype == np.float32 else bool((terms[home] <= FLOAT64_TERMS * d).all())
-
-        form = "features" if packed or (compiled.available() and suits("features")[2]) else "triangular"
-        terms, single, _ = suits(form)
+        at_home = delta[home], deviation[home]
+        form, terms = "features", _terms("features", covariance, delta, factor, deviation)
+        single = rows_dtype == np.float32 and _single_suffices(*at_home, terms[home])
+        accurate = single if rows_dtype == np.float32 else (terms[home] <= FLOAT64_TERMS * d).all()
+        if not packed and not (compiled.available() and accurate):
+            form, terms = "triangular", _terms("triangular", covariance, delta, factor, deviation)
+            single = rows_dtype == np.float32 and _single_suffices(*at_home, terms[home])
         dtype = np.dtype(np.float32 if single else np.float64)
         peak = _log_peak(covariance, factor, scale, k)
         features = form == "features"

@@ -6,7 +6,7 @@
  * Four components at a time are the lanes of vectors.
  */
 
-/* Return log(x) of normal numbers to about one unit in the last place, NaN where x is not positive.
+/* Return log(x) to about one unit in the last place; NaN where x is not a positive normal number.
  *
  * x = 2^e f with f about one, and log f = 2 artanh((f - 1) / (f + 1)) by its series. */
 INLINE vector NAME(log)(vector x) {
@@ -19,7 +19,7 @@ INLINE vector NAME(log)(vector x) {
     vector e = {0};
     for (int lane = 0; lane < LANES; lane++) e[lane] = (double)exponent[lane];
     const vector result = e * EXP_LOG2_HIGH + (2 * s * sum + e * EXP_LOG2_LOW);
-    return NAME(choose)(x > 0, result, NAME(all)(NAN));
+    return NAME(choose)((x >= DBL_MIN) & (x <= DBL_MAX), result, NAME(all)(NAN));
 }
 
 /* Put (k, count) numbers of four components, the last one again and again where there are no more, side by side. */
@@ -42,7 +42,7 @@ INLINE vector NAME(dot)(const double *left, const vector *right, long count) {
  * ones, and return log det L_mm. */
 INLINE vector NAME(decompose)(const double *precision, long d, const long *feature, long n, long q, vector *work,
                               vector *line) {
-    vector product = NAME(all)(1), sum = {0};
+    vector sum = {0};
     for (long a = 0; a < q; a++) {
         const double *from = precision + feature[a * n] * d * LANES;
         vector *to = work + a * q, pivot = NAME(load)(from + feature[a * n] * LANES);
@@ -54,12 +54,7 @@ INLINE vector NAME(decompose)(const double *precision, long d, const long *featu
             pivot -= value * to[b];
         }
         to[a] = 1 / pivot;
-        product *= pivot;
-        /* The fewer logarithms the better, but products of more pivots can overflow: each is a variance's inverse. */
-        if (a % 2 == 1 || a == q - 1) {
-            sum += NAME(log)(product);
-            product = NAME(all)(1);
-        }
+        sum += NAME(log)(pivot);
     }
     return sum;
 }
@@ -80,8 +75,9 @@ TARGET static int NAME(condition)(const double *rows, const long *feature, const
         NAME(abreast)(precision, m > 1 ? c : 0, m, d * d, l);
         NAME(abreast)(reference, c, k, d, about);
         NAME(abreast)(delta, c, k, d, mean);
-        vector top, high = {0};
-        NAME(abreast)(peak, c, k, 1, (double *)&top);
+        double tops[LANES];
+        NAME(abreast)(peak, c, k, 1, tops);
+        vector high = {0};
         long known = -1;
         for (long r = 0; r < n; r++) {
             const double *x = rows + r * d;
@@ -119,7 +115,7 @@ TARGET static int NAME(condition)(const double *rows, const long *feature, const
                 else
                     for (long lane = 0; lane < used; lane++) to[lane] = -value[lane];
             }
-            const vector density = top + high + (0.5 * gain - square);
+            const vector density = NAME(load)(tops) + high + (0.5 * gain - square);
             for (long lane = 0; lane < used; lane++) log_prob[(c + lane) * stride + r] = density[lane];
         }
     }

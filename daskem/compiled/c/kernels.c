@@ -1,5 +1,6 @@
 /* Compiled arithmetic of E-steps: plain C with the vector extensions of GCC and Clang, called through ctypes. */
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +11,6 @@
  * of its features are made at a time: they stay in the first cache. */
 #define STRIP 4
 #define PANEL 64
-
-
 
 typedef double pair __attribute__((vector_size(16)));
 typedef double quad __attribute__((vector_size(32)));
