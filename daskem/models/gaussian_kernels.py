@@ -266,8 +266,8 @@ class Kernel:
 
     def _shifted(self, rows: Array, out: Array) -> Array:
         """Write (x - shift) * scale into `out` (d, n)."""
-        if rows.dtype == out.dtype and compiled.available(rows):
-            compiled.shifted(rows, self.shift, self.scale, out)
+        if compiled.available():
+            compiled.shifted(np.ascontiguousarray(rows, out.dtype), self.shift, self.scale, out)
             return out
         shift = self.shift[:, None]
         # A point that single precision cannot hold is subtracted in double, else it would move the means.
