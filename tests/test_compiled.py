@@ -223,12 +223,15 @@ def test_case_keeps_property_without_kernels(case, one, monkeypatch):
 
 @pytest.mark.parametrize("compiler", [None, "no-such-compiler"])
 def test_wheels_with_and_without_a_compiler(compiler, tmp_path, monkeypatch):
-    project = tmp_path / "project"
-    leave = shutil.ignore_patterns("*.so", "__pycache__")
-    for folder in ("daskem", ".hatch"):
-        shutil.copytree(ROOT / folder, project / folder, ignore=leave)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, project)
+    project, leave = tmp_path / "project", shutil.ignore_patterns("*.so", "__pycache__")
+    project.mkdir()
+    # From what the container image is built from.
+    for line in (ROOT / "deploy" / "docker" / "Dockerfile").read_text().splitlines():
+        for name in line.split()[1:-1] if line.startswith("COPY ") else []:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, project / name, ignore=leave)
+            else:
+                shutil.copy(ROOT / name, project)
     if compiler is not None:
         monkeypatch.setenv("CC", compiler)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
