@@ -44,7 +44,7 @@ EPS = float(np.finfo(np.float64).eps)
 # Of an entry of a covariance, relative to the deviations of its two features: a sum of many rows, less another one.
 ENTRY_ERROR = 16 * EPS
 # Likewise, where what holes are expected to hold goes into the sum: its errors grow with the condition. Measured: where
-# the next condition would be 1e12, a smallest eigenvalue comes out a hundred times as large, and the likelihood can fall.
+# the next condition should be 1e12, a smallest eigenvalue came out a hundred times as large, and the likelihood fell.
 HOLES_ERROR = 1e-9
 # Variances below this, in the units of the features, have lost digits, and their inverses soon overflow.
 LEAST_VARIANCE = float(np.finfo(np.float64).tiny)
