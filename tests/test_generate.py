@@ -105,6 +105,7 @@ def test_a_source_needs_no_store_to_be_scored_and_the_truth_is_a_model_file(tmp_
         ({"chunk_rows": 0}, "chunk_rows=0 is not positive"),
         ({"chunk_rows": 10, "shard_rows": 25}, "not a multiple of chunk_rows=10"),
         ({"columns": ["a"]}, "1 column names were given for 2 features"),
+        ({"columns": ["a", "a"]}, "columns=.* name a feature twice"),
         ({"truth_path": "/nowhere/truth.safetensors"}, "missing or read-only"),
     ],
 )

@@ -267,6 +267,8 @@ def test_refusals(place, tmp_path):
 
     assert "exists already" in fails("report", place / "m.safetensors", "-o", place / "report.html")
     assert "give DATA" in fails("report", place / "m.safetensors", "--diagnose", "-o", tmp_path / "r.html")
+    labelled = place / "m.safetensors", place / "rows.zarr", "--labels", place / "rows.zarr"
+    assert "but --diagnose" in fails("report", *labelled, "-o", tmp_path / "r.html")
 
 
 @pytest.mark.browser

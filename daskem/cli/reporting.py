@@ -55,6 +55,8 @@ def report_command(
     check_new_file(output, overwrite)
     if diagnosed and source.data is None:
         raise OptionError("--diagnose goes through the data: give DATA after MODEL.")
+    if source.labels is not None and not diagnosed:
+        raise OptionError("--labels matter to nothing in a report but --diagnose: add that, or leave them out.")
     loaded, views, diagnosis = load(model, own), [], None
     if source.data is not None:
         with where.connect():

@@ -57,7 +57,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
     except OSError:
         return None
-    number, array = ctypes.c_long, ctypes.c_void_p
+    number, array = ctypes.c_int64, ctypes.c_void_p
     for name in TYPES.values():
         getattr(library, f"shifted_{name}").argtypes = [array, array, array, array, number, number]
         getattr(library, f"log_prob_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
@@ -165,6 +165,7 @@ def condition(
     offset : (q n, k) to take the conditional means of the holes less the means, scaled.
     """
     (n, d), (k, _), q, c = rows.shape, components.delta.shape, len(feature), components
+    feature, pattern = (np.ascontiguousarray(numbers, np.int64) for numbers in (feature, pattern))
     peaks = np.empty((int(pattern[-1]) + 1, k))
     given = rows, feature, pattern, c.reference, c.scale, c.delta, c.precision, c.peak, c.constant
     stride = log_prob.strides[0] // log_prob.itemsize
@@ -189,6 +190,7 @@ def filled(
     `loose`, both (k, n) and parts of arrays with rows equally far apart.
     """
     (n, d), (k, _), q, c = rows.shape, components.delta.shape, len(feature), components
+    feature, pattern = (np.ascontiguousarray(numbers, np.int64) for numbers in (feature, pattern))
     given = rows, feature, pattern, c.reference, c.scale, c.delta, c.precision, offset, resp, loose
     stride = resp.strides[0] // resp.itemsize
     _call("filled", None, *given, first, second, n, stride, q, d, k, len(c.precision))

@@ -50,6 +50,8 @@ def create_store(
     written = _write_rows(shape[0], chunk_rows, shard_rows)
     if columns is not None and len(columns) != shape[1]:
         raise OptionError(f"{len(columns)} column names were given for {shape[1]} features. Give one for each.")
+    if columns is not None and len(set(columns)) < len(columns):
+        raise OptionError(f"columns={list(columns)} name a feature twice. Give each a name of its own.")
     output = create_output(url, {}, shape[0], written, overwrite=overwrite, attributes=attributes)
     arrays: dict[str, zarr.Array[Any]] = {}
     for name, row, kind in ((ROWS, (shape[1],), dtype), (LABELS, (), np.int64)):

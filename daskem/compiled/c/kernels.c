@@ -2,6 +2,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,18 +16,34 @@
 typedef double pair __attribute__((vector_size(16)));
 typedef double quad __attribute__((vector_size(32)));
 
-static void *allocate(size_t bytes) {
-    return aligned_alloc(64, (bytes + 63) / 64 * 64);
-}
+/* Call `function` with a number of components that is known when it is compiled, so that its sums stay in registers. */
+#define CASE(size, function, ...)                                                                                      \
+    case size: function(size, __VA_ARGS__); break;
+#define UP_TO_4(size, function, ...)                                                                                   \
+    switch (size) {                                                                                                    \
+        CASE(1, function, __VA_ARGS__)                                                                                 \
+        CASE(2, function, __VA_ARGS__)                                                                                 \
+        CASE(3, function, __VA_ARGS__)                                                                                 \
+        CASE(4, function, __VA_ARGS__)                                                                                 \
+    }
+#define UP_TO_6(size, function, ...)                                                                                   \
+    switch (size) {                                                                                                    \
+        CASE(1, function, __VA_ARGS__)                                                                                 \
+        CASE(2, function, __VA_ARGS__)                                                                                 \
+        CASE(3, function, __VA_ARGS__)                                                                                 \
+        CASE(4, function, __VA_ARGS__)                                                                                 \
+        CASE(5, function, __VA_ARGS__)                                                                                 \
+        CASE(6, function, __VA_ARGS__)                                                                                 \
+    }
 
-static long n_features(int full, long d) {
-    return 1 + d + (full ? d * (d + 1) / 2 : d);
-}
+static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
+
+static int64_t n_features(int full, int64_t d) { return 1 + d + (full ? d * (d + 1) / 2 : d); }
 
 /* 1 / n! */
 static const double EXP_SERIES[] = {
-    1.0,         1.0,          1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,        1.0 / 720,
-    1.0 / 5040,  1.0 / 40320,  1.0 / 362880,  1.0 / 3628800,  1.0 / 39916800,  1.0 / 479001600,  1.0 / 6227020800,
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800,
 };
 
 #define VARIANT base
@@ -49,42 +66,42 @@ static const double EXP_SERIES[] = {
 #define CALL(name, type, ...) name##_##type##_base(__VA_ARGS__)
 #endif
 
-int uses_avx2(void) {
-    return AVX2;
-}
+int uses_avx2(void) { return AVX2; }
 
 #define EXPORT(type)                                                                                                   \
-    int shifted_##type(const type *rows, const double *shift, const double *scale, type *out, long n, long d) {        \
+    int shifted_##type(const type *rows, const double *shift, const double *scale, type *out, int64_t n, int64_t d) {  \
         return CALL(shifted, type, rows, shift, scale, out, n, d);                                                     \
     }                                                                                                                  \
-    int log_prob_##type(int full, const type *u, const type *natural, type *out, long n, long d, long k) {             \
+    int log_prob_##type(int full, const type *u, const type *natural, type *out, int64_t n, int64_t d, int64_t k) {    \
         return CALL(log_prob, type, full, u, natural, out, n, d, k);                                                   \
     }                                                                                                                  \
-    int moments_##type(int full, const type *u, const type *resp, double *sums, long n, long d, long k) {              \
+    int moments_##type(int full, const type *u, const type *resp, double *sums, int64_t n, int64_t d, int64_t k) {     \
         return CALL(moments, type, full, u, resp, sums, n, d, k);                                                      \
     }                                                                                                                  \
     int normalise_##type(type *joint, const double *log_weights, const double *weight, double *largest, type *total,   \
-                         long n, long k) {                                                                             \
+                         int64_t n, int64_t k) {                                                                       \
         return CALL(normalise, type, joint, log_weights, weight, largest, total, n, k);                                \
     }                                                                                                                  \
     int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \
-                       const double *weight, const long *labels, double *sums, long n, long d, long k) {               \
+                       const double *weight, const int64_t *labels, double *sums, int64_t n, int64_t d, int64_t k) {   \
         return CALL(nearest, type, rows, shift, scale, centers, half, weight, labels, sums, n, d, k);                  \
     }
 
 EXPORT(double)
 EXPORT(float)
 
-int condition(const double *rows, const long *feature, const long *pattern, const double *reference, const double *scale,
-              const double *delta, const double *precision, const double *peak, const double *constant, double *log_prob,
-              double *offset, double *peaks, long n, long stride, long q, long d, long k, long m) {
+int condition(const double *rows, const int64_t *feature, const int64_t *pattern, const double *reference,
+              const double *scale, const double *delta, const double *precision, const double *peak,
+              const double *constant, double *log_prob, double *offset, double *peaks, int64_t n, int64_t stride,
+              int64_t q, int64_t d, int64_t k, int64_t m) {
     return CALL(condition, double, rows, feature, pattern, reference, scale, delta, precision, peak, constant, log_prob,
                 offset, peaks, n, stride, q, d, k, m);
 }
 
-int filled(const double *rows, const long *feature, const long *pattern, const double *reference, const double *scale,
-           const double *delta, const double *precision, const double *offset, const double *resp, const double *loose,
-           double *first, double *second, long n, long stride, long q, long d, long k, long m) {
+int filled(const double *rows, const int64_t *feature, const int64_t *pattern, const double *reference,
+           const double *scale, const double *delta, const double *precision, const double *offset, const double *resp,
+           const double *loose, double *first, double *second, int64_t n, int64_t stride, int64_t q, int64_t d,
+           int64_t k, int64_t m) {
     return CALL(filled, double, rows, feature, pattern, reference, scale, delta, precision, offset, resp, loose, first,
                 second, n, stride, q, d, k, m);
 }

@@ -5,12 +5,12 @@
  * NAME(x)   the name of the variant of x
  * TARGET    the attribute that allows its instructions
  *
- * Rows are walked in tiles that are copied next to each other, since columns of blocks lie powers of two apart and would
- * push each other out of the caches. The tail of the last tile is filled with zeros, so that a row's bits do not depend
- * on how many rows share its tile, and a tile's products are added to double precision sums.
+ * Rows are walked in tiles that are copied next to each other, since columns of blocks lie powers of two apart and
+ * would push each other out of the caches. The tail of the last tile is filled with zeros, so that a row's bits do not
+ * depend on how many rows share its tile, and a tile's products are added to double precision sums.
  */
 
-#define LANES (32 / (long)sizeof(REAL))
+#define LANES (32 / (int64_t)sizeof(REAL))
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define vector NAME(vector)
 #define mask NAME(mask)
@@ -29,38 +29,41 @@ INLINE vector NAME(load)(const REAL *from) {
     return value;
 }
 
-INLINE void NAME(store)(REAL *to, vector value) {
-    memcpy(to, &value, sizeof value);
-}
+INLINE void NAME(store)(REAL *to, vector value) { memcpy(to, &value, sizeof value); }
 
 INLINE vector NAME(choose)(mask which, vector yes, vector no) {
     return (vector)((which & (mask)yes) | (~which & (mask)no));
 }
 
 /* Copy `rows` columns of `count` lines that lie `stride` apart to lines of `width`, and fill these with zeros. */
-INLINE void NAME(gather)(const REAL *from, long stride, long count, long rows, long width, REAL *to) {
-    for (long i = 0; i < count; i++, from += stride, to += width) {
+INLINE void NAME(gather)(const REAL *from, int64_t stride, int64_t count, int64_t rows, int64_t width, REAL *to) {
+    for (int64_t i = 0; i < count; i++, from += stride, to += width) {
         if (rows == width) {
-            for (long r = 0; r < width; r += LANES) NAME(store)(to + r, NAME(load)(from + r));
+            for (int64_t r = 0; r < width; r += LANES)
+                NAME(store)(to + r, NAME(load)(from + r));
         } else {
-            for (long r = 0; r < width; r++) to[r] = r < rows ? from[r] : 0;
+            for (int64_t r = 0; r < width; r++)
+                to[r] = r < rows ? from[r] : 0;
         }
     }
 }
 
 /* Write (x - shift) * scale of rows (n, d) to `out` (d, n); `scale` may be NULL. Single precision is kept from rounding
  * the shift, which would move the means. */
-TARGET static int NAME(shifted)(const REAL *rows, const double *shift, const double *scale, REAL *out, long n, long d) {
-    const long width = 64 / (long)sizeof(REAL);
-    for (long row = 0; row < n; row += width, rows += width * d) {
-        const long count = n - row < width ? n - row : width;
-        for (long j = 0; j < d; j++) {
+TARGET static int NAME(shifted)(const REAL *rows, const double *shift, const double *scale, REAL *out, int64_t n,
+                                int64_t d) {
+    const int64_t width = 64 / (int64_t)sizeof(REAL);
+    for (int64_t row = 0; row < n; row += width, rows += width * d) {
+        const int64_t count = n - row < width ? n - row : width;
+        for (int64_t j = 0; j < d; j++) {
             const double by = scale ? scale[j] : 1.0;
             REAL *to = out + j * n + row;
             if (count == width) {
-                for (long r = 0; r < width; r++) to[r] = (REAL)(((double)rows[r * d + j] - shift[j]) * by);
+                for (int64_t r = 0; r < width; r++)
+                    to[r] = (REAL)(((double)rows[r * d + j] - shift[j]) * by);
             } else {
-                for (long r = 0; r < count; r++) to[r] = (REAL)(((double)rows[r * d + j] - shift[j]) * by);
+                for (int64_t r = 0; r < count; r++)
+                    to[r] = (REAL)(((double)rows[r * d + j] - shift[j]) * by);
             }
         }
     }
@@ -71,16 +74,18 @@ TARGET static int NAME(shifted)(const REAL *rows, const double *shift, const dou
  *
  * `u` has its d lines of the same width. For full the products are the upper triangle by rows: u_i u_j for j >= i.
  * i = -1 stands for the linear features. */
-INLINE void NAME(features)(int full, const REAL *u, long d, long width, long count, long *i, long *j, REAL *out) {
+INLINE void NAME(features)(int full, const REAL *u, int64_t d, int64_t width, int64_t count, int64_t *i, int64_t *j,
+                           REAL *out) {
     while (count > 0) {
-        long run = d - *j < count ? d - *j : count;
+        int64_t run = d - *j < count ? d - *j : count;
         const REAL *right = u + *j * width;
         if (*i < 0) {
-            for (long r = 0; r < run * width; r += LANES) NAME(store)(out + r, NAME(load)(right + r));
+            for (int64_t r = 0; r < run * width; r += LANES)
+                NAME(store)(out + r, NAME(load)(right + r));
         } else {
-            for (long q = 0; q < run; q++) {
+            for (int64_t q = 0; q < run; q++) {
                 const REAL *left = full ? u + *i * width : right + q * width;
-                for (long r = 0; r < width; r += LANES)
+                for (int64_t r = 0; r < width; r += LANES)
                     NAME(store)(out + q * width + r, NAME(load)(left + r) * NAME(load)(right + q * width + r));
             }
         }
@@ -95,12 +100,13 @@ INLINE void NAME(features)(int full, const REAL *u, long d, long width, long cou
 }
 
 /* Add to `out` (m lines of two vectors) the product of m lines of `natural` and `count` features of as many rows. */
-INLINE void NAME(density_group)(const int m, const REAL *natural, long p, const REAL *t, long count, REAL *out) {
-    const long width = STRIP * 2 * LANES;
+INLINE void NAME(density_group)(const int m, const REAL *natural, int64_t p, const REAL *t, int64_t count, REAL *out) {
+    const int64_t width = STRIP * 2 * LANES;
     vector sum[GROUP][2];
     for (int c = 0; c < m; c++)
-        for (int v = 0; v < 2; v++) sum[c][v] = NAME(load)(out + c * width + v * LANES);
-    for (long f = 0; f < count; f++) {
+        for (int v = 0; v < 2; v++)
+            sum[c][v] = NAME(load)(out + c * width + v * LANES);
+    for (int64_t f = 0; f < count; f++) {
         vector left = NAME(load)(t + f * width), right = NAME(load)(t + f * width + LANES);
         for (int c = 0; c < m; c++) {
             vector coefficient = NAME(all)(natural[c * p + f]);
@@ -109,42 +115,39 @@ INLINE void NAME(density_group)(const int m, const REAL *natural, long p, const 
         }
     }
     for (int c = 0; c < m; c++)
-        for (int v = 0; v < 2; v++) NAME(store)(out + c * width + v * LANES, sum[c][v]);
+        for (int v = 0; v < 2; v++)
+            NAME(store)(out + c * width + v * LANES, sum[c][v]);
 }
 
-TARGET static int NAME(log_prob)(int full, const REAL *u, const REAL *natural, REAL *out, long n, long d, long k) {
-    const long width = STRIP * 2 * LANES, p = n_features(full, d), groups = (k + GROUP - 1) / GROUP;
+TARGET static int NAME(log_prob)(int full, const REAL *u, const REAL *natural, REAL *out, int64_t n, int64_t d,
+                                 int64_t k) {
+    const int64_t width = STRIP * 2 * LANES, p = n_features(full, d), groups = (k + GROUP - 1) / GROUP;
     REAL *tile = allocate((d + k + PANEL) * width * sizeof(REAL));
     if (!tile) return -1;
     REAL *result = tile + d * width, *t = result + k * width;
-    for (long row = 0; row < n; row += width) {
-        const long rows = n - row < width ? n - row : width;
+    for (int64_t row = 0; row < n; row += width) {
+        const int64_t rows = n - row < width ? n - row : width;
         NAME(gather)(u + row, n, d, rows, width, tile);
-        for (long c = 0; c < k; c++)
-            for (long r = 0; r < width; r += LANES) NAME(store)(result + c * width + r, NAME(all)(natural[c * p]));
-        long i = -1, j = 0;
-        for (long f = 1; f < p; f += PANEL) {
-            const long count = p - f < PANEL ? p - f : PANEL;
+        for (int64_t c = 0; c < k; c++)
+            for (int64_t r = 0; r < width; r += LANES)
+                NAME(store)(result + c * width + r, NAME(all)(natural[c * p]));
+        int64_t i = -1, j = 0;
+        for (int64_t f = 1; f < p; f += PANEL) {
+            const int64_t count = p - f < PANEL ? p - f : PANEL;
             NAME(features)(full, tile, d, width, count, &i, &j, t);
-            for (long g = 0, c = 0; g < groups; g++) {
+            for (int64_t g = 0, c = 0; g < groups; g++) {
                 /* Components are shared out evenly: a group of one or two would leave the arithmetic units idle. */
-                const long m = (k - c + groups - g - 1) / (groups - g);
-                for (long r = 0; r < width; r += 2 * LANES) {
+                const int64_t m = (k - c + groups - g - 1) / (groups - g);
+                for (int64_t r = 0; r < width; r += 2 * LANES) {
                     const REAL *of = natural + c * p + f;
                     REAL *to = result + c * width + r;
-                    switch (m) {
-                    case 1: NAME(density_group)(1, of, p, t + r, count, to); break;
-                    case 2: NAME(density_group)(2, of, p, t + r, count, to); break;
-                    case 3: NAME(density_group)(3, of, p, t + r, count, to); break;
-                    case 4: NAME(density_group)(4, of, p, t + r, count, to); break;
-                    case 5: NAME(density_group)(5, of, p, t + r, count, to); break;
-                    case 6: NAME(density_group)(6, of, p, t + r, count, to); break;
-                    }
+                    UP_TO_6(m, NAME(density_group), of, p, t + r, count, to)
                 }
                 c += m;
             }
         }
-        for (long c = 0; c < k; c++) memcpy(out + c * n + row, result + c * width, rows * sizeof(REAL));
+        for (int64_t c = 0; c < k; c++)
+            memcpy(out + c * n + row, result + c * width, rows * sizeof(REAL));
     }
     free(tile);
     return 0;
@@ -155,16 +158,18 @@ INLINE double NAME(total)(vector value) {
     pair sum = {0, 0};
     REAL lanes[LANES];
     NAME(store)(lanes, value);
-    for (int lane = 0; lane < LANES; lane += 2) sum += (pair){lanes[lane], lanes[lane + 1]};
+    for (int lane = 0; lane < LANES; lane += 2)
+        sum += (pair){lanes[lane], lanes[lane + 1]};
     return sum[0] + sum[1];
 }
 
 /* Add to sums[c * p + f], for m components and three features (of which `used` count), their products over a tile. */
-INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int used, double *sums, long p) {
+INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int used, double *sums, int64_t p) {
     vector sum[4][3];
     for (int c = 0; c < m; c++)
-        for (int f = 0; f < 3; f++) sum[c][f] = (vector){0};
-    for (long r = 0; r < TILE_ROWS; r += LANES) {
+        for (int f = 0; f < 3; f++)
+            sum[c][f] = (vector){0};
+    for (int64_t r = 0; r < TILE_ROWS; r += LANES) {
         vector x = NAME(load)(t + r), y = NAME(load)(t + TILE_ROWS + r), z = NAME(load)(t + 2 * TILE_ROWS + r);
         for (int c = 0; c < m; c++) {
             vector share = NAME(load)(resp + c * TILE_ROWS + r);
@@ -174,40 +179,38 @@ INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int
         }
     }
     for (int c = 0; c < m; c++)
-        for (int f = 0; f < used; f++) sums[c * p + f] += NAME(total)(sum[c][f]);
+        for (int f = 0; f < used; f++)
+            sums[c * p + f] += NAME(total)(sum[c][f]);
 }
 
-TARGET static int NAME(moments)(int full, const REAL *u, const REAL *resp, double *sums, long n, long d, long k) {
-    const long p = n_features(full, d), panel = MOMENTS;
+TARGET static int NAME(moments)(int full, const REAL *u, const REAL *resp, double *sums, int64_t n, int64_t d,
+                                int64_t k) {
+    const int64_t p = n_features(full, d), panel = MOMENTS;
     REAL *tile = allocate((d + k + panel) * TILE_ROWS * sizeof(REAL));
     if (!tile) return -1;
     REAL *shares = tile + d * TILE_ROWS, *t = shares + k * TILE_ROWS;
     memset(sums, 0, k * p * sizeof(double));
-    for (long row = 0; row < n; row += TILE_ROWS) {
-        const long rows = n - row < TILE_ROWS ? n - row : TILE_ROWS;
+    for (int64_t row = 0; row < n; row += TILE_ROWS) {
+        const int64_t rows = n - row < TILE_ROWS ? n - row : TILE_ROWS;
         NAME(gather)(u + row, n, d, rows, TILE_ROWS, tile);
         NAME(gather)(resp + row, n, k, rows, TILE_ROWS, shares);
-        for (long c = 0; c < k; c++) {
+        for (int64_t c = 0; c < k; c++) {
             vector sum = {0};
-            for (long r = 0; r < TILE_ROWS; r += LANES) sum += NAME(load)(shares + c * TILE_ROWS + r);
+            for (int64_t r = 0; r < TILE_ROWS; r += LANES)
+                sum += NAME(load)(shares + c * TILE_ROWS + r);
             sums[c * p] += NAME(total)(sum);
         }
-        long i = -1, j = 0;
-        for (long f = 1; f < p; f += panel) {
-            const long count = p - f < panel ? p - f : panel;
+        int64_t i = -1, j = 0;
+        for (int64_t f = 1; f < p; f += panel) {
+            const int64_t count = p - f < panel ? p - f : panel;
             NAME(features)(full, tile, d, TILE_ROWS, count, &i, &j, t);
-            for (long c = 0; c < k; c += 4) {
+            for (int64_t c = 0; c < k; c += 4) {
                 const REAL *share = shares + c * TILE_ROWS;
-                for (long g = 0; g < count; g += 3) {
+                for (int64_t g = 0; g < count; g += 3) {
                     double *to = sums + c * p + f + g;
                     const REAL *of = t + g * TILE_ROWS;
                     const int used = count - g < 3 ? (int)(count - g) : 3;
-                    switch (k - c < 4 ? k - c : 4) {
-                    case 1: NAME(moment_group)(1, share, of, used, to, p); break;
-                    case 2: NAME(moment_group)(2, share, of, used, to, p); break;
-                    case 3: NAME(moment_group)(3, share, of, used, to, p); break;
-                    case 4: NAME(moment_group)(4, share, of, used, to, p); break;
-                    }
+                    UP_TO_4(k - c < 4 ? k - c : 4, NAME(moment_group), share, of, used, to, p)
                 }
             }
         }
@@ -228,7 +231,8 @@ INLINE vector NAME(exp)(vector x) {
     n -= EXP_ROUND;
     const vector r = (x - n * EXP_LOG2_HIGH) - n * EXP_LOG2_LOW;
     vector sum = NAME(all)((REAL)EXP_SERIES[EXP_TERMS - 1]);
-    for (int term = EXP_TERMS - 2; term >= 0; term--) sum = sum * r + (REAL)EXP_SERIES[term];
+    for (int term = EXP_TERMS - 2; term >= 0; term--)
+        sum = sum * r + (REAL)EXP_SERIES[term];
     const vector power = (vector)((whole + EXP_BIAS) << EXP_SHIFT);
     return NAME(choose)(tiny, (vector){0}, sum * power);
 }
@@ -236,16 +240,17 @@ INLINE vector NAME(exp)(vector x) {
 /* Turn log densities (k, n) into responsibilities times weight (or 1, where weight is NULL), in place. With the log
  * weights added, write the largest of each row, or 0 where that is -inf, and the sum of exp(log density - largest). */
 TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const double *weight, double *largest,
-                                  REAL *total, long n, long k) {
-    const long width = 4 * LANES;
+                                  REAL *total, int64_t n, int64_t k) {
+    const int64_t width = 4 * LANES;
     REAL *tile = allocate(k * width * sizeof(REAL));
     if (!tile) return -1;
-    for (long row = 0; row < n; row += width) {
-        const long rows = n - row < width ? n - row : width;
+    for (int64_t row = 0; row < n; row += width) {
+        const int64_t rows = n - row < width ? n - row : width;
         NAME(gather)(joint + row, n, k, rows, width, tile);
         vector most[4], sum[4], factor[4];
-        for (int v = 0; v < 4; v++) most[v] = NAME(all)(-(REAL)INFINITY);
-        for (long c = 0; c < k; c++) {
+        for (int v = 0; v < 4; v++)
+            most[v] = NAME(all)(-(REAL)INFINITY);
+        for (int64_t c = 0; c < k; c++) {
             const vector log_weight = NAME(all)((REAL)log_weights[c]);
             for (int v = 0; v < 4; v++) {
                 REAL *at = tile + c * width + v * LANES;
@@ -258,7 +263,7 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
             most[v] = NAME(choose)(most[v] == -(REAL)INFINITY, (vector){0}, most[v]);
             sum[v] = (vector){0};
         }
-        for (long c = 0; c < k; c++)
+        for (int64_t c = 0; c < k; c++)
             for (int v = 0; v < 4; v++) {
                 REAL *at = tile + c * width + v * LANES;
                 const vector x = NAME(exp)(NAME(load)(at) - most[v]);
@@ -268,7 +273,7 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
         for (int v = 0; v < 4; v++) {
             REAL share[LANES];
             for (int lane = 0; lane < LANES; lane++) {
-                const long r = v * LANES + lane;
+                const int64_t r = v * LANES + lane;
                 share[lane] = sum[v][lane] == 0 ? 1 : sum[v][lane];
                 share[lane] = (REAL)((weight && r < rows ? weight[row + r] : 1.0) / share[lane]);
                 if (r < rows) {
@@ -278,7 +283,7 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
             }
             factor[v] = NAME(load)(share);
         }
-        for (long c = 0; c < k; c++) {
+        for (int64_t c = 0; c < k; c++) {
             for (int v = 0; v < 4; v++) {
                 REAL *at = tile + c * width + v * LANES;
                 NAME(store)(at, NAME(load)(at) * factor[v]);
@@ -292,14 +297,15 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
 
 /* Put m centers, of which the first has this number, beside the nearest ones so far of two vectors of rows.
  *
- * The nearest center c has the largest u c - |c|^2 / 2; of equals the first stands. The product is summed on its own, as
- * BLAS does it: where rows are as far from one center as from another, rounding decides, here as there. */
-INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *half, long d, INTEGER number,
+ * The nearest center c has the largest u c - |c|^2 / 2; of equals the first stands. The product is summed on its own,
+ * as BLAS does it: where rows are as far from one center as from another, rounding decides, here as there. */
+INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *half, int64_t d, INTEGER number,
                                 const REAL *u, vector *best, mask *nearest) {
     vector score[GROUP][2];
     for (int c = 0; c < m; c++)
-        for (int v = 0; v < 2; v++) score[c][v] = (vector){0};
-    for (long j = 0; j < d; j++) {
+        for (int v = 0; v < 2; v++)
+            score[c][v] = (vector){0};
+    for (int64_t j = 0; j < d; j++) {
         vector left = NAME(load)(u + 2 * j * LANES), right = NAME(load)(u + (2 * j + 1) * LANES);
         for (int c = 0; c < m; c++) {
             vector coordinate = NAME(all)(centers[c * d + j]);
@@ -317,48 +323,43 @@ INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *ha
 }
 
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
- * not negative, of weight (or 1) times u = (row - shift) * scale, then of the weight and of weight times |u|^2: (k, d+2).
- * The centers (k, d) are in the units of u, half (k) are their |c|^2 / 2. */
+ * not negative, of weight (or 1) times u = (row - shift) * scale, then of the weight and of weight times |u|^2: (k,
+ * d+2). The centers (k, d) are in the units of u, half (k) are their |c|^2 / 2. */
 TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double scale, const REAL *centers,
-                                const REAL *half, const double *weight, const long *labels, double *sums, long n,
-                                long d, long k) {
-    const long width = 2 * LANES, groups = (k + GROUP - 1) / GROUP;
+                                const REAL *half, const double *weight, const int64_t *labels, double *sums, int64_t n,
+                                int64_t d, int64_t k) {
+    const int64_t width = 2 * LANES, groups = (k + GROUP - 1) / GROUP;
     REAL *tile = allocate(2 * d * width * sizeof(REAL));
     if (!tile) return -1;
     REAL *across = tile + d * width;
     memset(sums, 0, k * (d + 2) * sizeof(double));
-    for (long row = 0; row < n; row += width) {
-        const long count = n - row < width ? n - row : width;
+    for (int64_t row = 0; row < n; row += width) {
+        const int64_t count = n - row < width ? n - row : width;
         /* The next tile is fetched while this one is computed: the processor's own foresight comes too late. */
-        for (long i = 0; i < width * d; i += 64 / (long)sizeof(REAL)) __builtin_prefetch(rows + (row + width) * d + i);
-        for (long r = 0; r < count; r++) {
+        for (int64_t i = 0; i < width * d; i += 64 / (int64_t)sizeof(REAL))
+            __builtin_prefetch(rows + (row + width) * d + i);
+        for (int64_t r = 0; r < count; r++) {
             const REAL *from = rows + (row + r) * d;
-            for (long j = 0; j < d; j++) tile[r * d + j] = (REAL)(((double)from[j] - shift[j]) * scale);
+            for (int64_t j = 0; j < d; j++)
+                tile[r * d + j] = (REAL)(((double)from[j] - shift[j]) * scale);
         }
         if (count < width) memset(tile + count * d, 0, (width - count) * d * sizeof(REAL));
-        for (long j = 0; j < d; j++)
-            for (long r = 0; r < width; r += 4) {
+        for (int64_t j = 0; j < d; j++)
+            for (int64_t r = 0; r < width; r += 4) {
                 const REAL *from = tile + r * d + j;
                 const REAL four[4] = {from[0], from[d], from[2 * d], from[3 * d]};
                 memcpy(across + j * width + r, four, sizeof four);
             }
         vector best[2] = {NAME(all)(-(REAL)INFINITY), NAME(all)(-(REAL)INFINITY)};
         mask nearest[2] = {{0}, {0}};
-        for (long g = 0, c = 0; g < groups; g++) {
-            const long m = (k - c + groups - g - 1) / (groups - g);
+        for (int64_t g = 0, c = 0; g < groups; g++) {
+            const int64_t m = (k - c + groups - g - 1) / (groups - g);
             const REAL *of = centers + c * d;
-            switch (m) {
-            case 1: NAME(nearest_group)(1, of, half + c, d, c, across, best, nearest); break;
-            case 2: NAME(nearest_group)(2, of, half + c, d, c, across, best, nearest); break;
-            case 3: NAME(nearest_group)(3, of, half + c, d, c, across, best, nearest); break;
-            case 4: NAME(nearest_group)(4, of, half + c, d, c, across, best, nearest); break;
-            case 5: NAME(nearest_group)(5, of, half + c, d, c, across, best, nearest); break;
-            case 6: NAME(nearest_group)(6, of, half + c, d, c, across, best, nearest); break;
-            }
+            UP_TO_6(m, NAME(nearest_group), of, half + c, d, c, across, best, nearest)
             c += m;
         }
         vector square[2] = {{0}, {0}};
-        for (long j = 0; j < d; j++)
+        for (int64_t j = 0; j < d; j++)
             for (int v = 0; v < 2; v++) {
                 const vector u = NAME(load)(across + (2 * j + v) * LANES);
                 square[v] += u * u;
@@ -367,12 +368,12 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
         REAL squares[2 * LANES];
         memcpy(number, nearest, sizeof number);
         memcpy(squares, square, sizeof squares);
-        for (long r = 0; r < count; r++) {
-            const long known = labels ? labels[row + r] : -1;
+        for (int64_t r = 0; r < count; r++) {
+            const int64_t known = labels ? labels[row + r] : -1;
             const double share = weight ? weight[row + r] : 1.0;
-            double *to = sums + (d + 2) * (known >= 0 ? known : (long)number[r]);
+            double *to = sums + (d + 2) * (known >= 0 ? known : (int64_t)number[r]);
             const REAL *u = tile + r * d;
-            long j = 0;
+            int64_t j = 0;
             for (; j + 4 <= d; j += 4) {
                 const quad value = {u[j], u[j + 1], u[j + 2], u[j + 3]};
                 quad sum;
@@ -380,7 +381,8 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
                 sum += share * value;
                 memcpy(to + j, &sum, sizeof sum);
             }
-            for (; j < d; j++) to[j] += share * u[j];
+            for (; j < d; j++)
+                to[j] += share * u[j];
             to[d] += share;
             to[d + 1] += share * squares[r];
         }

@@ -12,7 +12,7 @@
 #define JOINED(name, type, variant) JOIN(name, type, variant)
 
 #define REAL double
-#define INTEGER long
+#define INTEGER int64_t
 #define TILE_ROWS 128
 #define MOMENTS 12
 #define NAME(name) JOINED(name, double, VARIANT)
@@ -40,7 +40,7 @@
 #undef EXP_SHIFT
 
 #define REAL float
-#define INTEGER int
+#define INTEGER int32_t
 #define TILE_ROWS 512
 #define MOMENTS 6
 #define NAME(name) JOINED(name, float, VARIANT)
