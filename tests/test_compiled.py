@@ -234,9 +234,14 @@ def test_wheels_with_and_without_a_compiler(compiler, tmp_path, monkeypatch):
                 shutil.copy(ROOT / name, project)
     if compiler is not None:
         monkeypatch.setenv("CC", compiler)
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
-    run = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
-    (wheel,) = (tmp_path / "dist").iterdir()
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path / "dist"), "-t"]
+    # The wheel from the source distribution, as pip makes it.
+    subprocess.run([*build, "sdist"], cwd=project, capture_output=True, check=True)
+    (archive,) = (tmp_path / "dist").iterdir()
+    shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    run = subprocess.run([*build, "wheel"], cwd=unpacked, capture_output=True, text=True, check=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert ("daskem/compiled/c/kernels.so" in names) == (compiler is None)
     assert ("py3-none-any" in wheel.name) == (compiler is not None)
