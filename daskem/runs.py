@@ -111,11 +111,12 @@ def run_all(
     try:
         while active := [i for i, run in enumerate(runs) if run.reason is None]:
             stepped = step_together(algorithm, problem, [runs[i].state for i in active])
-            advanced = {
-                i: runs[i].after(*step, rules, rounding, floor) for i, step in zip(active, stepped, strict=True)
-            }
+            # Not a comprehension, which before Python 3.12 is one more frame between a warning and who called `fit`.
+            advanced = list(runs)
+            for i, step in zip(active, stepped, strict=True):
+                advanced[i] = runs[i].after(*step, rules, rounding, floor)
             # One assignment: whatever interrupts this loop finds the runs before a step or after it.
-            runs = [advanced.get(i, run) for i, run in enumerate(runs)]
+            runs = advanced
             _call_back(callbacks, runs, active[0])
             if kept.due() and any(run.reason is None for run in runs):
                 keeper.keep(runs)
@@ -187,7 +188,7 @@ def _warn_of_decrease(log: Sequence[StepInfo], rounding: float, floor: bool) -> 
         "objective."
     )
     told = f"the objective fell by {amount:.3g} nats per row at step {log[-1].step - 1}, beyond rounding. {why}"
-    warnings.warn(told, DaskEMWarning, stacklevel=6)
+    warnings.warn(told, DaskEMWarning, stacklevel=5)
     return True
 
 

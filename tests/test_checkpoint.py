@@ -601,7 +601,7 @@ def test_a_model_that_cannot_be_told_from_others_is_refused(tmp_path):
 
 def run_fit(store: str, place: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "daskem", "fit", "gaussian-mixture", store, "-k", "3", "--overwrite"]
-    command += ["--algorithm", "batch", "--tol", "0", "--max-iter", "40", "-o", str(place / "model.safetensors")]
+    command += ["--algorithm", "batch", "--tol", "0", "--max-iter", "200", "-o", str(place / "model.safetensors")]
     command += ["--checkpoint", str(place / "kept"), "--checkpoint-interval", "0"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
