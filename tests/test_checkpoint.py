@@ -601,7 +601,7 @@ def test_a_model_that_cannot_be_told_from_others_is_refused(tmp_path):
 
 def run_fit(store: str, place: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "daskem", "fit", "gaussian-mixture", store, "-k", "3", "--overwrite"]
-    command += ["--algorithm", "batch", "--tol", "0", "--max-iter", "200", "-o", str(place / "model.safetensors")]
+    command += ["--algorithm", "batch", "--tol", "0", "--max-iter", "40", "-o", str(place / "model.safetensors")]
     command += ["--checkpoint", str(place / "kept"), "--checkpoint-interval", "0"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -614,7 +614,7 @@ def tensors(place: Path) -> bytes:
 def stop_after(process: subprocess.Popen, place: Path, commit: int, number: int) -> str:
     """Send a signal once a commit of that number is there, wherever the process is then; return what it said."""
     last = place / "kept" / f"checkpoint-{commit:06d}.safetensors"
-    while max((place / "kept").glob("checkpoint-*"), default=Path()) < last:
+    while max((place / "kept").glob("checkpoint-*"), default=place) < last:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.002)
             break
