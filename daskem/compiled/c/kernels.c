@@ -19,22 +19,15 @@ typedef double quad __attribute__((vector_size(32)));
 /* Call `function` with a number of components that is known when it is compiled, so that its sums stay in registers. */
 #define CASE(size, function, ...)                                                                                      \
     case size: function(size, __VA_ARGS__); break;
+#define CASES_TO_4(function, ...)                                                                                      \
+    CASE(1, function, __VA_ARGS__)                                                                                     \
+    CASE(2, function, __VA_ARGS__)                                                                                     \
+    CASE(3, function, __VA_ARGS__)                                                                                     \
+    CASE(4, function, __VA_ARGS__)
 #define UP_TO_4(size, function, ...)                                                                                   \
-    switch (size) {                                                                                                    \
-        CASE(1, function, __VA_ARGS__)                                                                                 \
-        CASE(2, function, __VA_ARGS__)                                                                                 \
-        CASE(3, function, __VA_ARGS__)                                                                                 \
-        CASE(4, function, __VA_ARGS__)                                                                                 \
-    }
+    switch (size) { CASES_TO_4(function, __VA_ARGS__) }
 #define UP_TO_6(size, function, ...)                                                                                   \
-    switch (size) {                                                                                                    \
-        CASE(1, function, __VA_ARGS__)                                                                                 \
-        CASE(2, function, __VA_ARGS__)                                                                                 \
-        CASE(3, function, __VA_ARGS__)                                                                                 \
-        CASE(4, function, __VA_ARGS__)                                                                                 \
-        CASE(5, function, __VA_ARGS__)                                                                                 \
-        CASE(6, function, __VA_ARGS__)                                                                                 \
-    }
+    switch (size) { CASES_TO_4(function, __VA_ARGS__) CASE(5, function, __VA_ARGS__) CASE(6, function, __VA_ARGS__) }
 
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 

@@ -5,6 +5,8 @@
  * NAME(x)   the name of the variant of x
  * TARGET    the attribute that allows its instructions
  *
+ * and what types.h says of a type. All but TARGET are undefined again at the end.
+ *
  * Rows are walked in tiles that are copied next to each other, since columns of blocks lie powers of two apart and
  * would push each other out of the caches. The tail of the last tile is filled with zeros, so that a row's bits do not
  * depend on how many rows share its tile, and a tile's products are added to double precision sums.
@@ -399,3 +401,16 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
 #undef INLINE
 #undef vector
 #undef mask
+#undef REAL
+#undef INTEGER
+#undef NAME
+#undef TILE_ROWS
+#undef MOMENTS
+#undef EXP_SMALLEST
+#undef EXP_ROUND
+#undef EXP_LOG2_HIGH
+#undef EXP_LOG2_LOW
+#undef EXP_TERMS
+#undef EXP_BIAS
+#undef EXP_SHIFT
+#undef HOLES

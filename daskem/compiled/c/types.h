@@ -25,19 +25,6 @@
 #define EXP_SHIFT 52
 #define HOLES
 #include "kernels.h"
-#undef HOLES
-#undef REAL
-#undef INTEGER
-#undef TILE_ROWS
-#undef MOMENTS
-#undef NAME
-#undef EXP_SMALLEST
-#undef EXP_ROUND
-#undef EXP_LOG2_HIGH
-#undef EXP_LOG2_LOW
-#undef EXP_TERMS
-#undef EXP_BIAS
-#undef EXP_SHIFT
 
 #define REAL float
 #define INTEGER int32_t
@@ -52,18 +39,6 @@
 #define EXP_BIAS 127
 #define EXP_SHIFT 23
 #include "kernels.h"
-#undef REAL
-#undef INTEGER
-#undef TILE_ROWS
-#undef MOMENTS
-#undef NAME
-#undef EXP_SMALLEST
-#undef EXP_ROUND
-#undef EXP_LOG2_HIGH
-#undef EXP_LOG2_LOW
-#undef EXP_TERMS
-#undef EXP_BIAS
-#undef EXP_SHIFT
 
 #undef JOIN
 #undef JOINED
