@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -22,7 +23,11 @@ class CompileKernels(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and tell hatchling that the wheel is for this platform; say so where there is no compiler."""
-        library = KERNELS / "kernels.so"
+        # Named after its sources: code that has moved on must not call it with other arguments.
+        sources = b"".join(path.read_bytes() for path in sorted(KERNELS.glob("*.[ch]")))
+        library = KERNELS / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}.so"
+        for older in KERNELS.glob("kernels*.so"):
+            older.unlink()
         compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
         unfinished = library.with_suffix(f".{os.getpid()}")
         try:
@@ -33,7 +38,6 @@ class CompileKernels(BuildHookInterface[Any]):
                 text=True,
             )
         except (OSError, subprocess.CalledProcessError) as error:
-            library.unlink(missing_ok=True)
             reason = getattr(error, "stderr", None) or error
             self.app.display_warning(f"daskem is built without compiled kernels, and will be slower: {reason}")
             return

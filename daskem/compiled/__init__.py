@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ __all__ = [
     "normalise",
     "shifted",
 ]
+
+logger = logging.getLogger(__name__)
 
 TYPES = {"d": "double", "f": "float"}
 # With more features BLAS is better at rows with holes than `condition` and `filled`.
@@ -69,8 +73,17 @@ def load(path: Path) -> ctypes.CDLL | None:
     return library
 
 
-# What was compiled when daskem was installed; None where it was not.
-library = load(Path(__file__).parent / "c" / "kernels.so")
+def _installed() -> ctypes.CDLL | None:
+    """Return what was compiled, from the very sources that are here, when daskem was installed; None if nothing was."""
+    folder = Path(__file__).parent / "c"
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.[ch]")))
+    path = folder / f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}.so"
+    if not path.exists() and (older := list(folder.glob("kernels*.so"))):
+        logger.warning("%s was compiled from other sources, so that numpy computes: install daskem again.", older[0])
+    return load(path)
+
+
+library = _installed()
 
 
 def available(*arrays: Array) -> bool:
