@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,16 @@ class Chunk:
     def total_weight(self) -> float:
         """Sum of the weights; the number of rows where there are none."""
         return float(len(self)) if self.weight is None else float(self.weight.sum())
+
+    def select(self, chosen: Array | slice) -> Chunk:
+        """Return the chunk of some rows, with their weights and labels: a mask (n,), indices in any order, a slice."""
+        weight = None if self.weight is None else self.weight[chosen]
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, rows=self.rows[chosen], weight=weight, labels=labels)
+
+    def present(self) -> Chunk:
+        """Return the chunk without its rows of weight zero: they may hold anything, NaN included."""
+        return self if self.weight is None or self.weight.all() else self.select(self.weight > 0)
 
     def rng(self, step: int) -> np.random.Generator:
         """Return a generator that depends on (seed, step, start) alone, whichever worker asks.

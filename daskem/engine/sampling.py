@@ -6,14 +6,14 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Batch, Chunk, Expectation, Int, Model, Params
+from daskem.core import Batch, Chunk, Expectation, Int, Model, Params
 from daskem.data.dataset import Dataset, Memory
 from daskem.data.units import Unit
 from daskem.engine.graph import call, call_on, node, reduction
@@ -288,13 +288,7 @@ def _shuffle(
     chunk = join(drawn)
     bits = np.random.Philox(key=sample[-1], counter=[0, units[0].start, epoch, SHUFFLE_WORD])
     order = np.random.Generator(bits).permutation(len(chunk))
-    return _in_memory(f"shuffled rows of {parts[0].rows.name}", _permuted(chunk, order), first)
-
-
-def _permuted(chunk: Chunk, order: Array) -> Chunk:
-    weight = None if chunk.weight is None else chunk.weight[order]
-    labels = None if chunk.labels is None else chunk.labels[order]
-    return replace(chunk, rows=chunk.rows[order], weight=weight, labels=labels)
+    return _in_memory(f"shuffled rows of {parts[0].rows.name}", chunk.select(order), first)
 
 
 def _in_memory(name: str, chunk: Chunk, first: int = 0) -> Dataset:

@@ -194,7 +194,7 @@ def take_rows(data: Dataset, start: int, stop: int, chosen: Array, missing: bool
         for chunk in blocks(data, low, high, max(1, DRAW_BYTES // data.row_bytes)):
             _check_rows(data, _present(chunk), missing)
             offset = chunk.start - start
-            drawn.append(_select(chunk, _between(chosen, offset, offset + len(chunk)) - offset))
+            drawn.append(chunk.select(_between(chosen, offset, offset + len(chunk)) - offset))
     return join(drawn)
 
 
@@ -230,7 +230,7 @@ def _present(chunk: Chunk) -> Chunk:
     if chunk.weight is None or chunk.weight.all():
         return chunk
     if not chunk.weight.any():
-        return _select(chunk, np.zeros(len(chunk), bool))
+        return chunk.select(np.zeros(len(chunk), bool))
     rows = chunk.rows.copy()
     rows[chunk.weight == 0] = rows[np.argmax(chunk.weight > 0)]
     return replace(chunk, rows=rows)
@@ -288,12 +288,6 @@ def _unexplained(result: Any, chunk: Chunk) -> Array:
         return np.arange(0)
     bad = ~good.reshape(len(chunk), -1).all(axis=1)
     return np.flatnonzero(bad if chunk.weight is None else bad & (chunk.weight > 0))
-
-
-def _select(chunk: Chunk, chosen: Array) -> Chunk:
-    weight = None if chunk.weight is None else chunk.weight[chosen]
-    labels = None if chunk.labels is None else chunk.labels[chosen]
-    return replace(chunk, rows=chunk.rows[chosen], weight=weight, labels=labels)
 
 
 def _expect_block(data: Dataset, model: Model, params: Params, chunk: Chunk) -> Expectation:

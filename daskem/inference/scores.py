@@ -99,12 +99,12 @@ class ScorePass:
         # Scores are differences, or products of them: single precision would leave null directions at 1e-7.
         chunk = replace(chunk, rows=np.ascontiguousarray(chunk.rows, np.float64))
         drawn = weight > 0
-        present = chunk if drawn.all() else _rows_of(chunk, drawn)
+        present = chunk if drawn.all() else chunk.select(drawn)
         held, overlap = self._components(present)
         if self.share < 1.0:
             same_rows = Chunk(chunk.rows, start=chunk.start, seed=self.seed)
             drawn = drawn & (same_rows.uniform(1, 1)[:, 0] < self.share)
-        used = present if drawn.sum() == len(present) else _rows_of(chunk, drawn)
+        used = present if drawn.sum() == len(present) else chunk.select(drawn)
         mass, scores = weight[drawn], self.scores(used)
         weighted = scores * mass[:, None]
         sums = Sums(float(weight.sum()), float(mass.sum()), weighted.sum(axis=0), weighted.T @ scores, held, overlap)
@@ -259,9 +259,3 @@ def _distinct(rows: Array, most: int) -> Array | None:
     if len(head) <= most and len(rows) > 2 * most + 2:
         head = unique_rows(rows)[0]
     return head if len(head) <= most else None
-
-
-def _rows_of(chunk: Chunk, chosen: Array) -> Chunk:
-    weight = None if chunk.weight is None else chunk.weight[chosen]
-    labels = None if chunk.labels is None else chunk.labels[chosen]
-    return replace(chunk, rows=chunk.rows[chosen], weight=weight, labels=labels)

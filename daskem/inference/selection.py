@@ -29,7 +29,6 @@ from daskem.data import open_dataset
 from daskem.engine import check_on_bad_unit, start_engine, usable_rows
 from daskem.errors import OptionError
 from daskem.fit import FitResult, fit
-from daskem.models.mixture import present
 from daskem.persist import any_path
 
 __all__ = ["Candidate", "Criterion", "Selection", "select"]
@@ -188,7 +187,7 @@ class _Figures:
         return all(handles_missing(model) for model, _ in self.fitted)
 
     def __call__(self, chunk: Chunk) -> _Sums:
-        chunk = present(chunk)
+        chunk = chunk.present()
         said = [model.e_step(params, chunk).objective for model, params in self.fitted]
         entropies = [_entropy(model, params, chunk) for model, params in self.fitted]
         return _Sums(np.array(said), np.array(entropies), chunk.total_weight)

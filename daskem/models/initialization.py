@@ -209,13 +209,7 @@ def pieces(sample: Chunk, length: int) -> Iterator[Chunk]:
 
 
 def _taken(sample: Chunk, chosen: Int) -> Chunk:
-    return replace(
-        sample,
-        rows=sample.rows[chosen],
-        weight=None if sample.weight is None else sample.weight[chosen],
-        labels=None if sample.labels is None else sample.labels[chosen],
-        scratch=Scratch(),
-    )
+    return replace(sample.select(chosen), scratch=Scratch())
 
 
 def _draw(mass: Float, size: int, rng: np.random.Generator) -> Int:

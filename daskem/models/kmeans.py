@@ -14,7 +14,7 @@ from daskem import compiled
 from daskem.core import Array, Chunk, Expectation, Float, Footprint, Int
 from daskem.errors import OptionError
 from daskem.models.initialization import kmeans_plus_plus, lloyd, unit_scaled
-from daskem.models.mixture import block_rows, present
+from daskem.models.mixture import block_rows
 from daskem.models.repair import EMPTY_KEPT, RESEEDED, Policy, check_policy, describe, raise_degenerate
 
 __all__ = ["KMeans", "KMeansParams", "KMeansStats"]
@@ -99,7 +99,7 @@ class KMeans:
         OptionError
             If the sample has no rows of positive weight or the explicit centers have a wrong shape.
         """
-        sample = present(sample)
+        sample = sample.present()
         if len(sample) == 0:
             raise OptionError("the sample to start from has no rows of positive weight.")
         _, shift, factor = unit_scaled(sample.rows)
@@ -117,7 +117,7 @@ class KMeans:
 
     def e_step(self, params: KMeansParams, chunk: Chunk) -> Expectation:
         """Return weight, sums and inertia of the rows nearest to each center, or known to belong to it."""
-        chunk = present(chunk)
+        chunk = chunk.present()
         with np.errstate(all="ignore"):
             stats = _sums(params, chunk)
             objective = -float(stats.inertia.sum()) / float(params.scale[0]) / float(params.scale[0])
@@ -248,10 +248,7 @@ class _Block:
 
 def _blocks(chunk: Chunk, rows: int = 4096) -> Iterator[Chunk]:
     for start in range(0, len(chunk), rows):
-        block = slice(start, start + rows)
-        weight = None if chunk.weight is None else chunk.weight[block]
-        labels = None if chunk.labels is None else chunk.labels[block]
-        yield Chunk(chunk.rows[block], weight, labels, scratch=chunk.scratch)
+        yield chunk.select(slice(start, start + rows))
 
 
 def _form(params: KMeansParams, rows_dtype: np.dtype[Any]) -> _Form:

@@ -26,7 +26,7 @@ from daskem.models.initialization import (
 )
 from daskem.models.repair import RESEEDED, split_largest
 
-__all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "present"]
+__all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows"]
 
 Init = Literal["kmeans", "k-means++", "random", "random_from_data", "short_em"]
 
@@ -141,7 +141,7 @@ class Mixture:
         OptionError
             If the sample is empty or an explicit start has a wrong shape or value.
         """
-        sample = present(sample)
+        sample = sample.present()
         if len(sample) == 0:
             raise OptionError("the sample to start from has no rows of positive weight.")
         resp = self._first_resp(sample, rng)
@@ -160,7 +160,7 @@ class Mixture:
         Responsibilities are w_k p(x | k) / p(x), in log space relative to the largest term of the row.
         """
         total_weight = chunk.total_weight
-        chunk = _telling(present(chunk)) if self.handles_missing else present(chunk)
+        chunk = _telling(chunk.present()) if self.handles_missing else chunk.present()
         with np.errstate(all="ignore"):
             resp, row_log_prob = self._responsibilities(params, chunk, chunk.weight)
             weighted = row_log_prob if chunk.weight is None else row_log_prob * chunk.weight
@@ -407,13 +407,6 @@ def block_rows(row_bytes: float, shrink: float = 1.0) -> int:
     return 1 << min(wanted, most)
 
 
-def present(chunk: Chunk) -> Chunk:
-    """Return the chunk without its rows of weight zero: they may hold anything, NaN included."""
-    if chunk.weight is None or chunk.weight.all():
-        return chunk
-    return _select(chunk, chunk.weight > 0)
-
-
 def _telling(chunk: Chunk) -> Chunk:
     """Return the chunk without rows that have neither a value nor a label."""
     suspects = np.flatnonzero(np.isnan(chunk.rows[:, 0]))
@@ -423,13 +416,7 @@ def _telling(chunk: Chunk) -> Chunk:
     telling[suspects] = ~np.isnan(chunk.rows[suspects]).all(axis=1)
     if chunk.labels is not None:
         telling |= chunk.labels >= 0 if chunk.labels.ndim == 1 else (chunk.labels != 1).any(axis=1)
-    return chunk if telling.all() else _select(chunk, telling)
-
-
-def _select(chunk: Chunk, chosen: Array) -> Chunk:
-    weight = None if chunk.weight is None else chunk.weight[chosen]
-    labels = None if chunk.labels is None else chunk.labels[chosen]
-    return replace(chunk, rows=chunk.rows[chosen], weight=weight, labels=labels)
+    return chunk if telling.all() else chunk.select(telling)
 
 
 def _normalise(joint: Array, log_weights: Float, weight: Float | None) -> Float:

@@ -32,7 +32,7 @@ from daskem.core import (
     require,
 )
 from daskem.errors import OptionError
-from daskem.models.mixture import RECORD_BYTES, present
+from daskem.models.mixture import RECORD_BYTES
 
 __all__ = ["GrowingDraws", "MonteCarlo", "MonteCarloParams", "MonteCarloStats", "RowRandom", "Sampler"]
 
@@ -259,7 +259,7 @@ class MonteCarlo:
     def e_step(self, params: MonteCarloParams, chunk: Chunk) -> Expectation:
         """Return the statistics averaged over draws; their bits depend on (seed, step, absolute row) alone."""
         kept = None if chunk.weight is None or chunk.weight.all() else chunk.weight > 0
-        here = present(chunk)
+        here = chunk.present()
         ratios = _LogMean(len(here))
         sums: list[Stats] = [None] * self.groups
         for draw in range(params.draws):
