@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from test_contract import suite
 
 from daskem import compiled, tree
 from daskem.core import Chunk
-from daskem.models import Gaussian, KMeans, Mixture
+from daskem.models import Gaussian, KMeans, Mixture, NormalWishart, VariationalMixture
 from daskem.testing import model_trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +73,25 @@ def test_densities_and_moments(covariance, dtype):
         assert sums.dtype == np.float64
         scale = resp.astype(float) @ np.abs(t.T)
         assert (np.abs(sums - resp.astype(float) @ t.T) <= TOLERANCE[dtype] * scale).all(), (n, d, k)
+
+
+@each_build
+@each_type
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_e_steps_in_one_go_have_the_bits_of_their_parts(covariance, weighted, dtype):
+    rng = np.random.default_rng(5)
+    for n, d, k in [(0, 2, 3), *shapes()]:
+        rows, shift, scale = 9 * rng.standard_normal((n, d)).astype(dtype), rng.standard_normal(d), rng.random(d)
+        natural = rng.standard_normal((k, len(features(covariance, np.zeros((d, 1)))))).astype(dtype)
+        log_weights, weight = np.log(rng.dirichlet(np.ones(k))), rng.random(n) if weighted else None
+        u, resp = np.empty((d, n), dtype), np.empty((k, n), dtype)
+        compiled.shifted(rows, shift, scale, u)
+        compiled.log_prob(covariance, u, natural, resp)
+        parts = compiled.normalise(resp, log_weights, weight)
+        whole = compiled.e_step(covariance, rows, shift, scale, natural, log_weights, weight)
+        for part, found in zip((compiled.moments(covariance, u, resp), *parts), whole, strict=True):
+            np.testing.assert_array_equal(found, part, err_msg=f"{(n, d, k)}")
 
 
 @each_build
@@ -198,15 +218,17 @@ def test_kernels_are_not_used_for_what_they_cannot_take():
     [
         *[Mixture(Gaussian(shape), 5) for shape in ("full", "tied", "diag", "spherical")],
         Mixture(Gaussian("full", missing=True), 5),
+        VariationalMixture(NormalWishart("full"), 5),
         KMeans(5),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("d", [2, 70])
-def test_e_steps_are_those_of_numpy(model, dtype, d, monkeypatch):
+@pytest.mark.parametrize("labels", [None, np.where(np.arange(900) % 7, -1, 2)], ids=["", "labelled"])
+def test_e_steps_are_those_of_numpy(model, dtype, d, labels, monkeypatch):
     rng = np.random.default_rng(5)
     rows = (rng.standard_normal((900, d)) + rng.integers(3, size=(900, 1))).astype(dtype)
-    chunk = Chunk(rows, rng.random(900) * (np.arange(900) % 5 > 0), np.where(np.arange(900) % 7, -1, 2))
+    chunk = Chunk(rows, rng.random(900) * (np.arange(900) % 5 > 0), labels)
     params = model.init(chunk, np.random.default_rng(0))
     ours = model.e_step(params, chunk)
     monkeypatch.setattr(compiled, "library", None)
@@ -215,6 +237,28 @@ def test_e_steps_are_those_of_numpy(model, dtype, d, monkeypatch):
     assert ours.objective == pytest.approx(theirs.objective, rel=tolerance)
     for (path, a), (_, b) in zip(tree.leaves(ours.stats), tree.leaves(theirs.stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(), err_msg=path)
+
+
+def test_e_steps_in_one_go_are_for_those_that_they_are_right_for():
+    @dataclass(frozen=True)
+    class Tempered(Gaussian):
+        def log_prob(self, params, chunk):
+            return super().log_prob(params, chunk) / 2
+
+    rows = np.random.default_rng(6).standard_normal((200, 3))
+    chunk = Chunk(rows)
+    model = Mixture(Gaussian("full", missing=True), 2)
+    params = model.init(chunk, np.random.default_rng(0))
+    plain = model.e_step(params, chunk).objective
+    assert model.family.posterior_stats(params.components, chunk, np.log(params.weights)) is not None
+    tempered = replace(model, family=Tempered("full"))
+    assert tempered.e_step(params, Chunk(rows)).objective == pytest.approx(tempered.log_prob(params, chunk).sum())
+    assert tempered.e_step(params, Chunk(rows)).objective != pytest.approx(plain)
+    # With holes, or as many standard deviations from the data as take another form.
+    rows[0, 0] = np.nan
+    assert model.family.posterior_stats(params.components, Chunk(rows), np.log(params.weights)) is None
+    far = replace(params.components, means=params.components.means + 1e6)
+    assert Gaussian().posterior_stats(far, Chunk(rows[1:]), np.log(params.weights)) is None
 
 
 @pytest.mark.parametrize(

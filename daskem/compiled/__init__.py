@@ -19,6 +19,7 @@ __all__ = [
     "available",
     "condition",
     "describe",
+    "e_step",
     "filled",
     "load",
     "log_prob",
@@ -67,6 +68,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         getattr(library, f"log_prob_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"moments_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"normalise_{name}").argtypes = [array, array, array, array, array, number, number]
+        getattr(library, f"e_step_{name}").argtypes = [ctypes.c_int, *[array] * 9, number, number, number]
         inputs = [array, array, ctypes.c_double, array, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
     library.condition.argtypes = library.filled.argtypes = [array] * 12 + [number] * 6
@@ -105,8 +107,9 @@ def describe() -> str:
 def shifted(rows: Array, shift: Float, scale: Float | None, out: Array) -> None:
     """Write ``(rows - shift) * scale`` into `out`, (d, n), rounded once; `rows` (n, d) is of the same floating type."""
     n, d = rows.shape
-    scale = None if scale is None else np.ascontiguousarray(scale, np.float64)
-    _call("shifted", rows.dtype, rows, np.ascontiguousarray(shift, np.float64), scale, out, n, d)
+    scale = np.ones(d) if scale is None else scale
+    exact = np.ascontiguousarray(shift, np.float64), np.ascontiguousarray(scale, np.float64)
+    _call("shifted", rows.dtype, rows, *exact, out, n, d)
 
 
 def log_prob(covariance: str, u: Array, natural: Array, out: Array) -> None:
@@ -140,6 +143,29 @@ def normalise(log_density: Array, log_weights: Float, weight: Float | None) -> t
     weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
     _call("normalise", log_density.dtype, log_density, log_weights, weight, largest, total, n, k)
     return largest, total
+
+
+def e_step(
+    covariance: str,
+    rows: Array,
+    shift: Float,
+    scale: Float | None,
+    natural: Array,
+    log_weights: Float,
+    weight: Float | None,
+) -> tuple[Float, Float, Array]:
+    """Return what `moments` returns and then what `normalise` does, bit for bit, but in one go.
+
+    `rows` (n, d) and `natural` (k, p) are C ordered and of one floating type.
+    """
+    (n, d), (k, p) = rows.shape, natural.shape
+    sums, largest, total = np.empty((k, p)), np.empty(n), np.empty(n, rows.dtype)
+    scale = np.ones(d) if scale is None else scale
+    shift, scale, log_weights = (np.ascontiguousarray(array, np.float64) for array in (shift, scale, log_weights))
+    weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
+    given = covariance == "full", rows, shift, scale, natural, log_weights, weight
+    _call("e_step", rows.dtype, *given, sums, largest, total, n, d, k)
+    return sums, largest, total
 
 
 def nearest(

@@ -28,7 +28,15 @@ from daskem.models.gaussian_algebra import (
     checked,
     power_of_two,
 )
-from daskem.models.gaussian_kernels import COMMON_RATIO, FEATURE_RATIO, Kernel, n_statistics, pack, uses_features
+from daskem.models.gaussian_kernels import (
+    COMMON_RATIO,
+    FEATURE_RATIO,
+    Kernel,
+    makes_pieces,
+    n_statistics,
+    pack,
+    uses_features,
+)
 from daskem.models.gaussian_missing import HolesKernel, has_holes, holes_bytes, over_holes, without_holes
 from daskem.models.gaussian_records import GaussianParams, GaussianStats
 from daskem.models.gaussian_scores import at_floor, names, scores
@@ -146,7 +154,19 @@ class Gaussian:
             n, x, xx = self._plain_kernel(params, chunk).moments(chunk, resp.T)
         else:
             n, x, xx = holes.moments(chunk, resp.T, None if spread is None else spread.T)
-        return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
+        return self._stats(n, x, xx)
+
+    def posterior_stats(
+        self, params: GaussianParams, chunk: Chunk, log_weights: Float
+    ) -> tuple[GaussianStats, Float] | None:
+        """Return the statistics under the posterior of the component, and log p(x) of each row, (n,), nats.
+
+        None where there is no faster way than by `log_prob` and `stats`.
+        """
+        if self.missing and has_holes(chunk):
+            return None
+        found = self._plain_kernel(params, chunk).e_step(chunk, log_weights)
+        return None if found is None else (self._stats(*found[0]), found[1])
 
     def impute(self, params: GaussianParams, chunk: Chunk, resp: Array) -> Float:
         """Return the rows (n, d) with sum_k resp_k E[missing | present, k] in the place of NaN, resp being (n, k)."""
@@ -275,7 +295,8 @@ class Gaussian:
     def row_numbers(self, k: int, d: int) -> int:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
         kernel = self.shape.kernel
-        return 5 * d + (n_statistics(kernel, d) if uses_features(kernel, d, k) else d + 1)
+        whole = uses_features(kernel, d, k) and not makes_pieces(kernel)
+        return 5 * d + (n_statistics(kernel, d) if whole else d + 1)
 
     def missing_bytes(self, rows: int, k: int, d: int) -> int:
         """Return the bytes of scratch that a block with missing values takes beside those of one without."""
@@ -294,6 +315,9 @@ class Gaussian:
         return (
             over_holes(self._plain_kernel(params, chunk), params, chunk) if self.missing and has_holes(chunk) else None
         )
+
+    def _stats(self, n: Array, x: Float, xx: Array) -> GaussianStats:
+        return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
 
     def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel | HolesKernel:
         return self.holes(params, chunk) or self._plain_kernel(params, chunk)

@@ -44,6 +44,7 @@ __all__ = [
     "Kernel",
     "Moments",
     "log_det",
+    "makes_pieces",
     "n_statistics",
     "pack",
     "ratios",
@@ -71,6 +72,11 @@ def uses_features(covariance: str, n_features: int, n_components: int) -> bool:
     if covariance != "full":
         return True
     return n_features <= 8 or (n_features <= 64 and 5 * n_components >= 2 * n_features)
+
+
+def makes_pieces(covariance: str) -> bool:
+    """Return whether there is compiled code for the features form, which never holds T(u) of a block."""
+    return compiled.available() and covariance in ("full", "diag")
 
 
 def n_statistics(covariance: str, d: int) -> int:
@@ -211,6 +217,18 @@ class Kernel:
         # Rounding takes rows near a mean below zero.
         return np.maximum(out, 0, out=out)
 
+    def e_step(self, chunk: Chunk, log_weights: Float) -> tuple[Moments, Float] | None:
+        """Return the moments of the rows under the posterior of the component, and log p(x) (n,), found in one go.
+
+        None where compiled code cannot do it, or not accurately.
+        """
+        if not self.compiled or self.apart:
+            return None
+        rows = np.ascontiguousarray(chunk.rows, self.dtype)
+        given = self.natural, log_weights + self.lost, chunk.weight
+        sums, largest, total = compiled.e_step(self.covariance, rows, self.shift, self.scale, *given)
+        return self._split(sums), np.log(total, dtype=np.float64) + largest
+
     def moments(self, chunk: Chunk, resp: Array) -> Moments:
         """Return n (k,), x (k, d) and xx of the rows under `resp` (k, n), in scaled units about the references."""
         k, d = self.delta.shape
@@ -231,7 +249,7 @@ class Kernel:
     @property
     def compiled(self) -> bool:
         """Whether T(u) is made by compiled code, piece by piece, where it is multiplied."""
-        return compiled.available() and self.form == "features" and self.covariance in ("full", "diag")
+        return self.form == "features" and makes_pieces(self.covariance)
 
     def _features(self, chunk: Chunk) -> Array:
         """Return T(u), or u for compiled code, or [u, 1] for the triangular form.
@@ -295,15 +313,19 @@ class Kernel:
     def _moments_features(self, chunk: Chunk, resp: Array) -> Moments:
         features, d = self._features(chunk), self.delta.shape[1]
         if self.compiled:
-            sums = compiled.moments(self.covariance, features, np.ascontiguousarray(resp))
-            second = sums[:, d + 1 :]
-            return sums[:, 0], sums[:, 1 : d + 1], second if self.packed else unpack(second, d)
+            return self._split(compiled.moments(self.covariance, features, np.ascontiguousarray(resp)))
         if self.covariance != "tied":
             sums = np.matmul(resp, features.T).astype(np.float64, copy=False)
             return sums[:, 0], sums[:, 1 : d + 1], sums[:, -1] if self.covariance == "spherical" else sums[:, d + 1 :]
         sums = np.matmul(resp, features[: d + 1].T).astype(np.float64, copy=False)
         shares = np.delete(resp, self.own, axis=0) if self.own else resp
         return sums[:, 0], sums[:, 1:], _scatter(chunk, features[1 : d + 1], shares.sum(axis=0)).astype(np.float64)
+
+    def _split(self, sums: Float) -> Moments:
+        """Return n, x and xx of their sums (k, p) by compiled code."""
+        d = self.delta.shape[1]
+        second = sums[:, d + 1 :]
+        return sums[:, 0], sums[:, 1 : d + 1], second if self.packed else unpack(second, d)
 
     def _moments_triangular(self, chunk: Chunk, resp: Array) -> Moments:
         features, (k, d) = self._features(chunk), self.delta.shape

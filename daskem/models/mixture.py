@@ -162,12 +162,9 @@ class Mixture:
         total_weight = chunk.total_weight
         chunk = _telling(chunk.present()) if self.handles_missing else chunk.present()
         with np.errstate(all="ignore"):
-            resp, row_log_prob = self._responsibilities(params, chunk, chunk.weight)
+            stats, row_log_prob = self._posterior_stats(params, chunk) or self._resp_and_stats(params, chunk)
             weighted = row_log_prob if chunk.weight is None else row_log_prob * chunk.weight
-            components = self.family.stats(params.components, chunk, resp.T)
-            n = getattr(components, "n", None)
-            n = resp.sum(axis=1, dtype=np.float64) if n is None else np.array(n)
-            return Expectation(MixtureStats(n, components), float(weighted.sum()), total_weight)
+            return Expectation(stats, float(weighted.sum()), total_weight)
 
     def m_step(self, stats: MixtureStats, params: MixtureParams) -> MixtureParams:
         """Return weights and the family's parameters; a reseeded component shares the weight of its donor.
@@ -310,6 +307,22 @@ class Mixture:
         asked = {"sample": "draw"}.get(method, method)
         return method not in FAMILY_METHODS or hasattr(self.family, asked)
 
+    def _posterior_stats(self, params: MixtureParams, chunk: Chunk) -> tuple[MixtureStats, Float] | None:
+        """Return statistics and log p(x), (n,), if the family finds them in one go."""
+        if chunk.labels is not None or not _finds_at_once(type(self.family)):
+            return None
+        at_once = cast(Any, self.family).posterior_stats
+        found = at_once(params.components, chunk, self._log_weights(params))
+        return None if found is None else (MixtureStats(np.array(found[0].n), found[0]), found[1])
+
+    def _resp_and_stats(self, params: MixtureParams, chunk: Chunk) -> tuple[MixtureStats, Float]:
+        """Return statistics and log p(x), (n,), by way of the responsibilities."""
+        resp, row_log_prob = self._responsibilities(params, chunk, chunk.weight)
+        components = self.family.stats(params.components, chunk, resp.T)
+        n = getattr(components, "n", None)
+        n = resp.sum(axis=1, dtype=np.float64) if n is None else np.array(n)
+        return MixtureStats(n, components), row_log_prob
+
     def _responsibilities(
         self, params: MixtureParams, chunk: Chunk, weight: Float | None = None
     ) -> tuple[Array, Float]:
@@ -417,6 +430,16 @@ def _telling(chunk: Chunk) -> Chunk:
     if chunk.labels is not None:
         telling |= chunk.labels >= 0 if chunk.labels.ndim == 1 else (chunk.labels != 1).any(axis=1)
     return chunk if telling.all() else chunk.select(telling)
+
+
+def _finds_at_once(family: type) -> bool:
+    """Return whether a family has `posterior_stats`, and no subclass a density or statistics that it knows not of."""
+    for cls in family.__mro__:
+        if "posterior_stats" in vars(cls):
+            return True
+        if not vars(cls).keys().isdisjoint({"log_prob", "stats"}):
+            return False
+    return False
 
 
 def _normalise(joint: Array, log_weights: Float, weight: Float | None) -> Float:

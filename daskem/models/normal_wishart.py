@@ -90,6 +90,12 @@ class NormalWishart(Gaussian):
         out += self._excess(params).astype(out.dtype)
         return out
 
+    def posterior_stats(  # type: ignore[override]
+        self, params: NormalWishartParams, chunk: Chunk, log_weights: Float
+    ) -> tuple[GaussianStats, Float] | None:
+        """Return what `Gaussian.posterior_stats` does, by the expected log densities."""
+        return super().posterior_stats(params, chunk, log_weights + self._excess(params))
+
     def m_step(  # type: ignore[override]
         self, stats: GaussianStats, params: NormalWishartParams, n: Float | None = None
     ) -> NormalWishartParams:

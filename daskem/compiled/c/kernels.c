@@ -12,6 +12,9 @@
  * of its features are made at a time: they stay in the first cache. */
 #define STRIP 4
 #define PANEL 64
+/* Features of a tile of moments that are made at a time, a multiple of 3: they and the responsibilities of four
+ * components stay in the first cache. */
+#define MOMENTS 6
 
 typedef double pair __attribute__((vector_size(16)));
 typedef double quad __attribute__((vector_size(32)));
@@ -28,6 +31,13 @@ typedef double quad __attribute__((vector_size(32)));
     switch (size) { CASES_TO_4(function, __VA_ARGS__) }
 #define UP_TO_6(size, function, ...)                                                                                   \
     switch (size) { CASES_TO_4(function, __VA_ARGS__) CASE(5, function, __VA_ARGS__) CASE(6, function, __VA_ARGS__) }
+
+#ifdef __clang__
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+typedef int64_t places __attribute__((vector_size(32)));
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (places){__VA_ARGS__})
+#endif
 
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
@@ -74,6 +84,12 @@ int uses_avx2(void) { return AVX2; }
     int normalise_##type(type *joint, const double *log_weights, const double *weight, double *largest, type *total,   \
                          int64_t n, int64_t k) {                                                                       \
         return CALL(normalise, type, joint, log_weights, weight, largest, total, n, k);                                \
+    }                                                                                                                  \
+    int e_step_##type(int full, const type *rows, const double *shift, const double *scale, const type *natural,       \
+                      const double *log_weights, const double *weight, double *sums, double *largest, type *total,     \
+                      int64_t n, int64_t d, int64_t k) {                                                               \
+        return CALL(e_step, type, full, rows, shift, scale, natural, log_weights, weight, sums, largest, total, n, d,  \
+                    k);                                                                                                \
     }                                                                                                                  \
     int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \
                        const double *weight, const int64_t *labels, double *sums, int64_t n, int64_t d, int64_t k) {   \

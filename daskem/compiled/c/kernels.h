@@ -13,6 +13,7 @@
  */
 
 #define LANES (32 / (int64_t)sizeof(REAL))
+#define DENSITY_ROWS (STRIP * 2 * LANES)
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define vector NAME(vector)
 #define mask NAME(mask)
@@ -37,9 +38,11 @@ INLINE vector NAME(choose)(mask which, vector yes, vector no) {
     return (vector)((which & (mask)yes) | (~which & (mask)no));
 }
 
-/* Copy `rows` columns of `count` lines that lie `stride` apart to lines of `width`, and fill these with zeros. */
-INLINE void NAME(gather)(const REAL *from, int64_t stride, int64_t count, int64_t rows, int64_t width, REAL *to) {
-    for (int64_t i = 0; i < count; i++, from += stride, to += width) {
+/* Copy `rows` columns of `count` lines that lie `stride` apart to lines that lie `apart`, and fill `width` with zeros.
+ */
+INLINE void NAME(gather)(const REAL *from, int64_t stride, int64_t count, int64_t rows, int64_t width, REAL *to,
+                         int64_t apart) {
+    for (int64_t i = 0; i < count; i++, from += stride, to += apart) {
         if (rows == width) {
             for (int64_t r = 0; r < width; r += LANES)
                 NAME(store)(to + r, NAME(load)(from + r));
@@ -50,25 +53,41 @@ INLINE void NAME(gather)(const REAL *from, int64_t stride, int64_t count, int64_
     }
 }
 
-/* Write (x - shift) * scale of rows (n, d) to `out` (d, n); `scale` may be NULL. Single precision is kept from rounding
- * the shift, which would move the means. */
+/* Return (x - shift) * scale of four features of a row. Single precision is kept from rounding the shift, which would
+ * move the means. */
+INLINE quad NAME(shift_four)(const REAL *x, const double *shift, const double *scale) {
+    const quad value = {x[0], x[1], x[2], x[3]}, less = {shift[0], shift[1], shift[2], shift[3]};
+    const quad by = {scale[0], scale[1], scale[2], scale[3]};
+    return (value - less) * by;
+}
+
+/* Write (x - shift) * scale of `count` rows of d to as many columns of `out`, whose lines lie `stride` apart. */
+INLINE void NAME(shift_tile)(const REAL *rows, const double *shift, const double *scale, REAL *out, int64_t stride,
+                             int64_t count, int64_t d) {
+    const int64_t whole = count / 4 * 4, square = d / 4 * 4;
+    for (int64_t j = 0; j < square; j += 4)
+        for (int64_t r = 0; r < whole; r += 4) {
+            quad x[4];
+            for (int i = 0; i < 4; i++)
+                x[i] = NAME(shift_four)(rows + (r + i) * d + j, shift + j, scale + j);
+            const quad even[2] = {SHUFFLE(x[0], x[1], 0, 4, 2, 6), SHUFFLE(x[2], x[3], 0, 4, 2, 6)};
+            const quad odd[2] = {SHUFFLE(x[0], x[1], 1, 5, 3, 7), SHUFFLE(x[2], x[3], 1, 5, 3, 7)};
+            x[0] = SHUFFLE(even[0], even[1], 0, 1, 4, 5);
+            x[1] = SHUFFLE(odd[0], odd[1], 0, 1, 4, 5);
+            x[2] = SHUFFLE(even[0], even[1], 2, 3, 6, 7);
+            x[3] = SHUFFLE(odd[0], odd[1], 2, 3, 6, 7);
+            for (int i = 0; i < 4; i++)
+                for (int lane = 0; lane < 4; lane++)
+                    out[(j + i) * stride + r + lane] = (REAL)x[i][lane];
+        }
+    for (int64_t j = 0; j < d; j++)
+        for (int64_t r = j < square ? whole : 0; r < count; r++)
+            out[j * stride + r] = (REAL)(((double)rows[r * d + j] - shift[j]) * scale[j]);
+}
+
 TARGET static int NAME(shifted)(const REAL *rows, const double *shift, const double *scale, REAL *out, int64_t n,
                                 int64_t d) {
-    const int64_t width = 64 / (int64_t)sizeof(REAL);
-    for (int64_t row = 0; row < n; row += width, rows += width * d) {
-        const int64_t count = n - row < width ? n - row : width;
-        for (int64_t j = 0; j < d; j++) {
-            const double by = scale ? scale[j] : 1.0;
-            REAL *to = out + j * n + row;
-            if (count == width) {
-                for (int64_t r = 0; r < width; r++)
-                    to[r] = (REAL)(((double)rows[r * d + j] - shift[j]) * by);
-            } else {
-                for (int64_t r = 0; r < count; r++)
-                    to[r] = (REAL)(((double)rows[r * d + j] - shift[j]) * by);
-            }
-        }
-    }
+    NAME(shift_tile)(rows, shift, scale, out, n, n, d);
     return 0;
 }
 
@@ -103,7 +122,7 @@ INLINE void NAME(features)(int full, const REAL *u, int64_t d, int64_t width, in
 
 /* Add to `out` (m lines of two vectors) the product of m lines of `natural` and `count` features of as many rows. */
 INLINE void NAME(density_group)(const int m, const REAL *natural, int64_t p, const REAL *t, int64_t count, REAL *out) {
-    const int64_t width = STRIP * 2 * LANES;
+    const int64_t width = DENSITY_ROWS;
     vector sum[GROUP][2];
     for (int c = 0; c < m; c++)
         for (int v = 0; v < 2; v++)
@@ -121,33 +140,40 @@ INLINE void NAME(density_group)(const int m, const REAL *natural, int64_t p, con
             NAME(store)(out + c * width + v * LANES, sum[c][v]);
 }
 
+/* Write the log densities of `tile`, d lines of DENSITY_ROWS, to the k lines of `out`; `t` has room for PANEL lines. */
+TARGET static void NAME(density_tile)(int full, const REAL *tile, const REAL *natural, REAL *out, REAL *t, int64_t d,
+                                      int64_t k) {
+    const int64_t width = DENSITY_ROWS, p = n_features(full, d), groups = (k + GROUP - 1) / GROUP;
+    for (int64_t c = 0; c < k; c++)
+        for (int64_t r = 0; r < width; r += LANES)
+            NAME(store)(out + c * width + r, NAME(all)(natural[c * p]));
+    int64_t i = -1, j = 0;
+    for (int64_t f = 1; f < p; f += PANEL) {
+        const int64_t count = p - f < PANEL ? p - f : PANEL;
+        NAME(features)(full, tile, d, width, count, &i, &j, t);
+        for (int64_t g = 0, c = 0; g < groups; g++) {
+            /* Components are shared out evenly: a group of one or two would leave the arithmetic units idle. */
+            const int64_t m = (k - c + groups - g - 1) / (groups - g);
+            for (int64_t r = 0; r < width; r += 2 * LANES) {
+                const REAL *of = natural + c * p + f;
+                REAL *to = out + c * width + r;
+                UP_TO_6(m, NAME(density_group), of, p, t + r, count, to)
+            }
+            c += m;
+        }
+    }
+}
+
 TARGET static int NAME(log_prob)(int full, const REAL *u, const REAL *natural, REAL *out, int64_t n, int64_t d,
                                  int64_t k) {
-    const int64_t width = STRIP * 2 * LANES, p = n_features(full, d), groups = (k + GROUP - 1) / GROUP;
+    const int64_t width = DENSITY_ROWS;
     REAL *tile = allocate((d + k + PANEL) * width * sizeof(REAL));
     if (!tile) return -1;
     REAL *result = tile + d * width, *t = result + k * width;
     for (int64_t row = 0; row < n; row += width) {
         const int64_t rows = n - row < width ? n - row : width;
-        NAME(gather)(u + row, n, d, rows, width, tile);
-        for (int64_t c = 0; c < k; c++)
-            for (int64_t r = 0; r < width; r += LANES)
-                NAME(store)(result + c * width + r, NAME(all)(natural[c * p]));
-        int64_t i = -1, j = 0;
-        for (int64_t f = 1; f < p; f += PANEL) {
-            const int64_t count = p - f < PANEL ? p - f : PANEL;
-            NAME(features)(full, tile, d, width, count, &i, &j, t);
-            for (int64_t g = 0, c = 0; g < groups; g++) {
-                /* Components are shared out evenly: a group of one or two would leave the arithmetic units idle. */
-                const int64_t m = (k - c + groups - g - 1) / (groups - g);
-                for (int64_t r = 0; r < width; r += 2 * LANES) {
-                    const REAL *of = natural + c * p + f;
-                    REAL *to = result + c * width + r;
-                    UP_TO_6(m, NAME(density_group), of, p, t + r, count, to)
-                }
-                c += m;
-            }
-        }
+        NAME(gather)(u + row, n, d, rows, width, tile, width);
+        NAME(density_tile)(full, tile, natural, result, t, d, k);
         for (int64_t c = 0; c < k; c++)
             memcpy(out + c * n + row, result + c * width, rows * sizeof(REAL));
     }
@@ -185,37 +211,44 @@ INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int
             sums[c * p + f] += NAME(total)(sum[c][f]);
 }
 
-TARGET static int NAME(moments)(int full, const REAL *u, const REAL *resp, double *sums, int64_t n, int64_t d,
-                                int64_t k) {
-    const int64_t p = n_features(full, d), panel = MOMENTS;
-    REAL *tile = allocate((d + k + panel) * TILE_ROWS * sizeof(REAL));
-    if (!tile) return -1;
-    REAL *shares = tile + d * TILE_ROWS, *t = shares + k * TILE_ROWS;
-    memset(sums, 0, k * p * sizeof(double));
-    for (int64_t row = 0; row < n; row += TILE_ROWS) {
-        const int64_t rows = n - row < TILE_ROWS ? n - row : TILE_ROWS;
-        NAME(gather)(u + row, n, d, rows, TILE_ROWS, tile);
-        NAME(gather)(resp + row, n, k, rows, TILE_ROWS, shares);
-        for (int64_t c = 0; c < k; c++) {
-            vector sum = {0};
-            for (int64_t r = 0; r < TILE_ROWS; r += LANES)
-                sum += NAME(load)(shares + c * TILE_ROWS + r);
-            sums[c * p] += NAME(total)(sum);
-        }
-        int64_t i = -1, j = 0;
-        for (int64_t f = 1; f < p; f += panel) {
-            const int64_t count = p - f < panel ? p - f : panel;
-            NAME(features)(full, tile, d, TILE_ROWS, count, &i, &j, t);
-            for (int64_t c = 0; c < k; c += 4) {
-                const REAL *share = shares + c * TILE_ROWS;
-                for (int64_t g = 0; g < count; g += 3) {
-                    double *to = sums + c * p + f + g;
-                    const REAL *of = t + g * TILE_ROWS;
-                    const int used = count - g < 3 ? (int)(count - g) : 3;
-                    UP_TO_4(k - c < 4 ? k - c : 4, NAME(moment_group), share, of, used, to, p)
-                }
+/* Add to sums (k, p) the moments of `tile` under `shares`, d and k lines of TILE_ROWS; `t` has room for MOMENTS lines.
+ */
+TARGET static void NAME(moment_tile)(int full, const REAL *tile, const REAL *shares, REAL *t, double *sums, int64_t d,
+                                     int64_t k) {
+    const int64_t p = n_features(full, d);
+    for (int64_t c = 0; c < k; c++) {
+        vector sum = {0};
+        for (int64_t r = 0; r < TILE_ROWS; r += LANES)
+            sum += NAME(load)(shares + c * TILE_ROWS + r);
+        sums[c * p] += NAME(total)(sum);
+    }
+    int64_t i = -1, j = 0;
+    for (int64_t f = 1; f < p; f += MOMENTS) {
+        const int64_t count = p - f < MOMENTS ? p - f : MOMENTS;
+        NAME(features)(full, tile, d, TILE_ROWS, count, &i, &j, t);
+        for (int64_t c = 0; c < k; c += 4) {
+            const REAL *share = shares + c * TILE_ROWS;
+            for (int64_t g = 0; g < count; g += 3) {
+                double *to = sums + c * p + f + g;
+                const REAL *of = t + g * TILE_ROWS;
+                const int used = count - g < 3 ? (int)(count - g) : 3;
+                UP_TO_4(k - c < 4 ? k - c : 4, NAME(moment_group), share, of, used, to, p)
             }
         }
+    }
+}
+
+TARGET static int NAME(moments)(int full, const REAL *u, const REAL *resp, double *sums, int64_t n, int64_t d,
+                                int64_t k) {
+    REAL *tile = allocate((d + k + MOMENTS) * TILE_ROWS * sizeof(REAL));
+    if (!tile) return -1;
+    REAL *shares = tile + d * TILE_ROWS, *t = shares + k * TILE_ROWS;
+    memset(sums, 0, k * n_features(full, d) * sizeof(double));
+    for (int64_t row = 0; row < n; row += TILE_ROWS) {
+        const int64_t rows = n - row < TILE_ROWS ? n - row : TILE_ROWS;
+        NAME(gather)(u + row, n, d, rows, TILE_ROWS, tile, TILE_ROWS);
+        NAME(gather)(resp + row, n, k, rows, TILE_ROWS, shares, TILE_ROWS);
+        NAME(moment_tile)(full, tile, shares, t, sums, d, k);
     }
     free(tile);
     return 0;
@@ -239,8 +272,53 @@ INLINE vector NAME(exp)(vector x) {
     return NAME(choose)(tiny, (vector){0}, sum * power);
 }
 
-/* Turn log densities (k, n) into responsibilities times weight (or 1, where weight is NULL), in place. With the log
- * weights added, write the largest of each row, or 0 where that is -inf, and the sum of exp(log density - largest). */
+/* Turn the log densities of 4 LANES rows, in k lines that lie `stride` apart, into responsibilities times weight (or 1,
+ * where weight is NULL). With the log weights added, write the largest of each of the first `rows`, or 0 where that is
+ * -inf, and the sum of exp(log density - largest). */
+TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double *log_weights, const double *weight,
+                                        double *largest, REAL *total, int64_t rows, int64_t k) {
+    vector most[4], sum[4], factor[4];
+    for (int v = 0; v < 4; v++)
+        most[v] = NAME(all)(-(REAL)INFINITY);
+    for (int64_t c = 0; c < k; c++) {
+        const vector log_weight = NAME(all)((REAL)log_weights[c]);
+        for (int v = 0; v < 4; v++) {
+            REAL *at = tile + c * stride + v * LANES;
+            const vector x = NAME(load)(at) + log_weight;
+            NAME(store)(at, x);
+            most[v] = NAME(choose)((x > most[v]) | (x != x), x, most[v]);
+        }
+    }
+    for (int v = 0; v < 4; v++) {
+        most[v] = NAME(choose)(most[v] == -(REAL)INFINITY, (vector){0}, most[v]);
+        sum[v] = (vector){0};
+    }
+    for (int64_t c = 0; c < k; c++)
+        for (int v = 0; v < 4; v++) {
+            REAL *at = tile + c * stride + v * LANES;
+            const vector x = NAME(exp)(NAME(load)(at) - most[v]);
+            NAME(store)(at, x);
+            sum[v] += x;
+        }
+    REAL share[4 * LANES], values[2][4 * LANES];
+    for (int64_t r = 0; r < 4 * LANES; r++)
+        share[r] = weight && r < rows ? (REAL)weight[r] : 1;
+    for (int v = 0; v < 4; v++) {
+        factor[v] = NAME(load)(share + v * LANES) / NAME(choose)(sum[v] == 0, NAME(all)(1), sum[v]);
+        NAME(store)(values[0] + v * LANES, most[v]);
+        NAME(store)(values[1] + v * LANES, sum[v]);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        largest[r] = values[0][r];
+        total[r] = values[1][r];
+    }
+    for (int64_t c = 0; c < k; c++)
+        for (int v = 0; v < 4; v++) {
+            REAL *at = tile + c * stride + v * LANES;
+            NAME(store)(at, NAME(load)(at) * factor[v]);
+        }
+}
+
 TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const double *weight, double *largest,
                                   REAL *total, int64_t n, int64_t k) {
     const int64_t width = 4 * LANES;
@@ -248,50 +326,41 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
     if (!tile) return -1;
     for (int64_t row = 0; row < n; row += width) {
         const int64_t rows = n - row < width ? n - row : width;
-        NAME(gather)(joint + row, n, k, rows, width, tile);
-        vector most[4], sum[4], factor[4];
-        for (int v = 0; v < 4; v++)
-            most[v] = NAME(all)(-(REAL)INFINITY);
-        for (int64_t c = 0; c < k; c++) {
-            const vector log_weight = NAME(all)((REAL)log_weights[c]);
-            for (int v = 0; v < 4; v++) {
-                REAL *at = tile + c * width + v * LANES;
-                const vector x = NAME(load)(at) + log_weight;
-                NAME(store)(at, x);
-                most[v] = NAME(choose)((x > most[v]) | (x != x), x, most[v]);
-            }
-        }
-        for (int v = 0; v < 4; v++) {
-            most[v] = NAME(choose)(most[v] == -(REAL)INFINITY, (vector){0}, most[v]);
-            sum[v] = (vector){0};
-        }
+        NAME(gather)(joint + row, n, k, rows, width, tile, width);
+        NAME(normalise_tile)(tile, width, log_weights, weight ? weight + row : NULL, largest + row, total + row, rows,
+                             k);
         for (int64_t c = 0; c < k; c++)
-            for (int v = 0; v < 4; v++) {
-                REAL *at = tile + c * width + v * LANES;
-                const vector x = NAME(exp)(NAME(load)(at) - most[v]);
-                NAME(store)(at, x);
-                sum[v] += x;
-            }
-        for (int v = 0; v < 4; v++) {
-            REAL share[LANES];
-            for (int lane = 0; lane < LANES; lane++) {
-                const int64_t r = v * LANES + lane;
-                share[lane] = sum[v][lane] == 0 ? 1 : sum[v][lane];
-                share[lane] = (REAL)((weight && r < rows ? weight[row + r] : 1.0) / share[lane]);
-                if (r < rows) {
-                    largest[row + r] = most[v][lane];
-                    total[row + r] = sum[v][lane];
-                }
-            }
-            factor[v] = NAME(load)(share);
-        }
-        for (int64_t c = 0; c < k; c++) {
-            for (int v = 0; v < 4; v++) {
-                REAL *at = tile + c * width + v * LANES;
-                NAME(store)(at, NAME(load)(at) * factor[v]);
-            }
             memcpy(joint + c * n + row, tile + c * width, rows * sizeof(REAL));
+    }
+    free(tile);
+    return 0;
+}
+
+/* Do what shifted, log_prob, normalise and moments do one after the other, tile by tile: what stands between them does
+ * not leave the second cache. */
+TARGET static int NAME(e_step)(int full, const REAL *rows, const double *shift, const double *scale,
+                               const REAL *natural, const double *log_weights, const double *weight, double *sums,
+                               double *largest, REAL *total, int64_t n, int64_t d, int64_t k) {
+    const int64_t width = DENSITY_ROWS, span = 4 * LANES;
+    const int64_t scratch = PANEL * width > MOMENTS * TILE_ROWS ? PANEL * width : MOMENTS * TILE_ROWS;
+    REAL *tile = allocate(((d + k) * (TILE_ROWS + width) + scratch) * sizeof(REAL));
+    if (!tile) return -1;
+    REAL *shares = tile + d * TILE_ROWS, *part = shares + k * TILE_ROWS, *resp = part + d * width;
+    REAL *t = resp + k * width;
+    memset(sums, 0, k * n_features(full, d) * sizeof(double));
+    for (int64_t row = 0; row < n; row += TILE_ROWS) {
+        for (int64_t at = 0; at < TILE_ROWS; at += width) {
+            const int64_t first = row + at, left = n - first, count = left < 0 ? 0 : left < width ? left : width;
+            if (count < width) memset(part, 0, d * width * sizeof(REAL));
+            NAME(shift_tile)(rows + first * d, shift, scale, part, width, count, d);
+            NAME(density_tile)(full, part, natural, resp, t, d, k);
+            for (int64_t r = 0; r < count; r += span)
+                NAME(normalise_tile)(resp + r, width, log_weights, weight ? weight + first + r : NULL,
+                                     largest + first + r, total + first + r, count - r < span ? count - r : span, k);
+            NAME(gather)(part, width, d, width, width, tile + at, TILE_ROWS);
+            NAME(gather)(resp, width, k, count, width, shares + at, TILE_ROWS);
         }
+        NAME(moment_tile)(full, tile, shares, t, sums, d, k);
     }
     free(tile);
     return 0;
@@ -398,6 +467,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
 #endif
 
 #undef LANES
+#undef DENSITY_ROWS
 #undef INLINE
 #undef vector
 #undef mask
@@ -405,7 +475,6 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
 #undef INTEGER
 #undef NAME
 #undef TILE_ROWS
-#undef MOMENTS
 #undef EXP_SMALLEST
 #undef EXP_ROUND
 #undef EXP_LOG2_HIGH

@@ -1,8 +1,6 @@
 /* The kernels for both floating types with one set of vector instructions, named VARIANT and allowed by TARGET.
  *
- * TILE_ROWS are the rows of a tile of moments, of whose features MOMENTS, a multiple of 3, are made at a time: they and
- * the responsibilities of four components stay in the first cache. Sums over single precision take longer, and longer
- * tiles, to add to double precision.
+ * TILE_ROWS are the rows of a tile of moments: 2 KiB of each feature.
  *
  * What exp needs of a type: the argument below which its result is not a normal number, what rounds to a whole number
  * when added, log 2 in two parts of which the first ends in zeros, the terms of its series, and the exponent's bias and
@@ -13,8 +11,7 @@
 
 #define REAL double
 #define INTEGER int64_t
-#define TILE_ROWS 128
-#define MOMENTS 12
+#define TILE_ROWS 256
 #define NAME(name) JOINED(name, double, VARIANT)
 #define EXP_SMALLEST (-708.0)
 #define EXP_ROUND 0x1.8p52
@@ -29,7 +26,6 @@
 #define REAL float
 #define INTEGER int32_t
 #define TILE_ROWS 512
-#define MOMENTS 6
 #define NAME(name) JOINED(name, float, VARIANT)
 #define EXP_SMALLEST (-87.0f)
 #define EXP_ROUND 0x1.8p23f
