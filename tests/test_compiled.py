@@ -193,6 +193,26 @@ def test_of_equally_near_centers_the_first_is_taken():
     assert sums[:, 1].tolist() == [0, 9, 0, 0]
 
 
+@each_build
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_rows_between_centers_go_where_double_precision_says(size):
+    rng = np.random.default_rng(7)
+    centers = rng.standard_normal((3, 5))
+    step = centers[1] - centers[0]
+    centers[2] = centers[0] + 4 * step
+    # From the plane between the first two towards the second, or back, by what single precision sees and does not see.
+    by = np.concatenate([-np.geomspace(1e-13, 0.5, 300), np.geomspace(1e-13, 0.5, 300)])
+    rows = size * ((centers[0] + centers[1]) / 2 + by[:, None] * step)
+    expected = rows[by < 0].sum(axis=0), rows[by > 0].sum(axis=0)
+    centers *= size
+    for order in (np.arange(600), rng.permutation(600), np.flatnonzero(by > 0.1)):
+        half_squares = 0.5 * (centers**2).sum(axis=1)
+        sums = compiled.nearest(rows[order], np.zeros(5), 1.0, centers, half_squares, None, None)
+        assert sums[:, 5].tolist() == [(by[order] < 0).sum(), (by[order] > 0).sum(), 0]
+    sums = compiled.nearest(rows, np.zeros(5), 1.0, centers, half_squares, None, None)
+    np.testing.assert_allclose(sums[:2, :5], expected, rtol=1e-13)
+
+
 def test_kernels_of_other_sources_are_not_called(tmp_path):
     folder = tmp_path / "compiled"
     shutil.copytree(ROOT / "daskem" / "compiled", folder)

@@ -366,18 +366,19 @@ TARGET static int NAME(e_step)(int full, const REAL *rows, const double *shift, 
     return 0;
 }
 
-/* Put m centers, of which the first has this number, beside the nearest ones so far of two vectors of rows.
+/* Put m centers, of which the first has this number, beside the nearest ones so far of two vectors of rows, and beside
+ * the scores of the second nearest, if asked for.
  *
  * The nearest center c has the largest u c - |c|^2 / 2; of equals the first stands. The product is summed on its own,
  * as BLAS does it: where rows are as far from one center as from another, rounding decides, here as there. */
 INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *half, int64_t d, INTEGER number,
-                                const REAL *u, vector *best, mask *nearest) {
+                                const REAL *u, int64_t apart, vector *best, vector *second, mask *nearest) {
     vector score[GROUP][2];
     for (int c = 0; c < m; c++)
         for (int v = 0; v < 2; v++)
             score[c][v] = (vector){0};
     for (int64_t j = 0; j < d; j++) {
-        vector left = NAME(load)(u + 2 * j * LANES), right = NAME(load)(u + (2 * j + 1) * LANES);
+        vector left = NAME(load)(u + j * apart), right = NAME(load)(u + j * apart + LANES);
         for (int c = 0; c < m; c++) {
             vector coordinate = NAME(all)(centers[c * d + j]);
             score[c][0] += coordinate * left;
@@ -388,10 +389,62 @@ INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *ha
         for (int v = 0; v < 2; v++) {
             const vector nearness = score[c][v] - half[c];
             const mask closer = nearness > best[v];
+            if (second) {
+                const vector loser = NAME(choose)(closer, best[v], nearness);
+                second[v] = NAME(choose)(loser > second[v], loser, second[v]);
+            }
             best[v] = NAME(choose)(closer, nearness, best[v]);
             nearest[v] = (closer & (number + c)) | (~closer & nearest[v]);
         }
 }
+
+/* Find the nearest centers of two vectors of rows, whose d features lie `apart`. */
+INLINE void NAME(nearest_tile)(const REAL *u, int64_t apart, const REAL *centers, const REAL *half, int64_t d,
+                               int64_t k, vector *best, vector *second, mask *nearest) {
+    const int64_t groups = (k + GROUP - 1) / GROUP;
+    for (int v = 0; v < 2; v++) {
+        best[v] = NAME(all)(-(REAL)INFINITY);
+        if (second) second[v] = best[v];
+        nearest[v] = (mask){0};
+    }
+    for (int64_t g = 0, c = 0; g < groups; g++) {
+        const int64_t m = (k - c + groups - g - 1) / (groups - g);
+        UP_TO_6(m, NAME(nearest_group), centers + c * d, half + c, d, c, u, apart, best, second, nearest)
+        c += m;
+    }
+}
+
+#ifdef SCREENS
+/* Find the nearest centers (k, d) of ASSIGNED rows of double precision in single precision; return whether they are the
+ * nearest ones for certain, far enough from the second nearest that rounding cannot have decided.
+ *
+ * A score is off by at most (d + 4) / 2^24 (|u| |c| + |c|^2 / 2), or by what is not a normal number (Higham 2002,
+ * Accuracy and Stability of Numerical Algorithms, section 3.1); `longest` is the largest |c|. */
+TARGET static int NAME(settled)(const double *u, const REAL *centers, const REAL *half, REAL longest, int64_t d,
+                                int64_t k, REAL *across, int64_t *number) {
+    vector square[2] = {{0}, {0}}, best[2], second[2];
+    mask nearest[2], sure;
+    for (int64_t i = 0; i < d * ASSIGNED; i++)
+        across[i] = (REAL)u[i];
+    for (int64_t j = 0; j < d; j++)
+        for (int v = 0; v < 2; v++) {
+            const vector value = NAME(load)(across + j * ASSIGNED + v * LANES);
+            square[v] += value * value;
+        }
+    NAME(nearest_tile)(across, ASSIGNED, centers, half, d, k, best, second, nearest);
+    const REAL unit = (REAL)(d + 8) * FLT_EPSILON, least = (REAL)(d + 8) * FLT_MIN;
+    for (int v = 0; v < 2; v++) {
+        /* Twice (|u| |c| + |c|^2 / 2) <= |u|^2 + 2 |c|^2: no root is to be taken. */
+        const vector margin = unit * (square[v] + 2 * longest * longest) + least;
+        sure = v ? sure & (best[v] - second[v] > margin) : best[v] - second[v] > margin;
+        for (int lane = 0; lane < LANES; lane++)
+            number[v * LANES + lane] = nearest[v][lane];
+    }
+    for (int lane = 0; lane < LANES; lane++)
+        if (!sure[lane]) return 0;
+    return 1;
+}
+#endif
 
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
  * not negative, of weight (or 1) times u = (row - shift) * scale, then of the weight and of weight times |u|^2: (k,
@@ -399,10 +452,25 @@ INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *ha
 TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double scale, const REAL *centers,
                                 const REAL *half, const double *weight, const int64_t *labels, double *sums, int64_t n,
                                 int64_t d, int64_t k) {
-    const int64_t width = 2 * LANES, groups = (k + GROUP - 1) / GROUP;
+    const int64_t width = ASSIGNED;
     REAL *tile = allocate(2 * d * width * sizeof(REAL));
     if (!tile) return -1;
     REAL *across = tile + d * width;
+#ifdef SCREEN
+    float *screen = allocate((d * (width + k) + k) * sizeof(float)), longest = 0;
+    if (!screen) {
+        free(tile);
+        return -1;
+    }
+    float *rough = screen + d * width, *rough_half = rough + k * d;
+    for (int64_t i = 0; i < k * d; i++)
+        rough[i] = (float)centers[i];
+    for (int64_t c = 0; c < k; c++) {
+        rough_half[c] = (float)half[c];
+        longest = fmaxf(longest, 1.0001f * sqrtf(2 * rough_half[c]));
+    }
+    int64_t doubts = 0, tiles = 0;
+#endif
     memset(sums, 0, k * (d + 2) * sizeof(double));
     for (int64_t row = 0; row < n; row += width) {
         const int64_t count = n - row < width ? n - row : width;
@@ -421,28 +489,36 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
                 const REAL four[4] = {from[0], from[d], from[2 * d], from[3 * d]};
                 memcpy(across + j * width + r, four, sizeof four);
             }
-        vector best[2] = {NAME(all)(-(REAL)INFINITY), NAME(all)(-(REAL)INFINITY)};
-        mask nearest[2] = {{0}, {0}};
-        for (int64_t g = 0, c = 0; g < groups; g++) {
-            const int64_t m = (k - c + groups - g - 1) / (groups - g);
-            const REAL *of = centers + c * d;
-            UP_TO_6(m, NAME(nearest_group), of, half + c, d, c, across, best, nearest)
-            c += m;
+        int64_t number[ASSIGNED];
+        int found = 0;
+#ifdef SCREEN
+        /* Where half of the rows are in doubt, looking twice does not pay. */
+        if (2 * doubts <= tiles + 8) {
+            found = SCREEN(across, rough, rough_half, longest, d, k, screen, number);
+            doubts += !found;
+            tiles++;
         }
-        vector square[2] = {{0}, {0}};
-        for (int64_t j = 0; j < d; j++)
-            for (int v = 0; v < 2; v++) {
-                const vector u = NAME(load)(across + (2 * j + v) * LANES);
-                square[v] += u * u;
+#endif
+        for (int64_t r = 0; r < width && !found; r += 2 * LANES) {
+            vector best[2];
+            mask nearest[2];
+            NAME(nearest_tile)(across + r, width, centers, half, d, k, best, NULL, nearest);
+            for (int64_t lane = 0; lane < 2 * LANES; lane++)
+                number[r + lane] = nearest[lane / LANES][lane % LANES];
+        }
+        REAL squares[ASSIGNED];
+        for (int64_t r = 0; r < width; r += LANES) {
+            vector square = {0};
+            for (int64_t j = 0; j < d; j++) {
+                const vector u = NAME(load)(across + j * width + r);
+                square += u * u;
             }
-        INTEGER number[2 * LANES];
-        REAL squares[2 * LANES];
-        memcpy(number, nearest, sizeof number);
-        memcpy(squares, square, sizeof squares);
+            NAME(store)(squares + r, square);
+        }
         for (int64_t r = 0; r < count; r++) {
             const int64_t known = labels ? labels[row + r] : -1;
             const double share = weight ? weight[row + r] : 1.0;
-            double *to = sums + (d + 2) * (known >= 0 ? known : (int64_t)number[r]);
+            double *to = sums + (d + 2) * (known >= 0 ? known : number[r]);
             const REAL *u = tile + r * d;
             int64_t j = 0;
             for (; j + 4 <= d; j += 4) {
@@ -458,6 +534,9 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
             to[d + 1] += share * squares[r];
         }
     }
+#ifdef SCREEN
+    free(screen);
+#endif
     free(tile);
     return 0;
 }
@@ -483,3 +562,5 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
 #undef EXP_BIAS
 #undef EXP_SHIFT
 #undef HOLES
+#undef SCREEN
+#undef SCREENS

@@ -9,6 +9,20 @@
 #define JOIN(name, type, variant) name##_##type##_##variant
 #define JOINED(name, type, variant) JOIN(name, type, variant)
 
+#define REAL float
+#define INTEGER int32_t
+#define TILE_ROWS 512
+#define NAME(name) JOINED(name, float, VARIANT)
+#define EXP_SMALLEST (-87.0f)
+#define EXP_ROUND 0x1.8p23f
+#define EXP_LOG2_HIGH 0.693145751953125f
+#define EXP_LOG2_LOW 1.42860682030941723212e-6f
+#define EXP_TERMS 8
+#define EXP_BIAS 127
+#define EXP_SHIFT 23
+#define SCREENS
+#include "kernels.h"
+
 #define REAL double
 #define INTEGER int64_t
 #define TILE_ROWS 256
@@ -21,19 +35,7 @@
 #define EXP_BIAS 1023
 #define EXP_SHIFT 52
 #define HOLES
-#include "kernels.h"
-
-#define REAL float
-#define INTEGER int32_t
-#define TILE_ROWS 512
-#define NAME(name) JOINED(name, float, VARIANT)
-#define EXP_SMALLEST (-87.0f)
-#define EXP_ROUND 0x1.8p23f
-#define EXP_LOG2_HIGH 0.693145751953125f
-#define EXP_LOG2_LOW 1.42860682030941723212e-6f
-#define EXP_TERMS 8
-#define EXP_BIAS 127
-#define EXP_SHIFT 23
+#define SCREEN JOINED(settled, float, VARIANT)
 #include "kernels.h"
 
 #undef JOIN
