@@ -41,6 +41,16 @@ typedef int64_t places __attribute__((vector_size(32)));
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (places){__VA_ARGS__})
 #endif
 
+/* Turn four rows of four into their columns. */
+static inline __attribute__((always_inline)) void transpose(quad *x) {
+    const quad even[2] = {SHUFFLE(x[0], x[1], 0, 4, 2, 6), SHUFFLE(x[2], x[3], 0, 4, 2, 6)};
+    const quad odd[2] = {SHUFFLE(x[0], x[1], 1, 5, 3, 7), SHUFFLE(x[2], x[3], 1, 5, 3, 7)};
+    x[0] = SHUFFLE(even[0], even[1], 0, 1, 4, 5);
+    x[1] = SHUFFLE(odd[0], odd[1], 0, 1, 4, 5);
+    x[2] = SHUFFLE(even[0], even[1], 2, 3, 6, 7);
+    x[3] = SHUFFLE(odd[0], odd[1], 2, 3, 6, 7);
+}
+
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 static int64_t n_features(int full, int64_t d) { return 1 + d + (full ? d * (d + 1) / 2 : d); }

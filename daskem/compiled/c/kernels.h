@@ -70,12 +70,7 @@ INLINE void NAME(shift_tile)(const REAL *rows, const double *shift, const double
             quad x[4];
             for (int i = 0; i < 4; i++)
                 x[i] = NAME(shift_four)(rows + (r + i) * d + j, shift + j, scale + j);
-            const quad even[2] = {SHUFFLE(x[0], x[1], 0, 4, 2, 6), SHUFFLE(x[2], x[3], 0, 4, 2, 6)};
-            const quad odd[2] = {SHUFFLE(x[0], x[1], 1, 5, 3, 7), SHUFFLE(x[2], x[3], 1, 5, 3, 7)};
-            x[0] = SHUFFLE(even[0], even[1], 0, 1, 4, 5);
-            x[1] = SHUFFLE(odd[0], odd[1], 0, 1, 4, 5);
-            x[2] = SHUFFLE(even[0], even[1], 2, 3, 6, 7);
-            x[3] = SHUFFLE(odd[0], odd[1], 2, 3, 6, 7);
+            transpose(x);
             for (int i = 0; i < 4; i++)
                 for (int lane = 0; lane < 4; lane++)
                     out[(j + i) * stride + r + lane] = (REAL)x[i][lane];
@@ -414,18 +409,35 @@ INLINE void NAME(nearest_tile)(const REAL *u, int64_t apart, const REAL *centers
     }
 }
 
+/* Copy the columns of a tile of ASSIGNED rows (of d numbers) to the lines of `across`. */
+INLINE void NAME(turn)(const double *tile, int64_t d, REAL *across) {
+    int64_t j = 0;
+    for (; j + 4 <= d; j += 4)
+        for (int64_t r = 0; r < ASSIGNED; r += 4) {
+            quad x[4];
+            for (int i = 0; i < 4; i++)
+                memcpy(x + i, tile + (r + i) * d + j, sizeof(quad));
+            transpose(x);
+            for (int i = 0; i < 4; i++)
+                for (int lane = 0; lane < 4; lane++)
+                    across[(j + i) * ASSIGNED + r + lane] = (REAL)x[i][lane];
+        }
+    for (; j < d; j++)
+        for (int64_t r = 0; r < ASSIGNED; r++)
+            across[j * ASSIGNED + r] = (REAL)tile[r * d + j];
+}
+
 #ifdef SCREENS
 /* Find the nearest centers (k, d) of ASSIGNED rows of double precision in single precision; return whether they are the
  * nearest ones for certain, far enough from the second nearest that rounding cannot have decided.
  *
  * A score is off by at most (d + 4) / 2^24 (|u| |c| + |c|^2 / 2), or by what is not a normal number (Higham 2002,
  * Accuracy and Stability of Numerical Algorithms, section 3.1); `longest` is the largest |c|. */
-TARGET static int NAME(settled)(const double *u, const REAL *centers, const REAL *half, REAL longest, int64_t d,
+TARGET static int NAME(settled)(const double *tile, const REAL *centers, const REAL *half, REAL longest, int64_t d,
                                 int64_t k, REAL *across, int64_t *number) {
     vector square[2] = {{0}, {0}}, best[2], second[2];
     mask nearest[2], sure;
-    for (int64_t i = 0; i < d * ASSIGNED; i++)
-        across[i] = (REAL)u[i];
+    NAME(turn)(tile, d, across);
     for (int64_t j = 0; j < d; j++)
         for (int v = 0; v < 2; v++) {
             const vector value = NAME(load)(across + j * ASSIGNED + v * LANES);
@@ -453,9 +465,9 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
                                 const REAL *half, const double *weight, const int64_t *labels, double *sums, int64_t n,
                                 int64_t d, int64_t k) {
     const int64_t width = ASSIGNED;
-    REAL *tile = allocate(2 * d * width * sizeof(REAL));
+    double *tile = allocate(d * width * (sizeof(double) + sizeof(REAL)));
     if (!tile) return -1;
-    REAL *across = tile + d * width;
+    REAL *across = (REAL *)(tile + d * width);
 #ifdef SCREEN
     float *screen = allocate((d * (width + k) + k) * sizeof(float)), longest = 0;
     if (!screen) {
@@ -480,25 +492,20 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
         for (int64_t r = 0; r < count; r++) {
             const REAL *from = rows + (row + r) * d;
             for (int64_t j = 0; j < d; j++)
-                tile[r * d + j] = (REAL)(((double)from[j] - shift[j]) * scale);
+                tile[r * d + j] = ((double)from[j] - shift[j]) * scale;
         }
-        if (count < width) memset(tile + count * d, 0, (width - count) * d * sizeof(REAL));
-        for (int64_t j = 0; j < d; j++)
-            for (int64_t r = 0; r < width; r += 4) {
-                const REAL *from = tile + r * d + j;
-                const REAL four[4] = {from[0], from[d], from[2 * d], from[3 * d]};
-                memcpy(across + j * width + r, four, sizeof four);
-            }
+        if (count < width) memset(tile + count * d, 0, (width - count) * d * sizeof(double));
         int64_t number[ASSIGNED];
         int found = 0;
 #ifdef SCREEN
         /* Where half of the rows are in doubt, looking twice does not pay. */
         if (2 * doubts <= tiles + 8) {
-            found = SCREEN(across, rough, rough_half, longest, d, k, screen, number);
+            found = SCREEN(tile, rough, rough_half, longest, d, k, screen, number);
             doubts += !found;
             tiles++;
         }
 #endif
+        if (!found) NAME(turn)(tile, d, across);
         for (int64_t r = 0; r < width && !found; r += 2 * LANES) {
             vector best[2];
             mask nearest[2];
@@ -506,32 +513,25 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
             for (int64_t lane = 0; lane < 2 * LANES; lane++)
                 number[r + lane] = nearest[lane / LANES][lane % LANES];
         }
-        REAL squares[ASSIGNED];
-        for (int64_t r = 0; r < width; r += LANES) {
-            vector square = {0};
-            for (int64_t j = 0; j < d; j++) {
-                const vector u = NAME(load)(across + j * width + r);
-                square += u * u;
-            }
-            NAME(store)(squares + r, square);
-        }
         for (int64_t r = 0; r < count; r++) {
             const int64_t known = labels ? labels[row + r] : -1;
-            const double share = weight ? weight[row + r] : 1.0;
-            double *to = sums + (d + 2) * (known >= 0 ? known : number[r]);
-            const REAL *u = tile + r * d;
+            const double share = weight ? weight[row + r] : 1.0, *u = tile + r * d;
+            double *to = sums + (d + 2) * (known >= 0 ? known : number[r]), square = 0;
+            quad squares = {0}, value, sum;
             int64_t j = 0;
             for (; j + 4 <= d; j += 4) {
-                const quad value = {u[j], u[j + 1], u[j + 2], u[j + 3]};
-                quad sum;
+                memcpy(&value, u + j, sizeof value);
                 memcpy(&sum, to + j, sizeof sum);
+                squares += value * value;
                 sum += share * value;
                 memcpy(to + j, &sum, sizeof sum);
             }
-            for (; j < d; j++)
+            for (; j < d; j++) {
+                square += u[j] * u[j];
                 to[j] += share * u[j];
+            }
             to[d] += share;
-            to[d + 1] += share * squares[r];
+            to[d + 1] += share * (square + (squares[0] + squares[1]) + (squares[2] + squares[3]));
         }
     }
 #ifdef SCREEN
