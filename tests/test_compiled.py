@@ -16,7 +16,7 @@ from scipy.special import logsumexp, softmax
 from test_contract import suite
 
 from daskem import compiled, tree
-from daskem.core import Chunk
+from daskem.core import Chunk, Scratch
 from daskem.models import Gaussian, KMeans, Mixture, NormalWishart, VariationalMixture
 from daskem.testing import model_trial
 
@@ -45,9 +45,9 @@ def build(request, monkeypatch):
         assert compiled.describe() == "compiled portably"
 
 
-def features(covariance, u):
-    i, j = np.triu_indices(len(u)) if covariance == "full" else (slice(None), slice(None))
-    return np.concatenate([np.ones((1, u.shape[1])), u, u[i] * u[j]])
+def features(form, u):
+    i, j = np.triu_indices(len(u)) if form == "full" else (slice(None), slice(None))
+    return np.concatenate([np.ones((1, u.shape[1])), u, *([] if form == "linear" else [u[i] * u[j]])])
 
 
 def shapes():
@@ -57,19 +57,19 @@ def shapes():
 
 @each_build
 @each_type
-@pytest.mark.parametrize("covariance", ["full", "diag"])
-def test_densities_and_moments(covariance, dtype):
+@pytest.mark.parametrize("form", list(compiled.FORMS))
+def test_densities_and_moments(form, dtype):
     rng = np.random.default_rng(0)
     for n, d, k in shapes():
         u, resp = rng.standard_normal((d, n)).astype(dtype), rng.random((k, n)).astype(dtype)
-        t = features(covariance, u.astype(float))
+        t = features(form, u.astype(float))
         natural = rng.standard_normal((k, len(t))).astype(dtype)
         out = np.full((k, n), np.nan, dtype)
-        compiled.log_prob(covariance, u, natural, out)
+        compiled.log_prob(form, u, natural, out)
         # Errors are relative to the terms of a sum.
         scale = np.abs(natural.astype(float)) @ np.abs(t)
         assert (np.abs(out - natural.astype(float) @ t) <= TOLERANCE[dtype] * scale).all(), (n, d, k)
-        sums = compiled.moments(covariance, u, resp)
+        sums = compiled.moments(form, u, resp)
         assert sums.dtype == np.float64
         scale = resp.astype(float) @ np.abs(t.T)
         assert (np.abs(sums - resp.astype(float) @ t.T) <= TOLERANCE[dtype] * scale).all(), (n, d, k)
@@ -77,21 +77,21 @@ def test_densities_and_moments(covariance, dtype):
 
 @each_build
 @each_type
-@pytest.mark.parametrize("covariance", ["full", "diag"])
+@pytest.mark.parametrize("form", list(compiled.FORMS))
 @pytest.mark.parametrize("weighted", [False, True])
-def test_e_steps_in_one_go_have_the_bits_of_their_parts(covariance, weighted, dtype):
+def test_e_steps_in_one_go_have_the_bits_of_their_parts(form, weighted, dtype):
     rng = np.random.default_rng(5)
     for n, d, k in [(0, 2, 3), *shapes()]:
         rows, shift, scale = 9 * rng.standard_normal((n, d)).astype(dtype), rng.standard_normal(d), rng.random(d)
-        natural = rng.standard_normal((k, len(features(covariance, np.zeros((d, 1)))))).astype(dtype)
+        natural = rng.standard_normal((k, len(features(form, np.zeros((d, 1)))))).astype(dtype)
         log_weights, weight = np.log(rng.dirichlet(np.ones(k))), rng.random(n) if weighted else None
         u, resp = np.empty((d, n), dtype), np.empty((k, n), dtype)
         compiled.shifted(rows, shift, scale, u)
-        compiled.log_prob(covariance, u, natural, resp)
-        parts = compiled.normalise(resp, log_weights, weight)
-        whole = compiled.e_step(covariance, rows, shift, scale, natural, log_weights, weight)
-        for part, found in zip((compiled.moments(covariance, u, resp), *parts), whole, strict=True):
-            np.testing.assert_array_equal(found, part, err_msg=f"{(n, d, k)}")
+        compiled.log_prob(form, u, natural, resp)
+        largest, total = compiled.normalise(resp, log_weights, weight)
+        sums, log_prob = compiled.e_step(form, rows, shift, scale, natural, log_weights, weight)
+        np.testing.assert_array_equal(sums, compiled.moments(form, u, resp), err_msg=f"{(n, d, k)}")
+        np.testing.assert_array_equal(log_prob, np.log(total.astype(float)) + largest, err_msg=f"{(n, d, k)}")
 
 
 @each_build
@@ -194,6 +194,22 @@ def test_of_equally_near_centers_the_first_is_taken():
 
 
 @each_build
+@each_type
+def test_whole_numbers(dtype):
+    rng = np.random.default_rng(8)
+    for n in (0, 1, 63, 64 * 8, 1500):
+        numbers = rng.integers(5, size=n).astype(dtype)
+        assert compiled.whole(numbers, 4)
+        assert n < 2 or not compiled.whole(numbers, 3)
+        for other in (-1.0, 0.5, 5.0, np.nan, np.inf, -np.inf, 1e-30, np.nextafter(numbers.dtype.type(1), 0)):
+            for i in {0, n // 2, n - 1} if n else ():
+                changed = numbers.copy()
+                changed[i] = other
+                assert not compiled.whole(changed, 4), (n, i, other)
+        assert compiled.whole(np.full(n, compiled.MOST_WHOLE, dtype), compiled.MOST_WHOLE)
+
+
+@each_build
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_rows_between_centers_go_where_double_precision_says(size):
     rng = np.random.default_rng(7)
@@ -257,6 +273,19 @@ def test_e_steps_are_those_of_numpy(model, dtype, d, labels, monkeypatch):
     assert ours.objective == pytest.approx(theirs.objective, rel=tolerance)
     for (path, a), (_, b) in zip(tree.leaves(ours.stats), tree.leaves(theirs.stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(), err_msg=path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_e_steps_of_each_case_are_those_of_numpy(case, monkeypatch):
+    chunk = case.chunk()
+    params = case.model.init(chunk, np.random.default_rng(0))
+    ours = case.model.e_step(params, chunk)
+    monkeypatch.setattr(compiled, "library", None)
+    theirs = case.model.e_step(params, replace(chunk, scratch=Scratch()))
+    tolerance = 1e-10 if chunk.rows.dtype == np.float64 else 2e-4
+    assert ours.objective == pytest.approx(theirs.objective, rel=tolerance)
+    for (path, a), (_, b) in zip(tree.leaves(ours.stats), tree.leaves(theirs.stats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(initial=0), err_msg=path)
 
 
 def test_e_steps_in_one_go_are_for_those_that_they_are_right_for():

@@ -15,6 +15,7 @@ from daskem.chunk import Array, Float
 
 __all__ = [
     "MOST_HOLED",
+    "MOST_WHOLE",
     "Components",
     "available",
     "condition",
@@ -27,11 +28,16 @@ __all__ = [
     "nearest",
     "normalise",
     "shifted",
+    "whole",
 ]
 
 logger = logging.getLogger(__name__)
 
+# Features of a row u: 1 and u, and with them nothing, u^2 or the upper triangle of u u^T.
+FORMS = {"linear": 0, "diag": 1, "full": 2}
 TYPES = {"d": "double", "f": "float"}
+# Halfway to where single precision does not tell whole numbers apart.
+MOST_WHOLE = 1 << 22
 # With more features BLAS is better at rows with holes than `condition` and `filled`.
 MOST_HOLED = 32
 
@@ -69,6 +75,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         getattr(library, f"moments_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"normalise_{name}").argtypes = [array, array, array, array, array, number, number]
         getattr(library, f"e_step_{name}").argtypes = [ctypes.c_int, *[array] * 9, number, number, number]
+        getattr(library, f"whole_{name}").argtypes = [array, ctypes.c_double, number]
         inputs = [array, array, ctypes.c_double, array, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
     library.condition.argtypes = library.filled.argtypes = [array] * 12 + [number] * 6
@@ -112,20 +119,20 @@ def shifted(rows: Array, shift: Float, scale: Float | None, out: Array) -> None:
     _call("shifted", rows.dtype, rows, *exact, out, n, d)
 
 
-def log_prob(covariance: str, u: Array, natural: Array, out: Array) -> None:
-    """Write ``natural @ T(u)`` into `out` (k, n); `covariance` "full" or "diag" says what T(u) is, u (d, n).
+def log_prob(form: str, u: Array, natural: Array, out: Array) -> None:
+    """Write ``natural @ T(u)`` into `out` (k, n); `form` says what T(u) is, u (d, n) (see `FORMS`).
 
     All three are C ordered and of one floating type; `natural` is (k, p) (see `daskem.models.gaussian_kernels`).
     """
     (d, n), k = u.shape, len(natural)
-    _call("log_prob", u.dtype, covariance == "full", u, natural, out, n, d, k)
+    _call("log_prob", u.dtype, FORMS[form], u, natural, out, n, d, k)
 
 
-def moments(covariance: str, u: Array, resp: Array) -> Float:
+def moments(form: str, u: Array, resp: Array) -> Float:
     """Return ``resp @ T(u).T``, (k, p), float64: products within a few rows in the type of `u`, added in double."""
     (d, n), k = u.shape, len(resp)
-    sums = np.empty((k, 1 + d + (d * (d + 1) // 2 if covariance == "full" else d)))
-    _call("moments", u.dtype, covariance == "full", u, resp, sums, n, d, k)
+    sums = np.empty((k, 1 + d + {"linear": 0, "diag": d, "full": d * (d + 1) // 2}[form]))
+    _call("moments", u.dtype, FORMS[form], u, resp, sums, n, d, k)
     return sums
 
 
@@ -146,15 +153,15 @@ def normalise(log_density: Array, log_weights: Float, weight: Float | None) -> t
 
 
 def e_step(
-    covariance: str,
+    form: str,
     rows: Array,
     shift: Float,
     scale: Float | None,
     natural: Array,
     log_weights: Float,
     weight: Float | None,
-) -> tuple[Float, Float, Array]:
-    """Return what `moments` returns and then what `normalise` does, bit for bit, but in one go.
+) -> tuple[Float, Float]:
+    """Return what `moments` returns and log p(x) of each row, (n,), found by `normalise`, bit for bit, but in one go.
 
     `rows` (n, d) and `natural` (k, p) are C ordered and of one floating type.
     """
@@ -163,9 +170,9 @@ def e_step(
     scale = np.ones(d) if scale is None else scale
     shift, scale, log_weights = (np.ascontiguousarray(array, np.float64) for array in (shift, scale, log_weights))
     weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
-    given = covariance == "full", rows, shift, scale, natural, log_weights, weight
+    given = FORMS[form], rows, shift, scale, natural, log_weights, weight
     _call("e_step", rows.dtype, *given, sums, largest, total, n, d, k)
-    return sums, largest, total
+    return sums, np.log(total, dtype=np.float64) + largest
 
 
 def nearest(
@@ -189,6 +196,11 @@ def nearest(
     shift = np.ascontiguousarray(shift, np.float64)
     _call("nearest", rows.dtype, rows, shift, scale, centers, half_squares, weight, labels, sums, n, d, k)
     return sums
+
+
+def whole(numbers: Array, most: float) -> bool:
+    """Return whether all are whole numbers from 0 to `most`, itself at most `MOST_WHOLE`; C ordered floats."""
+    return bool(getattr(library, f"whole_{TYPES[numbers.dtype.char]}")(numbers.ctypes.data, most, numbers.size))
 
 
 def condition(

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from daskem.core import Array, Float
-from daskem.models.natural import PROBABILITY_FLOOR, ColumnFamily, where_seen
+from daskem.models.natural import PROBABILITY_FLOOR, ColumnFamily, are_whole, where_seen
 
 __all__ = ["Bernoulli", "BernoulliParams"]
 
@@ -52,6 +52,9 @@ class Bernoulli(ColumnFamily):
 
     def _valid(self, rows: Array, params: BernoulliParams | None) -> Array:
         return np.asarray((rows == 0) | (rows == 1))
+
+    def _all_valid(self, rows: Array, params: BernoulliParams) -> bool:
+        return are_whole(rows, 1) or super()._all_valid(rows, params)
 
     def _filling(self, params: BernoulliParams, resp: Array) -> Float:
         return np.asarray(resp @ params.probabilities, np.float64)

@@ -226,8 +226,8 @@ class Kernel:
             return None
         rows = np.ascontiguousarray(chunk.rows, self.dtype)
         given = self.natural, log_weights + self.lost, chunk.weight
-        sums, largest, total = compiled.e_step(self.covariance, rows, self.shift, self.scale, *given)
-        return self._split(sums), np.log(total, dtype=np.float64) + largest
+        sums, log_prob = compiled.e_step(self.covariance, rows, self.shift, self.scale, *given)
+        return self._split(sums), log_prob
 
     def moments(self, chunk: Chunk, resp: Array) -> Moments:
         """Return n (k,), x (k, d) and xx of the rows under `resp` (k, n), in scaled units about the references."""

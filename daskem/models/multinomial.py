@@ -14,6 +14,7 @@ from daskem.models.natural import (
     PROBABILITY_FLOOR,
     NaturalFamily,
     SufficientStats,
+    are_whole,
     log_factorial,
     valid_counts,
     where_seen,
@@ -70,6 +71,9 @@ class Multinomial(NaturalFamily):
 
     def _valid(self, rows: Array, params: MultinomialParams | None) -> Array:
         return valid_counts(rows)
+
+    def _all_valid(self, rows: Array, params: MultinomialParams) -> bool:
+        return are_whole(rows) or super()._all_valid(rows, params)
 
     def _log_base(self, values: Array) -> Float:
         return np.asarray(gammaln(values.sum(axis=1) + 1.0) - log_factorial(values).sum(axis=1))

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from scipy.special import gammaln
 
-from daskem import tree
+from daskem import compiled, tree
 from daskem.core import Array, Chunk, Float, Params
 from daskem.errors import DataError, OptionError
 from daskem.models.repair import (
@@ -44,6 +44,7 @@ __all__ = [
     "NaturalFamily",
     "Observations",
     "SufficientStats",
+    "are_whole",
     "filled",
     "log_factorial",
     "valid_counts",
@@ -58,6 +59,8 @@ PROBABILITY_FLOOR = float(np.finfo(np.float64).eps)
 MAX_COUNT = 2.0**53
 # Rounding errors of a row's log density in single precision stay below 6e-8 times this, 3e-5.
 SINGLE_TERMS = 512.0
+# A tile of rows with more features does not fit into the second cache, and BLAS is as fast (measured).
+MOST_AT_ONCE = 256
 # Rows at a time while a sample is summed.
 SAMPLE_BLOCK = 4096
 # Logarithms of factorials below this are looked up, which is ten times faster than computing them.
@@ -158,11 +161,7 @@ class NaturalFamily(ABC):
     def log_prob(self, params: Params, chunk: Chunk) -> Array:
         """Return log p(x | component), (n, k), nats, -inf outside the support: a view of scratch memory."""
         seen = self._seen(params, chunk)
-        slope, constant = chunk.scratch.keep((self, "natural"), params, lambda: self._natural(params))
-        single = self.keeps_float32 and chunk.rows.dtype == np.float32
-        # Products cancel against the constants, so that these are what single precision must hold.
-        single = single and float(np.abs(constant).sum(axis=1).max()) <= SINGLE_TERMS
-        dtype = np.dtype(np.float32 if single else np.float64)
+        slope, constant, dtype = self._coefficients(params, chunk)
         out = chunk.scratch.empty((type(self), "log_prob", dtype.char), (len(slope), len(chunk)), dtype)
         _product(slope.astype(dtype, copy=False), seen.features.T, out)
         if seen.observed is None:
@@ -183,8 +182,26 @@ class NaturalFamily(ABC):
         if seen.observed is not None:
             observed = np.asarray(shares @ seen.observed, np.float64)
         else:
-            observed = np.repeat(n[:, None], chunk.rows.shape[1] if self.per_column else 1, axis=1)
+            observed = self._complete(n, chunk)
         return SufficientStats(n, observed, np.asarray(shares @ seen.features, np.float64))
+
+    def posterior_stats(self, params: Params, chunk: Chunk, log_weights: Float) -> tuple[SufficientStats, Float] | None:
+        """Return the statistics under the posterior of the component, and log p(x) of each row, (n,), nats.
+
+        None where there is no faster way than by `log_prob` and `stats`.
+        """
+        if not compiled.available():
+            return None
+        seen = self._seen(params, chunk)
+        dense = isinstance(seen.features, np.ndarray) and seen.features.shape[1] <= MOST_AT_ONCE
+        if not dense or seen.observed is not None or seen.outside is not None:
+            return None
+        slope, constant, dtype = self._coefficients(params, chunk)
+        natural = np.column_stack([constant.sum(axis=1), slope]).astype(dtype)
+        rows, origin = np.ascontiguousarray(seen.features, dtype), np.zeros(slope.shape[1])
+        sums, log_prob = compiled.e_step("linear", rows, origin, None, natural, log_weights, chunk.weight)
+        stats = SufficientStats(sums[:, 0], self._complete(sums[:, 0], chunk), sums[:, 1:])
+        return stats, log_prob if seen.log_base is None else log_prob + seen.log_base
 
     def m_step(self, stats: SufficientStats, params: Params) -> Params:
         """Return the maximiser of the expected complete-data log-likelihood plus the log prior.
@@ -311,15 +328,31 @@ class NaturalFamily(ABC):
     def _from_coordinates(self, parts: list[Float], params: Params) -> Params:
         """Return the parameters of such arrays."""
 
+    def _coefficients(self, params: Params, chunk: Chunk) -> tuple[Float, Float, np.dtype[Any]]:
+        """Return slopes, constants, and the type to compute in."""
+        slope, constant = chunk.scratch.keep((self, "natural"), params, lambda: self._natural(params))
+        single = self.keeps_float32 and chunk.rows.dtype == np.float32
+        # Products cancel against the constants, so that these are what single precision must hold.
+        single = single and float(np.abs(constant).sum(axis=1).max()) <= SINGLE_TERMS
+        return slope, constant, np.dtype(np.float32 if single else np.float64)
+
+    def _complete(self, n: Float, chunk: Chunk) -> Float:
+        """Return what `observed` is of components of weight n (k,), where nothing is missing."""
+        return np.repeat(n[:, None], chunk.rows.shape[1] if self.per_column else 1, axis=1)
+
+    def _all_valid(self, rows: Array, params: Params) -> bool:
+        """Return whether all entries are in the support; where that is cheaper to find out than which are."""
+        return bool(self._valid(rows, params).all())
+
     def _seen(self, params: Params, chunk: Chunk) -> Observations:
         return cast(Observations, chunk.scratch.keep((self, "seen"), chunk, lambda: self._observe(params, chunk)))
 
     def _observe(self, params: Params, chunk: Chunk) -> Observations:
         rows = chunk.rows
-        valid = self._valid(rows, params)
-        if valid.all():
+        if self._all_valid(rows, params):
             values = rows if self.keeps_float32 else rows.astype(np.float64, copy=False)
             return Observations(self._features(values), None, self._log_base(values))
+        valid = self._valid(rows, params)
         values = np.where(valid, rows, 0.0).astype(rows.dtype if self.keeps_float32 else np.float64, copy=False)
         holes = self._holes(rows)
         outside = np.asarray(~(valid | holes).all(axis=1))
@@ -408,6 +441,11 @@ def valid_counts(rows: Array) -> Array:
 def valid_positive(rows: Array) -> Array:
     """Return which entries are positive and finite."""
     return np.asarray((rows > 0) & (rows < np.inf))
+
+
+def are_whole(rows: Array, most: int = compiled.MOST_WHOLE) -> bool:
+    """Return whether all are whole numbers from 0 to `most`; False may also mean that there is no quick way to tell."""
+    return compiled.available(rows) and compiled.whole(rows, most)
 
 
 def where_seen(observed: Float, x: Float, previous: Float) -> Float:

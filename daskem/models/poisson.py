@@ -12,6 +12,7 @@ from daskem.models.natural import (
     MAX_COUNT,
     ColumnFamily,
     SufficientStats,
+    are_whole,
     filled,
     log_factorial,
     valid_counts,
@@ -68,6 +69,9 @@ class Poisson(ColumnFamily):
 
     def _valid(self, rows: Array, params: PoissonParams | None) -> Array:
         return valid_counts(rows)
+
+    def _all_valid(self, rows: Array, params: PoissonParams) -> bool:
+        return are_whole(rows) or super()._all_valid(rows, params)
 
     def _log_base(self, values: Array) -> Float:
         return np.asarray(-log_factorial(values).sum(axis=1))

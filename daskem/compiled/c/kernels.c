@@ -53,7 +53,12 @@ static inline __attribute__((always_inline)) void transpose(quad *x) {
 
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
-static int64_t n_features(int full, int64_t d) { return 1 + d + (full ? d * (d + 1) / 2 : d); }
+/* The features T(u) of a row u: 1 and u, and with them nothing, u^2 or the upper triangle of u u^T. */
+enum form { LINEAR, DIAGONAL, FULL };
+
+static int64_t n_features(enum form form, int64_t d) {
+    return 1 + d + (form == FULL ? d * (d + 1) / 2 : form == DIAGONAL ? d : 0);
+}
 
 /* 1 / n! */
 static const double EXP_SERIES[] = {
@@ -87,22 +92,25 @@ int uses_avx2(void) { return AVX2; }
     int shifted_##type(const type *rows, const double *shift, const double *scale, type *out, int64_t n, int64_t d) {  \
         return CALL(shifted, type, rows, shift, scale, out, n, d);                                                     \
     }                                                                                                                  \
-    int log_prob_##type(int full, const type *u, const type *natural, type *out, int64_t n, int64_t d, int64_t k) {    \
-        return CALL(log_prob, type, full, u, natural, out, n, d, k);                                                   \
+    int log_prob_##type(enum form form, const type *u, const type *natural, type *out, int64_t n, int64_t d,           \
+                        int64_t k) {                                                                                   \
+        return CALL(log_prob, type, form, u, natural, out, n, d, k);                                                   \
     }                                                                                                                  \
-    int moments_##type(int full, const type *u, const type *resp, double *sums, int64_t n, int64_t d, int64_t k) {     \
-        return CALL(moments, type, full, u, resp, sums, n, d, k);                                                      \
+    int moments_##type(enum form form, const type *u, const type *resp, double *sums, int64_t n, int64_t d,            \
+                       int64_t k) {                                                                                    \
+        return CALL(moments, type, form, u, resp, sums, n, d, k);                                                      \
     }                                                                                                                  \
     int normalise_##type(type *joint, const double *log_weights, const double *weight, double *largest, type *total,   \
                          int64_t n, int64_t k) {                                                                       \
         return CALL(normalise, type, joint, log_weights, weight, largest, total, n, k);                                \
     }                                                                                                                  \
-    int e_step_##type(int full, const type *rows, const double *shift, const double *scale, const type *natural,       \
+    int e_step_##type(enum form form, const type *rows, const double *shift, const double *scale, const type *natural, \
                       const double *log_weights, const double *weight, double *sums, double *largest, type *total,     \
                       int64_t n, int64_t d, int64_t k) {                                                               \
-        return CALL(e_step, type, full, rows, shift, scale, natural, log_weights, weight, sums, largest, total, n, d,  \
+        return CALL(e_step, type, form, rows, shift, scale, natural, log_weights, weight, sums, largest, total, n, d,  \
                     k);                                                                                                \
     }                                                                                                                  \
+    int whole_##type(const type *numbers, double most, int64_t n) { return CALL(whole, type, numbers, most, n); }      \
     int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \
                        const double *weight, const int64_t *labels, double *sums, int64_t n, int64_t d, int64_t k) {   \
         return CALL(nearest, type, rows, shift, scale, centers, half, weight, labels, sums, n, d, k);                  \

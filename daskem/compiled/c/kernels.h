@@ -86,12 +86,12 @@ TARGET static int NAME(shifted)(const REAL *rows, const double *shift, const dou
     return 0;
 }
 
-/* Write features at, at + 1, ... at + count of T(u) = [u, u u^T or u^2] to `out`, in lines of `width` rows.
+/* Write features at, at + 1, ... at + count of T(u) but the 1 to `out`, in lines of `width` rows.
  *
- * `u` has its d lines of the same width. For full the products are the upper triangle by rows: u_i u_j for j >= i.
+ * `u` has its d lines of the same width. The upper triangle goes by rows: u_i u_j for j >= i.
  * i = -1 stands for the linear features. */
-INLINE void NAME(features)(int full, const REAL *u, int64_t d, int64_t width, int64_t count, int64_t *i, int64_t *j,
-                           REAL *out) {
+INLINE void NAME(features)(enum form form, const REAL *u, int64_t d, int64_t width, int64_t count, int64_t *i,
+                           int64_t *j, REAL *out) {
     while (count > 0) {
         int64_t run = d - *j < count ? d - *j : count;
         const REAL *right = u + *j * width;
@@ -100,7 +100,7 @@ INLINE void NAME(features)(int full, const REAL *u, int64_t d, int64_t width, in
                 NAME(store)(out + r, NAME(load)(right + r));
         } else {
             for (int64_t q = 0; q < run; q++) {
-                const REAL *left = full ? u + *i * width : right + q * width;
+                const REAL *left = form == FULL ? u + *i * width : right + q * width;
                 for (int64_t r = 0; r < width; r += LANES)
                     NAME(store)(out + q * width + r, NAME(load)(left + r) * NAME(load)(right + q * width + r));
             }
@@ -110,7 +110,7 @@ INLINE void NAME(features)(int full, const REAL *u, int64_t d, int64_t width, in
         *j += run;
         if (*j == d) {
             *i += 1;
-            *j = *i * full;
+            *j = form == FULL ? *i : 0;
         }
     }
 }
@@ -136,16 +136,16 @@ INLINE void NAME(density_group)(const int m, const REAL *natural, int64_t p, con
 }
 
 /* Write the log densities of `tile`, d lines of DENSITY_ROWS, to the k lines of `out`; `t` has room for PANEL lines. */
-TARGET static void NAME(density_tile)(int full, const REAL *tile, const REAL *natural, REAL *out, REAL *t, int64_t d,
-                                      int64_t k) {
-    const int64_t width = DENSITY_ROWS, p = n_features(full, d), groups = (k + GROUP - 1) / GROUP;
+TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const REAL *natural, REAL *out, REAL *t,
+                                      int64_t d, int64_t k) {
+    const int64_t width = DENSITY_ROWS, p = n_features(form, d), groups = (k + GROUP - 1) / GROUP;
     for (int64_t c = 0; c < k; c++)
         for (int64_t r = 0; r < width; r += LANES)
             NAME(store)(out + c * width + r, NAME(all)(natural[c * p]));
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += PANEL) {
         const int64_t count = p - f < PANEL ? p - f : PANEL;
-        NAME(features)(full, tile, d, width, count, &i, &j, t);
+        NAME(features)(form, tile, d, width, count, &i, &j, t);
         for (int64_t g = 0, c = 0; g < groups; g++) {
             /* Components are shared out evenly: a group of one or two would leave the arithmetic units idle. */
             const int64_t m = (k - c + groups - g - 1) / (groups - g);
@@ -159,7 +159,7 @@ TARGET static void NAME(density_tile)(int full, const REAL *tile, const REAL *na
     }
 }
 
-TARGET static int NAME(log_prob)(int full, const REAL *u, const REAL *natural, REAL *out, int64_t n, int64_t d,
+TARGET static int NAME(log_prob)(enum form form, const REAL *u, const REAL *natural, REAL *out, int64_t n, int64_t d,
                                  int64_t k) {
     const int64_t width = DENSITY_ROWS;
     REAL *tile = allocate((d + k + PANEL) * width * sizeof(REAL));
@@ -168,7 +168,7 @@ TARGET static int NAME(log_prob)(int full, const REAL *u, const REAL *natural, R
     for (int64_t row = 0; row < n; row += width) {
         const int64_t rows = n - row < width ? n - row : width;
         NAME(gather)(u + row, n, d, rows, width, tile, width);
-        NAME(density_tile)(full, tile, natural, result, t, d, k);
+        NAME(density_tile)(form, tile, natural, result, t, d, k);
         for (int64_t c = 0; c < k; c++)
             memcpy(out + c * n + row, result + c * width, rows * sizeof(REAL));
     }
@@ -208,9 +208,9 @@ INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int
 
 /* Add to sums (k, p) the moments of `tile` under `shares`, d and k lines of TILE_ROWS; `t` has room for MOMENTS lines.
  */
-TARGET static void NAME(moment_tile)(int full, const REAL *tile, const REAL *shares, REAL *t, double *sums, int64_t d,
-                                     int64_t k) {
-    const int64_t p = n_features(full, d);
+TARGET static void NAME(moment_tile)(enum form form, const REAL *tile, const REAL *shares, REAL *t, double *sums,
+                                     int64_t d, int64_t k) {
+    const int64_t p = n_features(form, d);
     for (int64_t c = 0; c < k; c++) {
         vector sum = {0};
         for (int64_t r = 0; r < TILE_ROWS; r += LANES)
@@ -220,7 +220,7 @@ TARGET static void NAME(moment_tile)(int full, const REAL *tile, const REAL *sha
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += MOMENTS) {
         const int64_t count = p - f < MOMENTS ? p - f : MOMENTS;
-        NAME(features)(full, tile, d, TILE_ROWS, count, &i, &j, t);
+        NAME(features)(form, tile, d, TILE_ROWS, count, &i, &j, t);
         for (int64_t c = 0; c < k; c += 4) {
             const REAL *share = shares + c * TILE_ROWS;
             for (int64_t g = 0; g < count; g += 3) {
@@ -233,17 +233,17 @@ TARGET static void NAME(moment_tile)(int full, const REAL *tile, const REAL *sha
     }
 }
 
-TARGET static int NAME(moments)(int full, const REAL *u, const REAL *resp, double *sums, int64_t n, int64_t d,
+TARGET static int NAME(moments)(enum form form, const REAL *u, const REAL *resp, double *sums, int64_t n, int64_t d,
                                 int64_t k) {
     REAL *tile = allocate((d + k + MOMENTS) * TILE_ROWS * sizeof(REAL));
     if (!tile) return -1;
     REAL *shares = tile + d * TILE_ROWS, *t = shares + k * TILE_ROWS;
-    memset(sums, 0, k * n_features(full, d) * sizeof(double));
+    memset(sums, 0, k * n_features(form, d) * sizeof(double));
     for (int64_t row = 0; row < n; row += TILE_ROWS) {
         const int64_t rows = n - row < TILE_ROWS ? n - row : TILE_ROWS;
         NAME(gather)(u + row, n, d, rows, TILE_ROWS, tile, TILE_ROWS);
         NAME(gather)(resp + row, n, k, rows, TILE_ROWS, shares, TILE_ROWS);
-        NAME(moment_tile)(full, tile, shares, t, sums, d, k);
+        NAME(moment_tile)(form, tile, shares, t, sums, d, k);
     }
     free(tile);
     return 0;
@@ -256,9 +256,9 @@ INLINE vector NAME(exp)(vector x) {
     const mask tiny = x < EXP_SMALLEST;
     x = NAME(choose)(tiny, NAME(all)(EXP_SMALLEST), x);
     /* Adding this leaves the whole number in the lowest bits. */
-    vector n = x * (REAL)1.4426950408889634 + EXP_ROUND;
+    vector n = x * (REAL)1.4426950408889634 + ROUND;
     const mask whole = (mask)n;
-    n -= EXP_ROUND;
+    n -= ROUND;
     const vector r = (x - n * EXP_LOG2_HIGH) - n * EXP_LOG2_LOW;
     vector sum = NAME(all)((REAL)EXP_SERIES[EXP_TERMS - 1]);
     for (int term = EXP_TERMS - 2; term >= 0; term--)
@@ -333,7 +333,7 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
 
 /* Do what shifted, log_prob, normalise and moments do one after the other, tile by tile: what stands between them does
  * not leave the second cache. */
-TARGET static int NAME(e_step)(int full, const REAL *rows, const double *shift, const double *scale,
+TARGET static int NAME(e_step)(enum form form, const REAL *rows, const double *shift, const double *scale,
                                const REAL *natural, const double *log_weights, const double *weight, double *sums,
                                double *largest, REAL *total, int64_t n, int64_t d, int64_t k) {
     const int64_t width = DENSITY_ROWS, span = 4 * LANES;
@@ -342,20 +342,20 @@ TARGET static int NAME(e_step)(int full, const REAL *rows, const double *shift, 
     if (!tile) return -1;
     REAL *shares = tile + d * TILE_ROWS, *part = shares + k * TILE_ROWS, *resp = part + d * width;
     REAL *t = resp + k * width;
-    memset(sums, 0, k * n_features(full, d) * sizeof(double));
+    memset(sums, 0, k * n_features(form, d) * sizeof(double));
     for (int64_t row = 0; row < n; row += TILE_ROWS) {
         for (int64_t at = 0; at < TILE_ROWS; at += width) {
             const int64_t first = row + at, left = n - first, count = left < 0 ? 0 : left < width ? left : width;
             if (count < width) memset(part, 0, d * width * sizeof(REAL));
             NAME(shift_tile)(rows + first * d, shift, scale, part, width, count, d);
-            NAME(density_tile)(full, part, natural, resp, t, d, k);
+            NAME(density_tile)(form, part, natural, resp, t, d, k);
             for (int64_t r = 0; r < count; r += span)
                 NAME(normalise_tile)(resp + r, width, log_weights, weight ? weight + first + r : NULL,
                                      largest + first + r, total + first + r, count - r < span ? count - r : span, k);
             NAME(gather)(part, width, d, width, width, tile + at, TILE_ROWS);
             NAME(gather)(resp, width, k, count, width, shares + at, TILE_ROWS);
         }
-        NAME(moment_tile)(full, tile, shares, t, sums, d, k);
+        NAME(moment_tile)(form, tile, shares, t, sums, d, k);
     }
     free(tile);
     return 0;
@@ -541,6 +541,22 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
     return 0;
 }
 
+/* Return whether all numbers are whole ones from 0 to `most`, which is less than half of ROUND. */
+TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
+    int64_t i = 0;
+    for (mask bad = {0}; i + 64 * LANES <= n; i += 64 * LANES) {
+        for (int64_t j = 0; j < 64 * LANES; j += LANES) {
+            const vector x = NAME(load)(numbers + i + j);
+            bad |= (x < 0) | (x > (REAL)most) | ((x + ROUND) - ROUND != x);
+        }
+        for (int lane = 0; lane < LANES; lane++)
+            if (bad[lane]) return 0;
+    }
+    for (; i < n; i++)
+        if (!(numbers[i] >= 0 && numbers[i] <= (REAL)most && (numbers[i] + ROUND) - ROUND == numbers[i])) return 0;
+    return 1;
+}
+
 #ifdef HOLES
 #include "holes.h"
 #endif
@@ -555,7 +571,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
 #undef NAME
 #undef TILE_ROWS
 #undef EXP_SMALLEST
-#undef EXP_ROUND
+#undef ROUND
 #undef EXP_LOG2_HIGH
 #undef EXP_LOG2_LOW
 #undef EXP_TERMS

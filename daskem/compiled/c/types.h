@@ -2,9 +2,9 @@
  *
  * TILE_ROWS are the rows of a tile of moments: 2 KiB of each feature.
  *
- * What exp needs of a type: the argument below which its result is not a normal number, what rounds to a whole number
- * when added, log 2 in two parts of which the first ends in zeros, the terms of its series, and the exponent's bias and
- * place. */
+ * ROUND rounds to a whole number when it is added. What exp needs of a type beside: the argument below which its result
+ * is not a normal number, log 2 in two parts of which the first ends in zeros, the terms of its series, and the
+ * exponent's bias and place. */
 
 #define JOIN(name, type, variant) name##_##type##_##variant
 #define JOINED(name, type, variant) JOIN(name, type, variant)
@@ -14,7 +14,7 @@
 #define TILE_ROWS 512
 #define NAME(name) JOINED(name, float, VARIANT)
 #define EXP_SMALLEST (-87.0f)
-#define EXP_ROUND 0x1.8p23f
+#define ROUND 0x1.8p23f
 #define EXP_LOG2_HIGH 0.693145751953125f
 #define EXP_LOG2_LOW 1.42860682030941723212e-6f
 #define EXP_TERMS 8
@@ -28,7 +28,7 @@
 #define TILE_ROWS 256
 #define NAME(name) JOINED(name, double, VARIANT)
 #define EXP_SMALLEST (-708.0)
-#define EXP_ROUND 0x1.8p52
+#define ROUND 0x1.8p52
 #define EXP_LOG2_HIGH 6.93147180369123816490e-01
 #define EXP_LOG2_LOW 1.90821492927058770002e-10
 #define EXP_TERMS 14
