@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 
 from daskem.core import Array, Chunk, Float, Int
 from daskem.errors import DataError, OptionError
-from daskem.models.natural import PROBABILITY_FLOOR, ColumnFamily, Observations, filled, where_seen
+from daskem.models.natural import PROBABILITY_FLOOR, ColumnFamily, Observations, are_whole, filled, where_seen
 
 __all__ = ["Categorical", "CategoricalParams"]
 
@@ -131,6 +131,10 @@ class Categorical(ColumnFamily):
         most = self._given(rows.shape[1]) if params is None else params.levels
         return np.asarray((rows >= 0) & (rows < most) & (np.floor(rows) == rows))
 
+    def _all_valid(self, rows: Array, params: CategoricalParams) -> bool:
+        same = params.levels.min() == params.levels.max()
+        return (same and are_whole(rows, int(params.levels[0]) - 1)) or super()._all_valid(rows, params)
+
     def _holes(self, rows: Array) -> Array:
         return np.asarray(np.isnan(rows) | (rows == -1))
 
@@ -139,13 +143,14 @@ class Categorical(ColumnFamily):
         return cast(Observations, chunk.scratch.keep(name, chunk, lambda: self._observe(params, chunk)))
 
     def _observe(self, params: CategoricalParams, chunk: Chunk) -> Observations:
-        rows, valid = chunk.rows, self._valid(chunk.rows, params)
-        whole = bool(valid.all())
-        outside = None if whole else np.asarray(~(valid | self._holes(rows)).all(axis=1))
-        codes = (rows if whole else np.where(valid, rows, 0.0)).astype(np.int32)
-        codes += _starts(params.levels).astype(np.int32)
-        hot = _indicators(codes, valid, int(params.levels.sum()), chunk)
-        return Observations(hot, outside=outside if outside is not None and outside.any() else None)
+        rows, starts, p = chunk.rows, _starts(params.levels).astype(np.int32), int(params.levels.sum())
+        if self._all_valid(rows, params):
+            return Observations(_indicators(rows.astype(np.int32) + starts, True, p, chunk))
+        valid = self._valid(rows, params)
+        outside = np.asarray(~(valid | self._holes(rows)).all(axis=1))
+        codes = np.where(valid, rows, 0.0).astype(np.int32)
+        hot = _indicators(codes + starts, valid, p, chunk)
+        return Observations(hot, outside=outside if outside.any() else None)
 
     def _filling(self, params: CategoricalParams, resp: Array) -> Float:
         # Means of codes say nothing: the likeliest level of each column.
@@ -205,15 +210,16 @@ class Categorical(ColumnFamily):
         return replace(params, probabilities=probabilities, repaired=np.zeros(len(probabilities), np.int8))
 
 
-def _indicators(places: Array, valid: Array, p: int, chunk: Chunk) -> Any:
-    """Return (n, p) ones at the places (n, d) of each row, zeros at those that are not valid."""
+def _indicators(places: Array, valid: Array | bool, p: int, chunk: Chunk) -> Any:
+    """Return (n, p) ones at the places (n, d) of each row, zeros at those that are not valid (or True: all are)."""
     n, d = places.shape
     if p > DENSE_LEVELS * d:
         # A hole is a stored zero, so that every row has d entries and nothing has to be counted.
-        return csr_array((valid.ravel().astype(np.float64), places.ravel(), np.arange(0, n * d + 1, d)), (n, p))
+        stored = np.broadcast_to(valid, places.shape).ravel().astype(np.float64)
+        return csr_array((stored, places.ravel(), np.arange(0, n * d + 1, d)), (n, p))
     hot = chunk.scratch.empty("indicators", (n, p), chunk.rows.dtype)
     hot.fill(0.0)
-    hot.ravel()[(places + p * np.arange(n)[:, None]).ravel()] = valid.ravel()
+    hot.ravel()[(places + p * np.arange(n)[:, None]).ravel()] = valid if valid is True else np.ravel(valid)
     return hot
 
 
