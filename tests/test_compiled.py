@@ -169,6 +169,29 @@ def test_exp_is_right_to_the_last_digit():
 
 
 @each_build
+@pytest.mark.parametrize("form", list(compiled.FORMS))
+def test_student_t_components_in_one_go(form):
+    rng = np.random.default_rng(9)
+    for n, d, k in shapes():
+        rows, p = rng.standard_normal((n, d)), len(features(form, np.zeros((d, 1))))
+        natural, dof, weight = rng.standard_normal((k, p)), 0.5 + 9 * rng.random(k), rng.random(n)
+        peak = (natural @ features(form, rows.T)).max(axis=1) + rng.random(k) - 0.5
+        top, log_weights = rng.standard_normal(k), np.log(rng.dirichlet(np.ones(k)))
+        tails = np.column_stack([peak, 1 / dof, 1 + d / dof, 0.5 * (dof + d), top])
+        t = features(form, rows.T)
+        # Some rows lie nearer than the peak allows, as rounding has it.
+        w = 1 + np.maximum(0, 2 * (peak[:, None] - natural @ t)) / dof[:, None]
+        joint = (top - 0.5 * (dof + d) * np.log(w).T).T + log_weights[:, None]
+        resp = softmax(joint, axis=0) * weight
+        sums, log_prob, tallies = compiled.t_step(form, rows, np.zeros(d), None, natural, tails, log_weights, weight)
+        np.testing.assert_allclose(log_prob, logsumexp(joint, axis=0), rtol=1e-10)
+        np.testing.assert_allclose(tallies, np.stack([resp.sum(axis=1), (resp * np.log(w)).sum(axis=1)], 1), rtol=1e-9)
+        shares = resp * (1 + d / dof)[:, None] / w
+        scale = shares @ np.abs(t.T)
+        assert (np.abs(sums - shares @ t.T) <= 1e-9 * scale).all(), (n, d, k)
+
+
+@each_build
 @each_type
 def test_nearest(dtype):
     rng = np.random.default_rng(4)
@@ -275,6 +298,7 @@ def test_e_steps_are_those_of_numpy(model, dtype, d, labels, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(), err_msg=path)
 
 
+@each_build
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_e_steps_of_each_case_are_those_of_numpy(case, monkeypatch):
     chunk = case.chunk()

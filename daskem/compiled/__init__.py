@@ -28,6 +28,7 @@ __all__ = [
     "nearest",
     "normalise",
     "shifted",
+    "t_step",
     "whole",
 ]
 
@@ -74,7 +75,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         getattr(library, f"log_prob_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"moments_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"normalise_{name}").argtypes = [array, array, array, array, array, number, number]
-        getattr(library, f"e_step_{name}").argtypes = [ctypes.c_int, *[array] * 9, number, number, number]
+        getattr(library, f"e_step_{name}").argtypes = [ctypes.c_int, *[array] * 11, number, number, number]
         getattr(library, f"whole_{name}").argtypes = [array, ctypes.c_double, number]
         inputs = [array, array, ctypes.c_double, array, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
@@ -165,14 +166,55 @@ def e_step(
 
     `rows` (n, d) and `natural` (k, p) are C ordered and of one floating type.
     """
+    sums, log_prob, _ = _e_step(form, rows, shift, scale, natural, None, log_weights, weight)
+    return sums, log_prob
+
+
+def t_step(
+    form: str,
+    rows: Array,
+    shift: Float,
+    scale: Float | None,
+    natural: Array,
+    tails: Float,
+    log_weights: Float,
+    weight: Float | None,
+) -> tuple[Float, Float, Float]:
+    """Return what an E-step of Student-t components finds, which `natural` and `tails` tell of.
+
+    Parameters
+    ----------
+    natural : (k, p) of the Gaussian components of the same locations and scale matrices.
+    tails : (k, 5) their log densities at the means, 1 / dof, 1 + d / dof, (dof + d) / 2, and the log densities at the
+        locations.
+
+    Returns
+    -------
+    sums : (k, p) moments of the rows under resp * u, where u = (1 + d / dof) / w, w = 1 + squared distance / dof.
+    log_prob : (n,) log p(x).
+    tallies : (k, 2) sums of resp, and of resp * log w.
+    """
+    return _e_step(form, rows, shift, scale, natural, np.ascontiguousarray(tails, np.float64), log_weights, weight)
+
+
+def _e_step(
+    form: str,
+    rows: Array,
+    shift: Float,
+    scale: Float | None,
+    natural: Array,
+    tails: Float | None,
+    log_weights: Float,
+    weight: Float | None,
+) -> tuple[Float, Float, Float]:
     (n, d), (k, p) = rows.shape, natural.shape
-    sums, largest, total = np.empty((k, p)), np.empty(n), np.empty(n, rows.dtype)
+    sums, tallies, largest, total = np.empty((k, p)), np.empty((k, 2)), np.empty(n), np.empty(n, rows.dtype)
     scale = np.ones(d) if scale is None else scale
     shift, scale, log_weights = (np.ascontiguousarray(array, np.float64) for array in (shift, scale, log_weights))
     weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
-    given = FORMS[form], rows, shift, scale, natural, log_weights, weight
-    _call("e_step", rows.dtype, *given, sums, largest, total, n, d, k)
-    return sums, np.log(total, dtype=np.float64) + largest
+    given = FORMS[form], rows, shift, scale, natural, tails, log_weights, weight
+    _call("e_step", rows.dtype, *given, sums, tallies, largest, total, n, d, k)
+    return sums, np.log(total, dtype=np.float64) + largest, tallies
 
 
 def nearest(

@@ -154,7 +154,7 @@ class Gaussian:
             n, x, xx = self._plain_kernel(params, chunk).moments(chunk, resp.T)
         else:
             n, x, xx = holes.moments(chunk, resp.T, None if spread is None else spread.T)
-        return self._stats(n, x, xx)
+        return self.stats_of(n, x, xx)
 
     def posterior_stats(
         self, params: GaussianParams, chunk: Chunk, log_weights: Float
@@ -163,10 +163,18 @@ class Gaussian:
 
         None where there is no faster way than by `log_prob` and `stats`.
         """
+        kernel = self.kernel_at_once(params, chunk)
+        if kernel is None:
+            return None
+        moments, log_prob = kernel.e_step(chunk, log_weights)
+        return self.stats_of(*moments), log_prob
+
+    def kernel_at_once(self, params: GaussianParams, chunk: Chunk) -> Kernel | None:
+        """Return the arithmetic over a block if it can do an E-step in one go."""
         if self.missing and has_holes(chunk):
             return None
-        found = self._plain_kernel(params, chunk).e_step(chunk, log_weights)
-        return None if found is None else (self._stats(*found[0]), found[1])
+        kernel = self._plain_kernel(params, chunk)
+        return kernel if kernel.at_once else None
 
     def impute(self, params: GaussianParams, chunk: Chunk, resp: Array) -> Float:
         """Return the rows (n, d) with sum_k resp_k E[missing | present, k] in the place of NaN, resp being (n, k)."""
@@ -316,7 +324,8 @@ class Gaussian:
             over_holes(self._plain_kernel(params, chunk), params, chunk) if self.missing and has_holes(chunk) else None
         )
 
-    def _stats(self, n: Array, x: Float, xx: Array) -> GaussianStats:
+    def stats_of(self, n: Array, x: Float, xx: Array) -> GaussianStats:
+        """Return the statistics of what the arithmetic calls them."""
         return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
 
     def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel | HolesKernel:

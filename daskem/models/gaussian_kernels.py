@@ -217,17 +217,28 @@ class Kernel:
         # Rounding takes rows near a mean below zero.
         return np.maximum(out, 0, out=out)
 
-    def e_step(self, chunk: Chunk, log_weights: Float) -> tuple[Moments, Float] | None:
-        """Return the moments of the rows under the posterior of the component, and log p(x) (n,), found in one go.
+    @property
+    def at_once(self) -> bool:
+        """Whether compiled code can do an E-step in one go, and accurately."""
+        return self.compiled and not self.apart
 
-        None where compiled code cannot do it, or not accurately.
-        """
-        if not self.compiled or self.apart:
-            return None
+    def e_step(self, chunk: Chunk, log_weights: Float) -> tuple[Moments, Float]:
+        """Return the moments of the rows under the posterior of the component, and log p(x) (n,), found in one go."""
         rows = np.ascontiguousarray(chunk.rows, self.dtype)
         given = self.natural, log_weights + self.lost, chunk.weight
         sums, log_prob = compiled.e_step(self.covariance, rows, self.shift, self.scale, *given)
         return self._split(sums), log_prob
+
+    def t_step(self, chunk: Chunk, log_weights: Float, dof: Float, peak: Float) -> tuple[Moments, Float, Float]:
+        """Return the same for Student-t components of log densities `peak` (k,) at their locations, and tallies.
+
+        The moments are those under resp * u, the tallies (k, 2) sums of resp and of resp * log(1 + distance^2 / dof).
+        """
+        rows, d = np.ascontiguousarray(chunk.rows, self.dtype), chunk.rows.shape[1]
+        tails = np.column_stack([self.peak - self.lost, 1.0 / dof, 1.0 + d / dof, 0.5 * (dof + d), peak])
+        given = self.natural, tails, log_weights, chunk.weight
+        sums, log_prob, tallies = compiled.t_step(self.covariance, rows, self.shift, self.scale, *given)
+        return self._split(sums), log_prob, tallies
 
     def moments(self, chunk: Chunk, resp: Array) -> Moments:
         """Return n (k,), x (k, d) and xx of the rows under `resp` (k, n), in scaled units about the references."""

@@ -18,7 +18,7 @@ References
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import scipy
@@ -163,9 +163,7 @@ class StudentT:
         out /= _column(nu, out)
         u = chunk.scratch.empty("u", out.shape, out.dtype)
         np.add(out, 1, out=u)
-        # Rounding 1 + ratio moves a log density by nu eps / 4; log1p does not round it, and takes three times as long.
-        fine = 0.25 * nu.max() * np.finfo(out.dtype).eps <= LOG_ERROR
-        np.log(u, out=out) if fine else np.log1p(out, out=out)
+        np.log(u, out=out) if _log_suffices(nu, out.dtype) else np.log1p(out, out=out)
         np.divide(_column(1.0 + d / nu, out), u, out=u)
         chunk.scratch.keep("student", chunk, dict).update(params=params, u=u)
         out *= _column(-0.5 * (nu + d), out)
@@ -194,6 +192,22 @@ class StudentT:
             half = 0.5 * (params.dof[:, None] + np.arange(counts.shape[1]))
         logs += (counts * (psi(half) - np.log(half))).sum(axis=1)
         return StudentTStats(n, moments.n, moments.x, moments.xx, logs)
+
+    def posterior_stats(
+        self, params: StudentTParams, chunk: Chunk, log_weights: Float
+    ) -> tuple[StudentTStats, Float] | None:
+        """Return the statistics under the posterior of the component, and log p(x) of each row, (n,), nats.
+
+        None where there is no faster way than by `log_prob` and `stats`.
+        """
+        kernel = self.gaussian.kernel_at_once(params, chunk)
+        if kernel is None or not _log_suffices(params.dof, kernel.dtype):
+            return None
+        nu, d = params.dof, chunk.rows.shape[1]
+        found, log_prob, tallies = kernel.t_step(chunk, log_weights, nu, self._log_peak(params))
+        moments, n, half = self.gaussian.stats_of(*found), tallies[:, 0], 0.5 * (nu + d)
+        logs = n * (np.log1p(d / nu) + psi(half) - np.log(half)) - tallies[:, 1]
+        return StudentTStats(n, moments.n, moments.x, moments.xx, logs), log_prob
 
     def m_step(self, stats: StudentTStats, params: StudentTParams) -> StudentTParams:
         """Return the maximiser of Q, plus the log prior where there is one (see the class).
@@ -310,6 +324,12 @@ class StudentT:
 
 def _moments(stats: StudentTStats) -> GaussianStats:
     return GaussianStats(stats.u, stats.x, stats.xx)
+
+
+def _log_suffices(dof: Float, dtype: np.dtype[Any]) -> bool:
+    """Return whether log(1 + ratio) is accurate enough, else log1p(ratio) is, which takes three times as long."""
+    # Rounding 1 + ratio moves a log density by nu eps / 4.
+    return bool(0.25 * dof.max() * np.finfo(dtype).eps <= LOG_ERROR)
 
 
 def _column(values: Float, like: Array) -> Array:

@@ -6,24 +6,6 @@
  * 1). Four components at a time are the lanes of vectors.
  */
 
-/* Return log(x) to about one unit in the last place; NaN where x is not a positive normal number.
- *
- * x = 2^e f with f about one, and log f = 2 artanh((f - 1) / (f + 1)) by its series. */
-INLINE vector NAME(log)(vector x) {
-    const mask half = (mask)NAME(all)(0x1.6a09e667f3bcdp-1);
-    const mask exponent = ((mask)x - half) >> 52;
-    const vector f = (vector)((mask)x - (exponent << 52));
-    const vector s = (f - 1) / (f + 1), square = s * s;
-    vector sum = NAME(all)(1.0 / 23);
-    for (int term = 21; term >= 1; term -= 2)
-        sum = sum * square + 1.0 / term;
-    vector e = {0};
-    for (int lane = 0; lane < LANES; lane++)
-        e[lane] = (double)exponent[lane];
-    const vector result = e * EXP_LOG2_HIGH + (2 * s * sum + e * EXP_LOG2_LOW);
-    return NAME(choose)((x >= DBL_MIN) & (x <= DBL_MAX), result, NAME(all)(NAN));
-}
-
 /* Put (k, count) numbers of four components, the last one again and again where there are no more, side by side. */
 INLINE void NAME(abreast)(const double *from, int64_t c, int64_t k, int64_t count, double *to) {
     for (int64_t i = 0; i < count; i++)

@@ -105,10 +105,10 @@ int uses_avx2(void) { return AVX2; }
         return CALL(normalise, type, joint, log_weights, weight, largest, total, n, k);                                \
     }                                                                                                                  \
     int e_step_##type(enum form form, const type *rows, const double *shift, const double *scale, const type *natural, \
-                      const double *log_weights, const double *weight, double *sums, double *largest, type *total,     \
-                      int64_t n, int64_t d, int64_t k) {                                                               \
-        return CALL(e_step, type, form, rows, shift, scale, natural, log_weights, weight, sums, largest, total, n, d,  \
-                    k);                                                                                                \
+                      const double *tails, const double *log_weights, const double *weight, double *sums,              \
+                      double *tallies, double *largest, type *total, int64_t n, int64_t d, int64_t k) {                \
+        return CALL(e_step, type, form, rows, shift, scale, natural, tails, log_weights, weight, sums, tallies,        \
+                    largest, total, n, d, k);                                                                          \
     }                                                                                                                  \
     int whole_##type(const type *numbers, double most, int64_t n) { return CALL(whole, type, numbers, most, n); }      \
     int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \

@@ -267,6 +267,23 @@ INLINE vector NAME(exp)(vector x) {
     return NAME(choose)(tiny, (vector){0}, sum * power);
 }
 
+/* Return log(x) to about one unit in the last place; NaN where x is not a positive normal number.
+ *
+ * x = 2^e f with f about one, and log f = 2 artanh((f - 1) / (f + 1)) by its series. */
+INLINE vector NAME(log)(vector x) {
+    const mask half = (mask)NAME(all)((REAL)0x1.6a09e667f3bcdp-1);
+    const mask exponent = ((mask)x - half) >> EXP_SHIFT;
+    const vector f = (vector)((mask)x - (exponent << EXP_SHIFT));
+    const vector s = (f - 1) / (f + 1), square = s * s;
+    vector sum = NAME(all)((REAL)(1.0 / LOG_LAST));
+    for (int term = LOG_LAST - 2; term >= 1; term -= 2)
+        sum = sum * square + (REAL)(1.0 / term);
+    /* A whole number that is added to the bits of ROUND is added to its value. */
+    const vector e = (vector)((mask)NAME(all)(ROUND) + exponent) - ROUND;
+    const vector result = e * EXP_LOG2_HIGH + (2 * s * sum + e * EXP_LOG2_LOW);
+    return NAME(choose)((x >= SMALLEST) & (x <= LARGEST), result, NAME(all)(NAN));
+}
+
 /* Turn the log densities of 4 LANES rows, in k lines that lie `stride` apart, into responsibilities times weight (or 1,
  * where weight is NULL). With the log weights added, write the largest of each of the first `rows`, or 0 where that is
  * -inf, and the sum of exp(log density - largest). */
@@ -331,17 +348,56 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
     return 0;
 }
 
+/* Turn log densities of Gaussian components in k lines of DENSITY_ROWS into those of Student-t components, and write to
+ * lines that lie `apart` the expected precision u of each row and log w, where u is `most` / w.
+ *
+ * A component's `tail` is five numbers: the Gaussian's log density at the mean, 1 / dof, most = 1 + d / dof, (dof + d)
+ * / 2 and the log density at the location. */
+TARGET static void NAME(tail_tile)(REAL *density, const double *tail, REAL *u, REAL *log_w, int64_t apart, int64_t k) {
+    for (int64_t c = 0; c < k; c++, tail += 5)
+        for (int64_t r = 0; r < DENSITY_ROWS; r += LANES) {
+            REAL *at = density + c * DENSITY_ROWS + r;
+            vector distance = -2 * (NAME(load)(at) - (REAL)tail[0]);
+            /* Rounding takes rows near a mean below zero. */
+            distance = NAME(choose)(distance < 0, (vector){0}, distance);
+            const vector w = distance * (REAL)tail[1] + 1, log = NAME(choose)(w > LARGEST, w, NAME(log)(w));
+            NAME(store)(u + c * apart + r, (REAL)tail[2] / w);
+            NAME(store)(log_w + c * apart + r, log);
+            NAME(store)(at, (REAL)tail[4] - (REAL)tail[3] * log);
+        }
+}
+
+/* Add the sums of `shares`, and of shares times log w, to `tallies` (k, 2), and multiply the shares by u. */
+TARGET static void NAME(weigh_tile)(REAL *shares, const REAL *u, const REAL *log_w, double *tallies, int64_t k) {
+    for (int64_t c = 0; c < k; c++) {
+        vector sum[2] = {{0}, {0}};
+        for (int64_t i = c * TILE_ROWS; i < (c + 1) * TILE_ROWS; i += LANES) {
+            const vector share = NAME(load)(shares + i), product = share * NAME(load)(log_w + i);
+            sum[0] += share;
+            /* A row at infinity has no share. */
+            sum[1] += NAME(choose)(share == 0, (vector){0}, product);
+            NAME(store)(shares + i, share * NAME(load)(u + i));
+        }
+        tallies[2 * c] += NAME(total)(sum[0]);
+        tallies[2 * c + 1] += NAME(total)(sum[1]);
+    }
+}
+
 /* Do what shifted, log_prob, normalise and moments do one after the other, tile by tile: what stands between them does
- * not leave the second cache. */
+ * not leave the second cache. With `tails` (see tail_tile) components are Student-t, the sums those under the
+ * responsibilities times u, and `tallies` the sums of responsibilities and of these times log w. */
 TARGET static int NAME(e_step)(enum form form, const REAL *rows, const double *shift, const double *scale,
-                               const REAL *natural, const double *log_weights, const double *weight, double *sums,
-                               double *largest, REAL *total, int64_t n, int64_t d, int64_t k) {
+                               const REAL *natural, const double *tails, const double *log_weights,
+                               const double *weight, double *sums, double *tallies, double *largest, REAL *total,
+                               int64_t n, int64_t d, int64_t k) {
     const int64_t width = DENSITY_ROWS, span = 4 * LANES;
     const int64_t scratch = PANEL * width > MOMENTS * TILE_ROWS ? PANEL * width : MOMENTS * TILE_ROWS;
-    REAL *tile = allocate(((d + k) * (TILE_ROWS + width) + scratch) * sizeof(REAL));
+    const int64_t lines = (tails ? 3 : 1) * k;
+    REAL *tile = allocate(((d + lines) * TILE_ROWS + (d + k) * width + scratch) * sizeof(REAL));
     if (!tile) return -1;
-    REAL *shares = tile + d * TILE_ROWS, *part = shares + k * TILE_ROWS, *resp = part + d * width;
-    REAL *t = resp + k * width;
+    REAL *shares = tile + d * TILE_ROWS, *u = shares + k * TILE_ROWS, *log_w = u + k * TILE_ROWS;
+    REAL *part = shares + lines * TILE_ROWS, *resp = part + d * width, *t = resp + k * width;
+    if (tails) memset(tallies, 0, 2 * k * sizeof(double));
     memset(sums, 0, k * n_features(form, d) * sizeof(double));
     for (int64_t row = 0; row < n; row += TILE_ROWS) {
         for (int64_t at = 0; at < TILE_ROWS; at += width) {
@@ -349,12 +405,14 @@ TARGET static int NAME(e_step)(enum form form, const REAL *rows, const double *s
             if (count < width) memset(part, 0, d * width * sizeof(REAL));
             NAME(shift_tile)(rows + first * d, shift, scale, part, width, count, d);
             NAME(density_tile)(form, part, natural, resp, t, d, k);
+            if (tails) NAME(tail_tile)(resp, tails, u + at, log_w + at, TILE_ROWS, k);
             for (int64_t r = 0; r < count; r += span)
                 NAME(normalise_tile)(resp + r, width, log_weights, weight ? weight + first + r : NULL,
                                      largest + first + r, total + first + r, count - r < span ? count - r : span, k);
             NAME(gather)(part, width, d, width, width, tile + at, TILE_ROWS);
             NAME(gather)(resp, width, k, count, width, shares + at, TILE_ROWS);
         }
+        if (tails) NAME(weigh_tile)(shares, u, log_w, tallies, k);
         NAME(moment_tile)(form, tile, shares, t, sums, d, k);
     }
     free(tile);
@@ -577,6 +635,9 @@ TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
 #undef EXP_TERMS
 #undef EXP_BIAS
 #undef EXP_SHIFT
+#undef LOG_LAST
+#undef SMALLEST
+#undef LARGEST
 #undef HOLES
 #undef SCREEN
 #undef SCREENS

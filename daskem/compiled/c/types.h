@@ -2,9 +2,9 @@
  *
  * TILE_ROWS are the rows of a tile of moments: 2 KiB of each feature.
  *
- * ROUND rounds to a whole number when it is added. What exp needs of a type beside: the argument below which its result
- * is not a normal number, log 2 in two parts of which the first ends in zeros, the terms of its series, and the
- * exponent's bias and place. */
+ * ROUND rounds to a whole number when it is added; normal numbers are from SMALLEST to LARGEST. What exp needs of a
+ * type beside: the argument below which its result is not normal, log 2 in two parts of which the first ends in zeros,
+ * the terms of its series, and the exponent's bias and place; log needs the last term of its own series. */
 
 #define JOIN(name, type, variant) name##_##type##_##variant
 #define JOINED(name, type, variant) JOIN(name, type, variant)
@@ -20,6 +20,9 @@
 #define EXP_TERMS 8
 #define EXP_BIAS 127
 #define EXP_SHIFT 23
+#define LOG_LAST 9
+#define SMALLEST FLT_MIN
+#define LARGEST FLT_MAX
 #define SCREENS
 #include "kernels.h"
 
@@ -34,6 +37,9 @@
 #define EXP_TERMS 14
 #define EXP_BIAS 1023
 #define EXP_SHIFT 52
+#define LOG_LAST 23
+#define SMALLEST DBL_MIN
+#define LARGEST DBL_MAX
 #define HOLES
 #define SCREEN JOINED(settled, float, VARIANT)
 #include "kernels.h"
