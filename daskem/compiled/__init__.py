@@ -28,7 +28,6 @@ __all__ = [
     "nearest",
     "normalise",
     "shifted",
-    "t_step",
     "whole",
 ]
 
@@ -159,59 +158,30 @@ def e_step(
     shift: Float,
     scale: Float | None,
     natural: Array,
-    log_weights: Float,
-    weight: Float | None,
-) -> tuple[Float, Float]:
-    """Return what `moments` returns and log p(x) of each row, (n,), found by `normalise`, bit for bit, but in one go.
-
-    `rows` (n, d) and `natural` (k, p) are C ordered and of one floating type.
-    """
-    sums, log_prob, _ = _e_step(form, rows, shift, scale, natural, None, log_weights, weight)
-    return sums, log_prob
-
-
-def t_step(
-    form: str,
-    rows: Array,
-    shift: Float,
-    scale: Float | None,
-    natural: Array,
-    tails: Float,
-    log_weights: Float,
-    weight: Float | None,
-) -> tuple[Float, Float, Float]:
-    """Return what an E-step of Student-t components finds, which `natural` and `tails` tell of.
-
-    Parameters
-    ----------
-    natural : (k, p) of the Gaussian components of the same locations and scale matrices.
-    tails : (k, 5) their log densities at the means, 1 / dof, 1 + d / dof, (dof + d) / 2, and the log densities at the
-        locations.
-
-    Returns
-    -------
-    sums : (k, p) moments of the rows under resp * u, where u = (1 + d / dof) / w, w = 1 + squared distance / dof.
-    log_prob : (n,) log p(x).
-    tallies : (k, 2) sums of resp, and of resp * log w.
-    """
-    return _e_step(form, rows, shift, scale, natural, np.ascontiguousarray(tails, np.float64), log_weights, weight)
-
-
-def _e_step(
-    form: str,
-    rows: Array,
-    shift: Float,
-    scale: Float | None,
-    natural: Array,
     tails: Float | None,
     log_weights: Float,
     weight: Float | None,
 ) -> tuple[Float, Float, Float]:
+    """Return what an E-step finds, in one go and with the bits of `shifted`, `log_prob`, `normalise` and `moments`.
+
+    Parameters
+    ----------
+    rows, natural : (n, d) and (k, p), C ordered and of one floating type.
+    tails : None, or (k, 5) of Student-t components, `natural` being that of Gaussian ones of the same locations and
+        scale matrices: their log densities at the means, 1 / dof, 1 + d / dof, (dof + d) / 2, and the log densities at
+        the locations.
+
+    Returns
+    -------
+    sums : (k, p) moments under resp, or under resp * u with u = (1 + d / dof) / w and w = 1 + squared distance / dof.
+    log_prob : (n,) log p(x).
+    tallies : (k, 2) sums of resp, and of resp * log w, of Student-t components.
+    """
     (n, d), (k, p) = rows.shape, natural.shape
     sums, tallies, largest, total = np.empty((k, p)), np.empty((k, 2)), np.empty(n), np.empty(n, rows.dtype)
     scale = np.ones(d) if scale is None else scale
     shift, scale, log_weights = (np.ascontiguousarray(array, np.float64) for array in (shift, scale, log_weights))
-    weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
+    tails, weight = (array if array is None else np.ascontiguousarray(array, np.float64) for array in (tails, weight))
     given = FORMS[form], rows, shift, scale, natural, tails, log_weights, weight
     _call("e_step", rows.dtype, *given, sums, tallies, largest, total, n, d, k)
     return sums, np.log(total, dtype=np.float64) + largest, tallies

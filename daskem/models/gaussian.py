@@ -166,7 +166,7 @@ class Gaussian:
         kernel = self.kernel_at_once(params, chunk)
         if kernel is None:
             return None
-        moments, log_prob = kernel.e_step(chunk, log_weights)
+        moments, log_prob, _ = kernel.e_step(chunk, log_weights)
         return self.stats_of(*moments), log_prob
 
     def kernel_at_once(self, params: GaussianParams, chunk: Chunk) -> Kernel | None:

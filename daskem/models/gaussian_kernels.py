@@ -222,22 +222,16 @@ class Kernel:
         """Whether compiled code can do an E-step in one go, and accurately."""
         return self.compiled and not self.apart
 
-    def e_step(self, chunk: Chunk, log_weights: Float) -> tuple[Moments, Float]:
-        """Return the moments of the rows under the posterior of the component, and log p(x) (n,), found in one go."""
-        rows = np.ascontiguousarray(chunk.rows, self.dtype)
-        given = self.natural, log_weights + self.lost, chunk.weight
-        sums, log_prob = compiled.e_step(self.covariance, rows, self.shift, self.scale, *given)
-        return self._split(sums), log_prob
+    def e_step(self, chunk: Chunk, log_weights: Float, tails: Float | None = None) -> tuple[Moments, Float, Float]:
+        """Return moments under the posterior of the component, and log p(x) (n,), of Gaussian or Student-t components.
 
-    def t_step(self, chunk: Chunk, log_weights: Float, dof: Float, peak: Float) -> tuple[Moments, Float, Float]:
-        """Return the same for Student-t components of log densities `peak` (k,) at their locations, and tallies.
-
-        The moments are those under resp * u, the tallies (k, 2) sums of resp and of resp * log(1 + distance^2 / dof).
+        `tails` and the last thing returned are those of `daskem.compiled.e_step`.
         """
-        rows, d = np.ascontiguousarray(chunk.rows, self.dtype), chunk.rows.shape[1]
-        tails = np.column_stack([self.peak - self.lost, 1.0 / dof, 1.0 + d / dof, 0.5 * (dof + d), peak])
+        rows = np.ascontiguousarray(chunk.rows, self.dtype)
+        # What is lost of a Student-t density is lost of the distance.
+        log_weights = log_weights if tails is not None else log_weights + self.lost
         given = self.natural, tails, log_weights, chunk.weight
-        sums, log_prob, tallies = compiled.t_step(self.covariance, rows, self.shift, self.scale, *given)
+        sums, log_prob, tallies = compiled.e_step(self.covariance, rows, self.shift, self.scale, *given)
         return self._split(sums), log_prob, tallies
 
     def moments(self, chunk: Chunk, resp: Array) -> Moments:

@@ -199,7 +199,7 @@ class NaturalFamily(ABC):
         slope, constant, dtype = self._coefficients(params, chunk)
         natural = np.column_stack([constant.sum(axis=1), slope]).astype(dtype)
         rows, origin = np.ascontiguousarray(seen.features, dtype), np.zeros(slope.shape[1])
-        sums, log_prob = compiled.e_step("linear", rows, origin, None, natural, log_weights, chunk.weight)
+        sums, log_prob, _ = compiled.e_step("linear", rows, origin, None, natural, None, log_weights, chunk.weight)
         stats = SufficientStats(sums[:, 0], self._complete(sums[:, 0], chunk), sums[:, 1:])
         return stats, log_prob if seen.log_base is None else log_prob + seen.log_base
 

@@ -204,8 +204,10 @@ class StudentT:
         if kernel is None or not _log_suffices(params.dof, kernel.dtype):
             return None
         nu, d = params.dof, chunk.rows.shape[1]
-        found, log_prob, tallies = kernel.t_step(chunk, log_weights, nu, self._log_peak(params))
-        moments, n, half = self.gaussian.stats_of(*found), tallies[:, 0], 0.5 * (nu + d)
+        half, peak = 0.5 * (nu + d), kernel.peak - kernel.lost
+        tails = np.column_stack([peak, 1.0 / nu, 1.0 + d / nu, half, self._log_peak(params)])
+        found, log_prob, tallies = kernel.e_step(chunk, log_weights, tails)
+        moments, n = self.gaussian.stats_of(*found), tallies[:, 0]
         logs = n * (np.log1p(d / nu) + psi(half) - np.log(half)) - tallies[:, 1]
         return StudentTStats(n, moments.n, moments.x, moments.xx, logs), log_prob
 
