@@ -149,9 +149,9 @@ class Family(Protocol):
     `n_parameters`, `events`, `rebase` and `unsupported`, as those of a model; ``draw(params, components, rng)``, a row
     (n, d) from each of the components (n,), for samples; ``embedding(rows)``, (n, q) and finite, between whose rows
     a start measures distances; ``start``, the `init_method` that it prefers; ``handles_missing``, whether NaN is a hole
-    that it leaves out; ``posterior_stats(params, chunk, log_weights)``, for speed: what `stats` returns under the
-    posterior of the component, and log p(x) (n,), or None where it is not faster; ``row_numbers(k, d)`` and
-    ``record_bytes(k, d)``, for the planner.
+    that it leaves out; ``terms(params, chunk)``, log densities that are linear in features (a tuple of
+    `daskem.compiled.Terms`, or None), and ``stats_of_terms(params, chunk, sums)``, the statistics of the sums of these,
+    for speed; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the planner.
     """
 
     def init(self, sample: Chunk, resp: Float) -> Params:

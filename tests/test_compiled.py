@@ -18,6 +18,7 @@ from test_contract import suite
 from daskem import compiled, tree
 from daskem.core import Chunk, Scratch
 from daskem.models import Gaussian, KMeans, Mixture, NormalWishart, VariationalMixture
+from daskem.models.at_once import posterior_stats
 from daskem.testing import model_trial
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,9 +90,33 @@ def test_e_steps_in_one_go_have_the_bits_of_their_parts(form, weighted, dtype):
         compiled.shifted(rows, shift, scale, u)
         compiled.log_prob(form, u, natural, resp)
         largest, total = compiled.normalise(resp, log_weights, weight)
-        sums, log_prob, _ = compiled.e_step(form, rows, shift, scale, natural, None, log_weights, weight)
+        terms = compiled.Terms(form, rows, natural, shift, scale)
+        (sums,), log_prob, _ = compiled.e_step([terms], log_weights, weight)
         np.testing.assert_array_equal(sums, compiled.moments(form, u, resp), err_msg=f"{(n, d, k)}")
         np.testing.assert_array_equal(log_prob, np.log(total.astype(float)) + largest, err_msg=f"{(n, d, k)}")
+
+
+@each_build
+@each_type
+def test_terms_of_several_groups_add_up(dtype):
+    rng = np.random.default_rng(10)
+    for n, d, k in shapes():
+        forms, weight, log_weights = list(compiled.FORMS), rng.random(n), np.log(rng.dirichlet(np.ones(k)))
+        groups, joint, features_of = [], log_weights[:, None], []
+        for form in forms:
+            rows = rng.standard_normal((n, d)).astype(dtype)
+            t = features(form, rows.T.astype(float))
+            natural = (rng.standard_normal((k, len(t))) / d).astype(dtype)
+            constant, base = rng.standard_normal(k), rng.standard_normal(n)
+            groups.append(compiled.Terms(form, rows, natural, constant=constant, base=base))
+            joint = joint + natural.astype(float) @ t + constant[:, None] + base
+            features_of.append(t)
+        resp = softmax(joint, axis=0) * weight
+        sums, log_prob, _ = compiled.e_step(groups, log_weights, weight)
+        np.testing.assert_allclose(log_prob, logsumexp(joint, axis=0), rtol=1e-12 if dtype == "f8" else 1e-4, atol=1e-4)
+        for found, t in zip(sums, features_of, strict=True):
+            scale = resp @ np.abs(t.T)
+            assert (np.abs(found - resp @ t.T) <= (1e-11 if dtype == "f8" else 1e-3) * scale).all(), (n, d, k)
 
 
 @each_build
@@ -183,7 +208,8 @@ def test_student_t_components_in_one_go(form):
         w = 1 + np.maximum(0, 2 * (peak[:, None] - natural @ t)) / dof[:, None]
         joint = (top - 0.5 * (dof + d) * np.log(w).T).T + log_weights[:, None]
         resp = softmax(joint, axis=0) * weight
-        sums, log_prob, tallies = compiled.e_step(form, rows, np.zeros(d), None, natural, tails, log_weights, weight)
+        terms = compiled.Terms(form, rows, natural)
+        (sums,), log_prob, tallies = compiled.e_step([terms], log_weights, weight, tails)
         np.testing.assert_allclose(log_prob, logsumexp(joint, axis=0), rtol=1e-10)
         np.testing.assert_allclose(tallies, np.stack([resp.sum(axis=1), (resp * np.log(w)).sum(axis=1)], 1), rtol=1e-9)
         shares = resp * (1 + d / dof)[:, None] / w
@@ -323,15 +349,16 @@ def test_e_steps_in_one_go_are_for_those_that_they_are_right_for():
     model = Mixture(Gaussian("full", missing=True), 2)
     params = model.init(chunk, np.random.default_rng(0))
     plain = model.e_step(params, chunk).objective
-    assert model.family.posterior_stats(params.components, chunk, np.log(params.weights)) is not None
+    assert posterior_stats(Tempered(), params.components, chunk, np.log(params.weights)) is None
+    assert posterior_stats(model.family, params.components, chunk, np.log(params.weights)) is not None
     tempered = replace(model, family=Tempered("full"))
     assert tempered.e_step(params, Chunk(rows)).objective == pytest.approx(tempered.log_prob(params, chunk).sum())
     assert tempered.e_step(params, Chunk(rows)).objective != pytest.approx(plain)
     # With holes, or as many standard deviations from the data as take another form.
     rows[0, 0] = np.nan
-    assert model.family.posterior_stats(params.components, Chunk(rows), np.log(params.weights)) is None
+    assert posterior_stats(model.family, params.components, Chunk(rows), np.log(params.weights)) is None
     far = replace(params.components, means=params.components.means + 1e6)
-    assert Gaussian().posterior_stats(far, Chunk(rows[1:]), np.log(params.weights)) is None
+    assert posterior_stats(Gaussian(), far, Chunk(rows[1:]), np.log(params.weights)) is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "MOST_HOLED",
     "MOST_WHOLE",
     "Components",
+    "Terms",
     "available",
     "condition",
     "describe",
@@ -62,6 +64,44 @@ class Components:
     peak: Float
 
 
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """Terms of the log densities of k components: natural (k, p) times T(u), u = (row - shift) * scale.
+
+    Attributes
+    ----------
+    form : what T(u) is (see `FORMS`).
+    rows, natural : (n, d) and (k, p), C ordered and of one floating type.
+    shift, scale : (d,), or None for zeros, and for ones.
+    constant : (k,) what to add for each component, in double precision. base : (n,) what to add for each row.
+    """
+
+    form: str
+    rows: Array
+    natural: Array
+    shift: Float | None = None
+    scale: Float | None = None
+    constant: Float | float = 0.0
+    base: Float | float = 0.0
+
+    def arrays(self, sums: Float) -> tuple[Array, ...]:
+        """Return what compiled code is given, in its order."""
+        d = self.rows.shape[1]
+        shift = np.zeros(d) if self.shift is None else np.ascontiguousarray(self.shift, np.float64)
+        scale = np.ones(d) if self.scale is None else np.ascontiguousarray(self.scale, np.float64)
+        return self.rows, shift, scale, self.natural, sums
+
+
+class _Terms(ctypes.Structure):
+    """`Terms` as compiled code knows them."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("rows", "shift", "scale", "natural", "sums")),
+        ("d", ctypes.c_int64),
+        ("form", ctypes.c_int),
+    )
+
+
 def load(path: Path) -> ctypes.CDLL | None:
     """Return the library in a file, or None where there is none, or one for another kind of machine."""
     try:
@@ -74,7 +114,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         getattr(library, f"log_prob_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"moments_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"normalise_{name}").argtypes = [array, array, array, array, array, number, number]
-        getattr(library, f"e_step_{name}").argtypes = [ctypes.c_int, *[array] * 11, number, number, number]
+        getattr(library, f"e_step_{name}").argtypes = [array, number, *[array] * 6, number, number]
         getattr(library, f"whole_{name}").argtypes = [array, ctypes.c_double, number]
         inputs = [array, array, ctypes.c_double, array, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
@@ -153,38 +193,39 @@ def normalise(log_density: Array, log_weights: Float, weight: Float | None) -> t
 
 
 def e_step(
-    form: str,
-    rows: Array,
-    shift: Float,
-    scale: Float | None,
-    natural: Array,
-    tails: Float | None,
-    log_weights: Float,
-    weight: Float | None,
-) -> tuple[Float, Float, Float]:
+    terms: Sequence[Terms], log_weights: Float, weight: Float | None, tails: Float | None = None
+) -> tuple[list[Float], Float, Float]:
     """Return what an E-step finds, in one go and with the bits of `shifted`, `log_prob`, `normalise` and `moments`.
 
     Parameters
     ----------
-    rows, natural : (n, d) and (k, p), C ordered and of one floating type.
-    tails : None, or (k, 5) of Student-t components, `natural` being that of Gaussian ones of the same locations and
+    terms : terms of the log densities, each of other columns or features of the same n rows, of one floating type.
+    tails : None, or (k, 5) of Student-t components, `terms` being those of Gaussian ones of the same locations and
         scale matrices: their log densities at the means, 1 / dof, 1 + d / dof, (dof + d) / 2, and the log densities at
         the locations.
 
     Returns
     -------
-    sums : (k, p) moments under resp, or under resp * u with u = (1 + d / dof) / w and w = 1 + squared distance / dof.
+    sums : moments (k, p) of each of the terms under resp, or under resp * u with u = (1 + d / dof) / w and
+        w = 1 + squared distance / dof.
     log_prob : (n,) log p(x).
     tallies : (k, 2) sums of resp, and of resp * log w, of Student-t components.
     """
-    (n, d), (k, p) = rows.shape, natural.shape
-    sums, tallies, largest, total = np.empty((k, p)), np.empty((k, 2)), np.empty(n), np.empty(n, rows.dtype)
-    scale = np.ones(d) if scale is None else scale
-    shift, scale, log_weights = (np.ascontiguousarray(array, np.float64) for array in (shift, scale, log_weights))
+    n, k, dtype = len(terms[0].rows), len(log_weights), terms[0].rows.dtype
+    tallies, largest, total = np.empty((k, 2)), np.empty(n), np.empty(n, dtype)
+    log_weights = np.ascontiguousarray(log_weights + sum(part.constant for part in terms), np.float64)
     tails, weight = (array if array is None else np.ascontiguousarray(array, np.float64) for array in (tails, weight))
-    given = FORMS[form], rows, shift, scale, natural, tails, log_weights, weight
-    _call("e_step", rows.dtype, *given, sums, tallies, largest, total, n, d, k)
-    return sums, np.log(total, dtype=np.float64) + largest, tallies
+    # These hold the memory that the records point to.
+    arrays = [part.arrays(np.empty(part.natural.shape)) for part in terms]
+    records = (_Terms * len(terms))(
+        *(
+            _Terms(*(array.ctypes.data for array in own), part.rows.shape[1], FORMS[part.form])
+            for part, own in zip(terms, arrays, strict=True)
+        )
+    )
+    _call("e_step", dtype, records, len(terms), tails, log_weights, weight, tallies, largest, total, n, k)
+    log_prob = np.log(total, dtype=np.float64) + largest
+    return [own[-1] for own in arrays], log_prob + sum(part.base for part in terms), tallies
 
 
 def nearest(
@@ -259,7 +300,7 @@ def filled(
     _call("filled", None, *given, first, second, n, stride, q, d, k, len(c.precision))
 
 
-def _call(name: str, dtype: np.dtype[Any] | None, *arguments: Array | float | None) -> None:
+def _call(name: str, dtype: np.dtype[Any] | None, *arguments: Any) -> None:
     pointers = (a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments)
     if getattr(library, name if dtype is None else f"{name}_{TYPES[dtype.char]}")(*pointers):
         raise MemoryError(f"no memory was left for the workspace of {name}.")

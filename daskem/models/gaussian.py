@@ -11,12 +11,14 @@ changes, statistics made before must not be blended with statistics made after, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 
 from daskem import tree
+from daskem.compiled import Terms
 from daskem.core import Array, Chunk, Float
 from daskem.errors import DataError, MissingCapabilityError, OptionError
 from daskem.models.gaussian_algebra import (
@@ -154,20 +156,17 @@ class Gaussian:
             n, x, xx = self._plain_kernel(params, chunk).moments(chunk, resp.T)
         else:
             n, x, xx = holes.moments(chunk, resp.T, None if spread is None else spread.T)
-        return self.stats_of(n, x, xx)
+        return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
 
-    def posterior_stats(
-        self, params: GaussianParams, chunk: Chunk, log_weights: Float
-    ) -> tuple[GaussianStats, Float] | None:
-        """Return the statistics under the posterior of the component, and log p(x) of each row, (n,), nats.
-
-        None where there is no faster way than by `log_prob` and `stats`.
-        """
+    def terms(self, params: GaussianParams, chunk: Chunk) -> tuple[Terms, ...] | None:
+        """Return the log densities as terms that are linear in features, None where they are not taken so."""
         kernel = self.kernel_at_once(params, chunk)
-        if kernel is None:
-            return None
-        moments, log_prob, _ = kernel.e_step(chunk, log_weights)
-        return self.stats_of(*moments), log_prob
+        return None if kernel is None else (kernel.terms(chunk),)
+
+    def stats_of_terms(self, params: GaussianParams, chunk: Chunk, sums: Sequence[Float]) -> GaussianStats:
+        """Return the statistics of the sums of those features."""
+        n, x, xx = self._plain_kernel(params, chunk).split(sums[0])
+        return GaussianStats(n, x, np.asarray(self.shape.from_kernel(xx), np.float64))
 
     def kernel_at_once(self, params: GaussianParams, chunk: Chunk) -> Kernel | None:
         """Return the arithmetic over a block if it can do an E-step in one go."""
@@ -323,10 +322,6 @@ class Gaussian:
         return (
             over_holes(self._plain_kernel(params, chunk), params, chunk) if self.missing and has_holes(chunk) else None
         )
-
-    def stats_of(self, n: Array, x: Float, xx: Array) -> GaussianStats:
-        """Return the statistics of what the arithmetic calls them."""
-        return GaussianStats(np.asarray(n, np.float64), x, np.asarray(self.shape.from_kernel(xx), np.float64))
 
     def _kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel | HolesKernel:
         return self.holes(params, chunk) or self._plain_kernel(params, chunk)

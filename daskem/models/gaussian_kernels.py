@@ -222,17 +222,10 @@ class Kernel:
         """Whether compiled code can do an E-step in one go, and accurately."""
         return self.compiled and not self.apart
 
-    def e_step(self, chunk: Chunk, log_weights: Float, tails: Float | None = None) -> tuple[Moments, Float, Float]:
-        """Return moments under the posterior of the component, and log p(x) (n,), of Gaussian or Student-t components.
-
-        `tails` and the last thing returned are those of `daskem.compiled.e_step`.
-        """
+    def terms(self, chunk: Chunk) -> compiled.Terms:
+        """Return the log densities as what compiled code takes for an E-step in one go."""
         rows = np.ascontiguousarray(chunk.rows, self.dtype)
-        # What is lost of a Student-t density is lost of the distance.
-        log_weights = log_weights if tails is not None else log_weights + self.lost
-        given = self.natural, tails, log_weights, chunk.weight
-        sums, log_prob, tallies = compiled.e_step(self.covariance, rows, self.shift, self.scale, *given)
-        return self._split(sums), log_prob, tallies
+        return compiled.Terms(self.covariance, rows, self.natural, self.shift, self.scale, self.lost)
 
     def moments(self, chunk: Chunk, resp: Array) -> Moments:
         """Return n (k,), x (k, d) and xx of the rows under `resp` (k, n), in scaled units about the references."""
@@ -318,7 +311,7 @@ class Kernel:
     def _moments_features(self, chunk: Chunk, resp: Array) -> Moments:
         features, d = self._features(chunk), self.delta.shape[1]
         if self.compiled:
-            return self._split(compiled.moments(self.covariance, features, np.ascontiguousarray(resp)))
+            return self.split(compiled.moments(self.covariance, features, np.ascontiguousarray(resp)))
         if self.covariance != "tied":
             sums = np.matmul(resp, features.T).astype(np.float64, copy=False)
             return sums[:, 0], sums[:, 1 : d + 1], sums[:, -1] if self.covariance == "spherical" else sums[:, d + 1 :]
@@ -326,7 +319,7 @@ class Kernel:
         shares = np.delete(resp, self.own, axis=0) if self.own else resp
         return sums[:, 0], sums[:, 1:], _scatter(chunk, features[1 : d + 1], shares.sum(axis=0)).astype(np.float64)
 
-    def _split(self, sums: Float) -> Moments:
+    def split(self, sums: Float) -> Moments:
         """Return n, x and xx of their sums (k, p) by compiled code."""
         d = self.delta.shape[1]
         second = sums[:, d + 1 :]

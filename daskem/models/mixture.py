@@ -13,6 +13,7 @@ import scipy
 from daskem import compiled
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
 from daskem.errors import MissingCapabilityError, OptionError
+from daskem.models.at_once import posterior_stats
 from daskem.models.initialization import (
     assign,
     best_of_runs,
@@ -309,11 +310,10 @@ class Mixture:
 
     def _posterior_stats(self, params: MixtureParams, chunk: Chunk) -> tuple[MixtureStats, Float] | None:
         """Return statistics and log p(x), (n,), if the family finds them in one go."""
-        if chunk.labels is not None or not _finds_at_once(type(self.family)):
+        if chunk.labels is not None:
             return None
-        at_once = cast(Any, self.family).posterior_stats
-        found = at_once(params.components, chunk, self._log_weights(params))
-        return None if found is None else (MixtureStats(np.array(found[0].n), found[0]), found[1])
+        found = posterior_stats(self.family, params.components, chunk, self._log_weights(params))
+        return None if found is None else (MixtureStats(*found[:2]), found[2])
 
     def _resp_and_stats(self, params: MixtureParams, chunk: Chunk) -> tuple[MixtureStats, Float]:
         """Return statistics and log p(x), (n,), by way of the responsibilities."""
@@ -430,16 +430,6 @@ def _telling(chunk: Chunk) -> Chunk:
     if chunk.labels is not None:
         telling |= chunk.labels >= 0 if chunk.labels.ndim == 1 else (chunk.labels != 1).any(axis=1)
     return chunk if telling.all() else chunk.select(telling)
-
-
-def _finds_at_once(family: type) -> bool:
-    """Return whether a family has `posterior_stats`, and no subclass a density or statistics that it knows not of."""
-    for cls in family.__mro__:
-        if "posterior_stats" in vars(cls):
-            return True
-        if not vars(cls).keys().isdisjoint({"log_prob", "stats"}):
-            return False
-    return False
 
 
 def _normalise(joint: Array, log_weights: Float, weight: Float | None) -> Float:

@@ -15,6 +15,7 @@ References
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -185,11 +186,8 @@ class NaturalFamily(ABC):
             observed = self._complete(n, chunk)
         return SufficientStats(n, observed, np.asarray(shares @ seen.features, np.float64))
 
-    def posterior_stats(self, params: Params, chunk: Chunk, log_weights: Float) -> tuple[SufficientStats, Float] | None:
-        """Return the statistics under the posterior of the component, and log p(x) of each row, (n,), nats.
-
-        None where there is no faster way than by `log_prob` and `stats`.
-        """
+    def terms(self, params: Params, chunk: Chunk) -> tuple[compiled.Terms, ...] | None:
+        """Return the log densities as terms that are linear in features, None where they are not taken so."""
         if not compiled.available():
             return None
         seen = self._seen(params, chunk)
@@ -198,10 +196,13 @@ class NaturalFamily(ABC):
             return None
         slope, constant, dtype = self._coefficients(params, chunk)
         natural = np.column_stack([constant.sum(axis=1), slope]).astype(dtype)
-        rows, origin = np.ascontiguousarray(seen.features, dtype), np.zeros(slope.shape[1])
-        sums, log_prob, _ = compiled.e_step("linear", rows, origin, None, natural, None, log_weights, chunk.weight)
-        stats = SufficientStats(sums[:, 0], self._complete(sums[:, 0], chunk), sums[:, 1:])
-        return stats, log_prob if seen.log_base is None else log_prob + seen.log_base
+        rows, base = np.ascontiguousarray(seen.features, dtype), 0.0 if seen.log_base is None else seen.log_base
+        return (compiled.Terms("linear", rows, natural, base=base),)
+
+    def stats_of_terms(self, params: Params, chunk: Chunk, sums: Sequence[Float]) -> SufficientStats:
+        """Return the statistics of the sums of those features."""
+        n = sums[0][:, 0]
+        return SufficientStats(n, self._complete(n, chunk), sums[0][:, 1:])
 
     def m_step(self, stats: SufficientStats, params: Params) -> Params:
         """Return the maximiser of the expected complete-data log-likelihood plus the log prior.

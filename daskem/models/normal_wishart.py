@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 from scipy.special import digamma, multigammaln
 
+from daskem.compiled import Terms
 from daskem.core import Array, Chunk, Float
 from daskem.errors import OptionError
 from daskem.models.gaussian import Gaussian
@@ -90,11 +91,10 @@ class NormalWishart(Gaussian):
         out += self._excess(params).astype(out.dtype)
         return out
 
-    def posterior_stats(  # type: ignore[override]
-        self, params: NormalWishartParams, chunk: Chunk, log_weights: Float
-    ) -> tuple[GaussianStats, Float] | None:
-        """Return what `Gaussian.posterior_stats` does, by the expected log densities."""
-        return super().posterior_stats(params, chunk, log_weights + self._excess(params))
+    def terms(self, params: NormalWishartParams, chunk: Chunk) -> tuple[Terms, ...] | None:  # type: ignore[override]
+        """Return the expected log densities as terms that are linear in features (see `Gaussian.terms`)."""
+        found = super().terms(params, chunk)
+        return found and tuple(replace(part, constant=part.constant + self._excess(params)) for part in found)
 
     def m_step(  # type: ignore[override]
         self, stats: GaussianStats, params: NormalWishartParams, n: Float | None = None

@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from daskem.compiled import Terms
 from daskem.core import Array, Chunk, Family, Float, Params
 from daskem.errors import MissingCapabilityError, OptionError
+from daskem.models.at_once import knows
 from daskem.models.natural import filled
 from daskem.models.repair import RESEEDED
 
@@ -159,6 +161,23 @@ class Product:
     def stats(self, params: ProductParams, chunk: Chunk, resp: Array) -> ProductStats:
         """Return the groups' statistics under `resp` (n, k)."""
         return ProductStats(tuple(f.stats(group, part, resp) for f, group, part in self._groups(params, chunk)))
+
+    def terms(self, params: ProductParams, chunk: Chunk) -> tuple[Terms, ...] | None:
+        """Return the terms of all groups' log densities, None where some are not linear in features."""
+        found: list[Terms] = []
+        for family, group, part in self._groups(params, chunk):
+            own = family.terms(group, part) if knows(family, "terms") else None  # type: ignore[attr-defined]
+            if own is None or own[0].rows.dtype != (found or own)[0].rows.dtype:
+                return None
+            found.extend(own)
+        return tuple(found)
+
+    def stats_of_terms(self, params: ProductParams, chunk: Chunk, sums: Sequence[Float]) -> ProductStats:
+        """Return the groups' statistics of the sums of those features."""
+        pairs = zip(self._groups(params, chunk), sums, strict=True)
+        return ProductStats(
+            tuple(f.stats_of_terms(group, part, [own]) for (f, group, part), own in pairs)  # type: ignore[attr-defined]
+        )
 
     def impute(self, params: ProductParams, chunk: Chunk, resp: Array) -> Float:
         """Return the rows (n, d) with the holes of each group filled in by its family, under `resp` (n, k)."""

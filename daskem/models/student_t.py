@@ -24,6 +24,7 @@ import numpy as np
 import scipy
 from scipy.special import betaln, gammaln, psi
 
+from daskem import compiled
 from daskem.core import Array, Chunk, Float
 from daskem.errors import OptionError
 from daskem.models.gaussian import Gaussian
@@ -195,8 +196,8 @@ class StudentT:
 
     def posterior_stats(
         self, params: StudentTParams, chunk: Chunk, log_weights: Float
-    ) -> tuple[StudentTStats, Float] | None:
-        """Return the statistics under the posterior of the component, and log p(x) of each row, (n,), nats.
+    ) -> tuple[Float, StudentTStats, Float] | None:
+        """Return the weights (k,) and the statistics under the posterior of the component, and log p(x), (n,), nats.
 
         None where there is no faster way than by `log_prob` and `stats`.
         """
@@ -204,12 +205,13 @@ class StudentT:
         if kernel is None or not _log_suffices(params.dof, kernel.dtype):
             return None
         nu, d = params.dof, chunk.rows.shape[1]
-        half, peak = 0.5 * (nu + d), kernel.peak - kernel.lost
+        # What is lost of a density is lost of the distance here.
+        half, terms, peak = 0.5 * (nu + d), replace(kernel.terms(chunk), constant=0.0), kernel.peak - kernel.lost
         tails = np.column_stack([peak, 1.0 / nu, 1.0 + d / nu, half, self._log_peak(params)])
-        found, log_prob, tallies = kernel.e_step(chunk, log_weights, tails)
-        moments, n = self.gaussian.stats_of(*found), tallies[:, 0]
+        sums, log_prob, tallies = compiled.e_step([terms], log_weights, chunk.weight, tails)
+        moments, n = self.gaussian.stats_of_terms(params, chunk, sums), tallies[:, 0].copy()
         logs = n * (np.log1p(d / nu) + psi(half) - np.log(half)) - tallies[:, 1]
-        return StudentTStats(n, moments.n, moments.x, moments.xx, logs), log_prob
+        return n, StudentTStats(n, moments.n, moments.x, moments.xx, logs), log_prob
 
     def m_step(self, stats: StudentTStats, params: StudentTParams) -> StudentTParams:
         """Return the maximiser of Q, plus the log prior where there is one (see the class).

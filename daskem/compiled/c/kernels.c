@@ -60,6 +60,17 @@ static int64_t n_features(enum form form, int64_t d) {
     return 1 + d + (form == FULL ? d * (d + 1) / 2 : form == DIAGONAL ? d : 0);
 }
 
+/* Terms of log densities: those of u = (row - shift) * scale of rows (n, d), where `natural` (k, p) multiplies T(u);
+ * and the sums (k, p) of T(u) that are asked for. */
+struct terms {
+    const void *rows;
+    const double *shift, *scale;
+    const void *natural;
+    double *sums;
+    int64_t d;
+    enum form form;
+};
+
 /* 1 / n! */
 static const double EXP_SERIES[] = {
     1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
@@ -104,11 +115,9 @@ int uses_avx2(void) { return AVX2; }
                          int64_t n, int64_t k) {                                                                       \
         return CALL(normalise, type, joint, log_weights, weight, largest, total, n, k);                                \
     }                                                                                                                  \
-    int e_step_##type(enum form form, const type *rows, const double *shift, const double *scale, const type *natural, \
-                      const double *tails, const double *log_weights, const double *weight, double *sums,              \
-                      double *tallies, double *largest, type *total, int64_t n, int64_t d, int64_t k) {                \
-        return CALL(e_step, type, form, rows, shift, scale, natural, tails, log_weights, weight, sums, tallies,        \
-                    largest, total, n, d, k);                                                                          \
+    int e_step_##type(const struct terms *terms, int64_t groups, const double *tails, const double *log_weights,       \
+                      const double *weight, double *tallies, double *largest, type *total, int64_t n, int64_t k) {     \
+        return CALL(e_step, type, terms, groups, tails, log_weights, weight, tallies, largest, total, n, k);           \
     }                                                                                                                  \
     int whole_##type(const type *numbers, double most, int64_t n) { return CALL(whole, type, numbers, most, n); }      \
     int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \

@@ -135,13 +135,15 @@ INLINE void NAME(density_group)(const int m, const REAL *natural, int64_t p, con
             NAME(store)(out + c * width + v * LANES, sum[c][v]);
 }
 
-/* Write the log densities of `tile`, d lines of DENSITY_ROWS, to the k lines of `out`; `t` has room for PANEL lines. */
-TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const REAL *natural, REAL *out, REAL *t,
-                                      int64_t d, int64_t k) {
+/* Write the log densities of `tile`, d lines of DENSITY_ROWS, to the k lines of `out`, or add them; `t` has room for
+ * PANEL lines. */
+TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const REAL *natural, int add, REAL *out,
+                                      REAL *t, int64_t d, int64_t k) {
     const int64_t width = DENSITY_ROWS, p = n_features(form, d), groups = (k + GROUP - 1) / GROUP;
     for (int64_t c = 0; c < k; c++)
         for (int64_t r = 0; r < width; r += LANES)
-            NAME(store)(out + c * width + r, NAME(all)(natural[c * p]));
+            NAME(store)(out + c * width + r,
+                        add ? NAME(load)(out + c * width + r) + natural[c * p] : NAME(all)(natural[c * p]));
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += PANEL) {
         const int64_t count = p - f < PANEL ? p - f : PANEL;
@@ -168,7 +170,7 @@ TARGET static int NAME(log_prob)(enum form form, const REAL *u, const REAL *natu
     for (int64_t row = 0; row < n; row += width) {
         const int64_t rows = n - row < width ? n - row : width;
         NAME(gather)(u + row, n, d, rows, width, tile, width);
-        NAME(density_tile)(form, tile, natural, result, t, d, k);
+        NAME(density_tile)(form, tile, natural, 0, result, t, d, k);
         for (int64_t c = 0; c < k; c++)
             memcpy(out + c * n + row, result + c * width, rows * sizeof(REAL));
     }
@@ -384,36 +386,46 @@ TARGET static void NAME(weigh_tile)(REAL *shares, const REAL *u, const REAL *log
 }
 
 /* Do what shifted, log_prob, normalise and moments do one after the other, tile by tile: what stands between them does
- * not leave the second cache. With `tails` (see tail_tile) components are Student-t, the sums those under the
- * responsibilities times u, and `tallies` the sums of responsibilities and of these times log w. */
-TARGET static int NAME(e_step)(enum form form, const REAL *rows, const double *shift, const double *scale,
-                               const REAL *natural, const double *tails, const double *log_weights,
-                               const double *weight, double *sums, double *tallies, double *largest, REAL *total,
-                               int64_t n, int64_t d, int64_t k) {
-    const int64_t width = DENSITY_ROWS, span = 4 * LANES;
+ * not leave the second cache. Log densities are sums of `groups` terms, each over rows of its own. With `tails` (see
+ * tail_tile) components are Student-t, the sums those under the responsibilities times u, and `tallies` the sums of
+ * responsibilities and of these times log w. */
+TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const double *tails,
+                               const double *log_weights, const double *weight, double *tallies, double *largest,
+                               REAL *total, int64_t n, int64_t k) {
+    const int64_t width = DENSITY_ROWS, span = 4 * LANES, lines = (tails ? 3 : 1) * k;
     const int64_t scratch = PANEL * width > MOMENTS * TILE_ROWS ? PANEL * width : MOMENTS * TILE_ROWS;
-    const int64_t lines = (tails ? 3 : 1) * k;
-    REAL *tile = allocate(((d + lines) * TILE_ROWS + (d + k) * width + scratch) * sizeof(REAL));
+    int64_t all = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        all += terms[g].d;
+        memset(terms[g].sums, 0, k * n_features(terms[g].form, terms[g].d) * sizeof(double));
+    }
+    REAL *tile = allocate(((all + lines) * TILE_ROWS + (all + k) * width + scratch) * sizeof(REAL));
     if (!tile) return -1;
-    REAL *shares = tile + d * TILE_ROWS, *u = shares + k * TILE_ROWS, *log_w = u + k * TILE_ROWS;
-    REAL *part = shares + lines * TILE_ROWS, *resp = part + d * width, *t = resp + k * width;
+    REAL *shares = tile + all * TILE_ROWS, *u = shares + k * TILE_ROWS, *log_w = u + k * TILE_ROWS;
+    REAL *part = shares + lines * TILE_ROWS, *resp = part + all * width, *t = resp + k * width;
     if (tails) memset(tallies, 0, 2 * k * sizeof(double));
-    memset(sums, 0, k * n_features(form, d) * sizeof(double));
     for (int64_t row = 0; row < n; row += TILE_ROWS) {
         for (int64_t at = 0; at < TILE_ROWS; at += width) {
             const int64_t first = row + at, left = n - first, count = left < 0 ? 0 : left < width ? left : width;
-            if (count < width) memset(part, 0, d * width * sizeof(REAL));
-            NAME(shift_tile)(rows + first * d, shift, scale, part, width, count, d);
-            NAME(density_tile)(form, part, natural, resp, t, d, k);
+            if (count < width) memset(part, 0, all * width * sizeof(REAL));
+            REAL *of = part;
+            for (int64_t g = 0; g < groups; of += terms[g++].d * width) {
+                const struct terms *own = terms + g;
+                const REAL *rows = (const REAL *)own->rows + first * own->d;
+                NAME(shift_tile)(rows, own->shift, own->scale, of, width, count, own->d);
+                NAME(density_tile)(own->form, of, own->natural, g > 0, resp, t, own->d, k);
+            }
             if (tails) NAME(tail_tile)(resp, tails, u + at, log_w + at, TILE_ROWS, k);
             for (int64_t r = 0; r < count; r += span)
                 NAME(normalise_tile)(resp + r, width, log_weights, weight ? weight + first + r : NULL,
                                      largest + first + r, total + first + r, count - r < span ? count - r : span, k);
-            NAME(gather)(part, width, d, width, width, tile + at, TILE_ROWS);
+            NAME(gather)(part, width, all, width, width, tile + at, TILE_ROWS);
             NAME(gather)(resp, width, k, count, width, shares + at, TILE_ROWS);
         }
         if (tails) NAME(weigh_tile)(shares, u, log_w, tallies, k);
-        NAME(moment_tile)(form, tile, shares, t, sums, d, k);
+        REAL *of = tile;
+        for (int64_t g = 0; g < groups; of += terms[g++].d * TILE_ROWS)
+            NAME(moment_tile)(terms[g].form, of, shares, t, terms[g].sums, terms[g].d, k);
     }
     free(tile);
     return 0;
