@@ -34,11 +34,13 @@ __all__ = [
     "HasVector",
     "Params",
     "Stats",
+    "UsesColumns",
     "handles_missing",
     "has_floor",
     "objective_kind",
     "offers",
     "require",
+    "used_columns",
 ]
 
 # Each model has records of its own for these; daskem only adds, scales and stores them (see daskem.tree).
@@ -198,6 +200,13 @@ class HandlesMissing(Protocol):
 
 
 @runtime_checkable
+class UsesColumns(Protocol):
+    @property
+    def used_columns(self) -> tuple[int, ...] | None:
+        """The columns of the rows that the model looks at, ascending; None for all. Others may hold anything."""
+
+
+@runtime_checkable
 class HasFloor(Protocol):
     @property
     def has_floor(self) -> bool:
@@ -213,6 +222,11 @@ class HasImpute(Protocol):
 def handles_missing(model: object) -> bool:
     """Return whether `model`, or a function of blocks, takes NaN for a missing value; False where it does not say."""
     return isinstance(model, HandlesMissing) and bool(model.handles_missing)
+
+
+def used_columns(model: object) -> tuple[int, ...] | None:
+    """Return the columns of the rows that `model` looks at; None, which is all, where it does not say."""
+    return model.used_columns if isinstance(model, UsesColumns) else None
 
 
 def has_floor(model: object) -> bool:

@@ -40,11 +40,13 @@ from daskem.capabilities import (
     HasVector,
     Params,
     Stats,
+    UsesColumns,
     handles_missing,
     has_floor,
     objective_kind,
     offers,
     require,
+    used_columns,
 )
 from daskem.chunk import Array, Chunk, Float, Int, Scratch
 
@@ -91,11 +93,13 @@ __all__ = [
     "Stats",
     "StepInfo",
     "StopRule",
+    "UsesColumns",
     "handles_missing",
     "has_floor",
     "objective_kind",
     "offers",
     "require",
+    "used_columns",
 ]
 
 # Each algorithm has records of its own for this, as each model has for `Params` and `Stats`.
@@ -127,8 +131,9 @@ class Model(Protocol):
     and `from_vector` the algorithms that extrapolate (squarem, anderson); `surrogate` incremental EM and Fisher's
     identity as a check; `log_prior` maximum a posteriori estimates; `sample` simulated rows; `distance` a stop rule in
     the model's own measure; `events` reports of repaired components; `unsupported` errors that name the row a model
-    cannot have; `rebase` statistics about moving points; `footprint` exact plans of memory; and the attribute
-    `soft_labels` = True label probabilities. The protocols below say what each returns.
+    cannot have; `rebase` statistics about moving points; `footprint` exact plans of memory; and the attributes
+    `soft_labels` = True label probabilities, `used_columns` rows whose other columns may hold anything. The protocols
+    below say what each returns.
     """
 
     def init(self, sample: Chunk, rng: np.random.Generator) -> Params:
@@ -149,9 +154,10 @@ class Family(Protocol):
     `n_parameters`, `events`, `rebase` and `unsupported`, as those of a model; ``draw(params, components, rng)``, a row
     (n, d) from each of the components (n,), for samples; ``embedding(rows)``, (n, q) and finite, between whose rows
     a start measures distances; ``start``, the `init_method` that it prefers; ``handles_missing``, whether NaN is a hole
-    that it leaves out; ``terms(params, chunk)``, log densities that are linear in features (a tuple of
-    `daskem.compiled.Terms`, or None), and ``stats_of_terms(params, chunk, sums)``, the statistics of the sums of these,
-    for speed; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the planner.
+    that it leaves out; ``used_columns``, the only columns that it looks at; ``terms(params, chunk)``, log densities
+    that are linear in features (a tuple of `daskem.compiled.Terms`, or None), and ``stats_of_terms(params, chunk,
+    sums)``, the statistics of the sums of these, for speed; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the
+    planner.
     """
 
     def init(self, sample: Chunk, resp: Float) -> Params:

@@ -35,6 +35,7 @@ class Dataset:
         None.
     finer : how many times shorter reads are than usual, where memory is scarce. No result depends on it.
     present : rows of positive weight, where these were counted.
+    used : columns that the model looks at, None for all. Others may hold anything: they are zero in blocks of rows.
     """
 
     rows: Source
@@ -42,6 +43,7 @@ class Dataset:
     labels: Source | None = None
     finer: int = field(default=1, kw_only=True)
     present: int | None = field(default=None, kw_only=True)
+    used: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @property
     def n_rows(self) -> int:
@@ -145,7 +147,7 @@ class Dataset:
         if all(new is old for new, old in zip(bound, (self.rows, self.weight, self.labels), strict=True)):
             return self
         nodes = [part if part is None else delayed(part, traverse=False) for part in bound]
-        return delayed(Dataset, pure=False)(*nodes, finer=self.finer)
+        return delayed(Dataset, pure=False)(*nodes, finer=self.finer, used=self.used)
 
     def _bind_side(self, source: Source, unit: Unit) -> Any:
         if not source.in_process or self.in_process:
@@ -160,7 +162,12 @@ class Dataset:
         loaded = [None if s is None else Memory(s.name, s.read(start, stop), start) for s in (self.weight, self.labels)]
         # What a task was handed in memory is not kept a second time just to name its chunks.
         stored = None if self.rows.in_process else self.rows
-        return Dataset(Memory(self.rows.name, rows, start, stored), *loaded)
+        return Dataset(Memory(self.rows.name, rows, start, stored), *loaded, used=self.used)
+
+    def blanked(self, rows: Array) -> Array:
+        """Return rows (n, d), or one (d,), with zero in the columns that the model does not look at."""
+        seen = np.ones(self.n_features, bool) if self.used is None else np.isin(np.arange(self.n_features), self.used)
+        return rows if seen.all() else np.where(seen, rows, rows.dtype.type(0))
 
     @property
     def _is_bound(self) -> bool:
@@ -270,17 +277,21 @@ def pieces(data: Dataset, start: int, stop: int) -> Iterator[tuple[int, Array]]:
             yield ahead[0], ahead[1].result()
 
 
-def blocks(data: Dataset, start: int, stop: int, block_rows: int, seed: int = 0, step: int = 0) -> Iterator[Chunk]:
+def blocks(
+    data: Dataset, start: int, stop: int, block_rows: int, seed: int = 0, step: int = 0, *, whole: bool = False
+) -> Iterator[Chunk]:
     """Walk rows ``start:stop`` in blocks that end at multiples of `block_rows`, whatever pieces they are read in.
 
     Blocks at absolute offsets are what makes the bits of a pass independent of where chunks and reads happen to end.
+    With `whole` rows have all their columns, for a model that knows at which to look (see `Dataset.used`).
     """
     weight = None if data.weight is None else data.weight.read(start, stop)[:, 0].astype(np.float64, copy=False)
     labels = None if data.labels is None else _labels(data.labels.read(start, stop))
     for at, rows in _row_blocks(data, start, stop, block_rows):
         here = slice(at - start, at - start + len(rows))
+        rows = np.ascontiguousarray(rows, data.dtype)
         yield Chunk(
-            np.ascontiguousarray(rows, data.dtype),
+            rows if whole else data.blanked(rows),
             None if weight is None else weight[here],
             None if labels is None else labels[here],
             at,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from dask.delayed import Delayed
 
-from daskem.core import Chunk, Expectation, Model, Params, Sizes
+from daskem.core import Chunk, Expectation, Model, Params, Sizes, used_columns
 from daskem.data.dataset import PIECE_BYTES, Dataset
 from daskem.data.units import Unit
 from daskem.engine.executor import Executor, find_executor
@@ -220,7 +220,7 @@ def start_engine(
         memory_limit=memory_limit,
         memory=memory,
     )
-    data = replace(data, finer=plan.finer)
+    data = replace(data, finer=plan.finer, used=used_columns(model))
     parts = _bind(data, plan.units)
     if plan.cached_units:
         logger.info(

@@ -81,7 +81,7 @@ def expect_unit(data: Dataset, start: int, stop: int, index: int, task: ExpectTa
 
     def block_expectations() -> Iterator[tuple[int, tuple[Expectation, ...]]]:
         nonlocal counted
-        for chunk in blocks(data, start, stop, task.block_rows, task.seed, task.step):
+        for chunk in blocks(data, start, stop, task.block_rows, task.seed, task.step, whole=True):
             counted += len(chunk)
             present = _present(chunk)
             yield (
@@ -117,10 +117,11 @@ def each_block(
 ) -> Iterator[Any]:
     """Yield `function` of each block of a unit, in row order.
 
-    `function` sees other rows, or none, in place of those of weight zero. With `in_place` these keep their place and
-    their values, and what is said of one that holds NaN or infinity is -1 (whole numbers) or NaN. Where it has a method
-    `why`, that is asked about rows for which there is no answer: see `HasSupport.unsupported`, less the parameters.
-    NaN is a value like others for a function that handles missing values (see `daskem.core.HandlesMissing`).
+    `function` sees other rows, or none, in place of those of weight zero, and zero in columns that are not used. With
+    `in_place` all keep their place and their values, and what is said of one that holds NaN or infinity is -1 (whole
+    numbers) or NaN. Where it has a method `why`, that is asked about rows for which there is no answer: see
+    `HasSupport.unsupported`, less the parameters. NaN is a value like others for a function that handles missing values
+    (see `daskem.core.HandlesMissing`).
 
     Raises
     ------
@@ -133,9 +134,9 @@ def each_block(
     scratch, missing = Scratch(), handles_missing(function)
     try:
         with one_blas_thread():
-            for chunk in blocks(data, start, stop, block_rows):
+            for chunk in blocks(data, start, stop, block_rows, whole=in_place):
                 _check_rows(data, chunk, missing)
-                given, spoiled = _whole(chunk, missing) if in_place else (_present(chunk), None)
+                given, spoiled = _whole(data, chunk, missing) if in_place else (_present(chunk), None)
                 result = function(replace(given, scratch=scratch))
                 _check_results(data, given, result, getattr(function, "why", None))
                 yield _blanked(result, spoiled)
@@ -236,9 +237,9 @@ def _present(chunk: Chunk) -> Chunk:
     return replace(chunk, rows=rows)
 
 
-def _whole(chunk: Chunk, missing: bool) -> tuple[Chunk, Array | None]:
+def _whole(data: Dataset, chunk: Chunk, missing: bool) -> tuple[Chunk, Array | None]:
     """Return `chunk` with other rows in place of those that hold what they must not, and which these are, (n,)."""
-    if chunk.weight is None or not (spoiled := _spoiled(chunk.rows, missing)).any():
+    if chunk.weight is None or not (spoiled := _spoiled(data.blanked(chunk.rows), missing)).any():
         return chunk, None
     rows = chunk.rows.copy()
     rows[spoiled] = 0.0 if spoiled.all() else rows[np.argmin(spoiled)]
@@ -265,15 +266,19 @@ def _blanked(result: Any, spoiled: Array | None) -> Any:
 def _check_results(data: Dataset, chunk: Chunk, result: Any, why: Why | None) -> None:
     parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple) else (result,)
     for part in parts:
-        bad = _unexplained(part, chunk)
+        # Imputed rows hold what they held in columns that are not used. Of any other result as wide as rows, such as
+        # probabilities, a row without an answer is NaN throughout.
+        as_wide = isinstance(part, np.ndarray) and part.shape == chunk.rows.shape
+        bad = _unexplained(data.blanked(part) if as_wide else part, chunk)
         if bad.size:
             _check_support(data, chunk, why)
             start, stop = chunk.start + int(bad[0]), chunk.start + int(bad[-1]) + 1
+            largest = np.nanmax(np.abs(data.blanked(chunk.rows[bad[0]])))
             raise NonFiniteError(
                 f"{data.rows.name}, {data.rows.locate(start, stop)}: no component explains {bad.size} row(s) among "
                 f"rows {start}:{stop}, though all their values are finite. The first has values up to "
-                f"{np.nanmax(np.abs(chunk.rows[bad[0]])):g}, which may be too large to be squared. Look for outliers "
-                "and fill values, leave these rows out, or convert the data to double precision."
+                f"{largest:g}, which may be too large to be squared. Look for outliers and fill values, leave these "
+                "rows out, or convert the data to double precision."
             )
 
 
@@ -319,14 +324,15 @@ def _check_stats(data: Dataset, model: Model, expectation: Expectation, start: i
 def _check_rows(data: Dataset, chunk: Chunk, missing: bool) -> None:
     if np.isfinite(chunk.rows).all():
         return
-    spoiled = _spoiled(chunk.rows, missing)
+    rows = data.blanked(chunk.rows)
+    spoiled = _spoiled(rows, missing)
     bad = np.flatnonzero(spoiled if chunk.weight is None else spoiled & (chunk.weight > 0))
     if not bad.size:
         return
     start, stop = chunk.start + int(bad[0]), chunk.start + int(bad[-1]) + 1
-    first = chunk.rows[bad[0]]
+    first = rows[bad[0]]
     feature = int(np.flatnonzero(np.isinf(first) if missing else ~np.isfinite(first))[0])
-    kind = "NaN" if not missing and np.isnan(chunk.rows[bad]).any() else "infinity"
+    kind = "NaN" if not missing and np.isnan(rows[bad]).any() else "infinity"
     raise NonFiniteError(
         f"Input X contains {kind}: {data.rows.name}, {data.rows.locate(start, stop)}, rows {start}:{stop} hold "
         f"{bad.size} row(s) with {'infinity' if missing else 'NaN or infinity'}; the first has {first[feature]} in "

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Float, Footprint, HasFootprint, HasPosterior, Params, handles_missing
+from daskem.core import (
+    Array,
+    Chunk,
+    Float,
+    Footprint,
+    HasFootprint,
+    HasPosterior,
+    Params,
+    handles_missing,
+    used_columns,
+)
 from daskem.errors import MissingCapabilityError, NonFiniteError
 from daskem.models.initialization import unique_rows
 
@@ -173,6 +183,11 @@ class ScoreWork:
     model: Any
     p: int
     k: int
+
+    @property
+    def used_columns(self) -> tuple[int, ...] | None:
+        """The columns that the model looks at, None for all."""
+        return used_columns(self.model)
 
     def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
         """Return block length and bytes."""

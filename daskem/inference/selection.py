@@ -24,6 +24,7 @@ from daskem.core import (
     Params,
     handles_missing,
     require,
+    used_columns,
 )
 from daskem.data import open_dataset
 from daskem.engine import check_on_bad_unit, start_engine, usable_rows
@@ -143,14 +144,14 @@ def select(
     source = {"columns": columns, "rows": rows, "array": array, "allow_missing": None if skip else allow_missing}
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
     # All models see the same rows: those that the most demanding of them can use.
-    least = min(models, key=handles_missing)
-    dataset, left_out = usable_rows(dataset, least, memory_limit) if skip else (dataset, ())
+    largest = _Largest(tuple(models))
+    dataset, left_out = usable_rows(dataset, largest, memory_limit) if skip else (dataset, ())
     places = [None if checkpoint is None else str(any_path(checkpoint) / str(i)) for i in range(len(models))]
     results = [
         replace(fit(model, dataset, memory_limit=memory_limit, checkpoint=place, **options), left_out=left_out)
         for model, place in zip(models, places, strict=True)
     ]
-    engine = start_engine(dataset, _Largest(tuple(models)), cache="none", memory_limit=memory_limit)
+    engine = start_engine(dataset, largest, cache="none", memory_limit=memory_limit)
     sums = engine.fold(_Figures(tuple((result.model, result.params) for result in results)), tree.add)
     every = zip(results, sums.log_prob.tolist(), sums.entropy.tolist(), strict=True)
     return Selection(tuple(_candidate(*one, sums.weight) for one in every), criterion)
@@ -202,9 +203,20 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Largest:
-    """What the planner is told of several models, looked at one after the other: the most that any needs."""
+    """What the engine is told of several models, looked at one after the other: the most that any needs."""
 
     models: tuple[Any, ...]
+
+    @property
+    def handles_missing(self) -> bool:
+        """Whether NaN stands for a missing value to all."""
+        return all(map(handles_missing, self.models))
+
+    @property
+    def used_columns(self) -> tuple[int, ...] | None:
+        """The columns that any looks at, None for all."""
+        told = [used_columns(model) for model in self.models]
+        return None if None in told else tuple(sorted({column for one in told if one for column in one}))
 
     def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
         """Return the shortest block, and the most bytes."""

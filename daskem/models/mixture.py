@@ -131,6 +131,11 @@ class Mixture:
         return bool(getattr(self.family, "handles_missing", False))
 
     @property
+    def used_columns(self) -> tuple[int, ...] | None:
+        """The columns that the family looks at, None for all."""
+        return cast(tuple[int, ...] | None, getattr(self.family, "used_columns", None))
+
+    @property
     def has_floor(self) -> bool:
         return bool(getattr(self.family, "has_floor", False))
 
@@ -161,7 +166,7 @@ class Mixture:
         Responsibilities are w_k p(x | k) / p(x), in log space relative to the largest term of the row.
         """
         total_weight = chunk.total_weight
-        chunk = _telling(chunk.present()) if self.handles_missing else chunk.present()
+        chunk = _telling(chunk.present(), self.used_columns) if self.handles_missing else chunk.present()
         with np.errstate(all="ignore"):
             stats, row_log_prob = self._posterior_stats(params, chunk) or self._resp_and_stats(params, chunk)
             weighted = row_log_prob if chunk.weight is None else row_log_prob * chunk.weight
@@ -420,13 +425,14 @@ def block_rows(row_bytes: float, shrink: float = 1.0) -> int:
     return 1 << min(wanted, most)
 
 
-def _telling(chunk: Chunk) -> Chunk:
-    """Return the chunk without rows that have neither a value nor a label."""
-    suspects = np.flatnonzero(np.isnan(chunk.rows[:, 0]))
+def _telling(chunk: Chunk, used: tuple[int, ...] | None) -> Chunk:
+    """Return the chunk without rows that have neither a value, in a column that is used, nor a label."""
+    columns = np.arange(chunk.rows.shape[1]) if used is None else np.array(used)
+    suspects = np.flatnonzero(np.isnan(chunk.rows[:, columns[0]]))
     if not len(suspects):
         return chunk
     telling = np.ones(len(chunk), bool)
-    telling[suspects] = ~np.isnan(chunk.rows[suspects]).all(axis=1)
+    telling[suspects] = ~np.isnan(chunk.rows[np.ix_(suspects, columns)]).all(axis=1)
     if chunk.labels is not None:
         telling |= chunk.labels >= 0 if chunk.labels.ndim == 1 else (chunk.labels != 1).any(axis=1)
     return chunk if telling.all() else chunk.select(telling)

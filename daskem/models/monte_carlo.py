@@ -30,6 +30,7 @@ from daskem.core import (
     Params,
     Stats,
     require,
+    used_columns,
 )
 from daskem.errors import OptionError
 from daskem.models.mixture import RECORD_BYTES
@@ -234,6 +235,11 @@ class MonteCarlo:
             require(self.model, HasSurrogate, "a number of draws that grows (schedule=None keeps it constant)")
             if self.n_draws < 2:
                 raise OptionError("one draw does not tell its Monte Carlo error. Use n_draws >= 2, or schedule=None.")
+
+    @property
+    def used_columns(self) -> tuple[int, ...] | None:
+        """The columns that the model looks at, None for all."""
+        return used_columns(self.model)
 
     @property
     def groups(self) -> int:

@@ -53,7 +53,7 @@ class Product:
     """A family of mixed columns: log p(x | k) is the sum over groups of log p(x_group | k).
 
     A mixture of it is the latent class or latent profile model of real tables [1]_. Columns that no group names are
-    left out. Holes are treated by each group's family.
+    left out, whatever they hold. Holes are treated by each group's family.
 
     Parameters
     ----------
@@ -97,6 +97,13 @@ class Product:
     def handles_missing(self) -> bool:
         """Whether NaN is a hole to all families."""
         return all(getattr(family, "handles_missing", False) for family in self.families.values())
+
+    @property
+    def used_columns(self) -> tuple[int, ...] | None:
+        """The columns that groups name, ascending; None while they are names."""
+        every = [column for group in self._columns.values() for column in group]
+        indices = [column for column in every if isinstance(column, int)]
+        return tuple(sorted(indices)) if len(indices) == len(every) else None
 
     @property
     def has_floor(self) -> bool:
