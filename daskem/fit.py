@@ -229,11 +229,13 @@ def fit(
         if saved is None:
             starts = starts or _starts(model, engine, n_starts, init_sample)
             saved = begin(algorithm, problem, starts)
+        if isinstance(problem, CompressedProblem):
+            saved = replace(saved, patterns=problem.n_rows)
         runs = run_all(
             algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
         )
-    result = _result(model, problem, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
-    return replace(result, left_out=left_out)
+    result = _result(model, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
+    return replace(result, patterns=saved.patterns, left_out=left_out)
 
 
 def _check_suited(model: Model, algorithm: Algorithm) -> None:
@@ -244,7 +246,7 @@ def _check_suited(model: Model, algorithm: Algorithm) -> None:
         require(model, capability, type(algorithm).__name__)
 
 
-def _result(model: Model, problem: DataProblem, plan: Plan, runs: Sequence[SavedRun], seconds: float) -> FitResult:
+def _result(model: Model, plan: Plan, runs: Sequence[SavedRun], seconds: float) -> FitResult:
     best = max(runs, key=last_objective)
     logger.info("%s after %d steps: %s", "converged" if best.converged else "stopped", len(best.trace), best.reason)
     return FitResult(
@@ -257,7 +259,6 @@ def _result(model: Model, problem: DataProblem, plan: Plan, runs: Sequence[Saved
         seconds,
         max(run.trace[-1].passes for run in runs),
         tuple(run.trace[-1].objective for run in runs),
-        problem.n_rows if isinstance(problem, CompressedProblem) else None,
     )
 
 

@@ -205,7 +205,7 @@ class _Keeper:
             return
         saved = tuple(run.saved() for run in runs)
         seconds = self.fit.seconds + time.perf_counter() - self.clock
-        if self.kept.save(SavedFit(saved, self.fit.precision, seconds)):
+        if self.kept.save(replace(self.fit, runs=saved, seconds=seconds)):
             self.latest = runs
 
     def rescue(self, runs: Sequence[_Run], error: BaseException) -> None:

@@ -218,6 +218,17 @@ def test_a_checkpoint_goes_on_with_distinct_rows(tmp_path):
     assert bits(rest.params) == bits(whole.params)
 
 
+def test_a_fit_that_has_ended_says_the_same_again(tmp_path):
+    options = {"checkpoint": tmp_path / "kept", "callbacks": [lambda info, params: steps.append(info.step)]}
+    steps: list[int] = []
+    first, second = (fit(Mixture(Bernoulli(), K), BINARY, "always", **options) for _ in range(2))
+    assert len(steps) == 8
+    assert first.patterns == second.patterns == 16
+    said = [{**found.summary(), "seconds": None, "plan": None} for found in (first, second)]
+    assert said[0] == said[1]
+    assert bits(second.params) == bits(first.params)
+
+
 def test_on_the_command_line(tmp_path):
     np.save(tmp_path / "x.npy", BINARY)
     output = str(tmp_path / "m.safetensors")

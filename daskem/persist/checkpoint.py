@@ -51,11 +51,16 @@ class SavedRun:
 
 @dataclass(frozen=True, eq=False)
 class SavedFit:
-    """A fit on its way: its starts, the precision that its stop rules use, and the seconds that it took so far."""
+    """A fit on its way: its starts, the precision that its stop rules use, and the seconds that it took so far.
+
+    `patterns` are the distinct rows that took the place of all, or None, which a fit that has ended does not count
+    again.
+    """
 
     runs: tuple[SavedRun, ...]
     precision: float
     seconds: float
+    patterns: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -180,7 +185,7 @@ class Checkpoints:
             {"state": run.state, "trace": TraceTable.of(run.trace), "reason": run.reason, "converged": run.converged}
             for run in fit.runs
         ]
-        content = {"runs": runs, "precision": fit.precision, "seconds": fit.seconds}
+        content = {"runs": runs, "precision": fit.precision, "seconds": fit.seconds, "patterns": fit.patterns}
         document = {"identity": self.identity, "fit": pack(content, "fit", tensors, inline_numbers=True)}
         write_sealed(path, CHECKPOINT, document, tensors)
         try:
@@ -245,7 +250,9 @@ def read_checkpoint(path: Where, known: Sequence[type]) -> tuple[dict[str, Any],
     try:
         content = unpack(document.get("fit"), "fit", tensors, known)
         runs = tuple(_run(run, where) for run in content["runs"])
-        saved = SavedFit(runs, float(content["precision"]), float(content["seconds"]))
+        # Checkpoints of before do not tell.
+        patterns = None if content.get("patterns") is None else int(content["patterns"])
+        saved = SavedFit(runs, float(content["precision"]), float(content["seconds"]), patterns)
     except DescriptionError as fault:
         raise FileFormatError(f"{where}: {fault}") from fault
     except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
