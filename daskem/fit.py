@@ -49,7 +49,7 @@ class FitResult:
     Attributes
     ----------
     model, params : what was fitted, and the parameters found.
-    trace : log lines of the steps, in order; of the best start, where there were several.
+    trace : log lines of the steps, in order; of the best start, where there were several; of a stream, the latest.
     converged : whether a stop rule that means convergence ended the fit.
     reason : why it ended, in words.
     plan : what the planner computed before the first read.
@@ -80,8 +80,8 @@ class FitResult:
 
     @property
     def n_steps(self) -> int:
-        """Number of steps made."""
-        return len(self.trace)
+        """Number of steps made, those among them whose log lines a stream has let go."""
+        return self.trace[-1].step
 
     @property
     def events(self) -> tuple[Event, ...]:

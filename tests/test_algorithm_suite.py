@@ -479,9 +479,11 @@ def test_a_stream_keeps_its_last_good_parameters(rows):
 
 
 def test_the_log_of_a_stream_is_as_long_as_asked_for(rows):
-    online = daskem.OnlineFit(MODEL, most_logged=1)
-    online.run(rows[start : start + 500] for start in range(0, 2_000, 500))
-    assert [info.step for info in online.trace] == [4]
+    online = daskem.OnlineFit(MODEL, most_logged=2)
+    result = online.run(rows[start : start + 500] for start in range(0, 2_000, 500))
+    assert [info.step for info in result.trace] == [3, 4]
+    assert result.n_steps == result.summary()["steps"] == 4
+    assert online.update(rows[:500]).n_steps == 5
 
 
 def test_fit_forgets_the_stream(rows):
