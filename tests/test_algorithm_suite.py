@@ -10,10 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
 from fakes import Balls, Centers, FakeSource, clouds
+from sklearn.base import clone
 from zarr.storage import LocalStore
 
 import daskem
@@ -446,6 +448,52 @@ def test_estimators_learn_from_a_stream(rows, estimator):
     assert estimator.score(rows) == pytest.approx(fitted.score(rows), rel=0.03)
     assert estimator.predict(rows).shape == (N,)
     assert estimator.n_iter_ == N // 500
+
+
+CHANGES = {
+    "components": (daskem.GaussianMixture(3), {"n_components": 4}, r"n_components changed .*\(n_components=3\)"),
+    "shape": (daskem.GaussianMixture(3), {"covariance_type": "diag", "tol": 1.0}, "covariance_type changed"),
+    "several": (daskem.StudentTMixture(3), {"dof": 4.0, "means_init": np.eye(3)[:, :2]}, "dof, means_init changed"),
+    "clusters": (daskem.KMeans(3), {"n_clusters": 2}, "n_clusters changed since this KMeans"),
+    "family": (
+        daskem.MixtureModel(3, family=Gaussian()),
+        {"family": Gaussian("diag")},
+        r"family=Gaussian\(covariance='f",
+    ),
+    "prior": (daskem.VariationalGaussianMixture(3), {"mean_prior": [0.0, 0.0]}, "mean_prior changed"),
+}
+
+
+@pytest.mark.parametrize("way", ["partial_fit", "fit"])
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_stream_of_another_model_is_refused(rows, case, way):
+    estimator, changes, message = CHANGES[case]
+    estimator = clone(estimator).set_params(random_state=0)
+    getattr(estimator, way)(rows[:500])
+    old = {name: estimator.get_params()[name] for name in changes}
+    with pytest.raises(OptionError, match=message):
+        estimator.set_params(**changes).partial_fit(rows[500:1_000])
+    estimator.set_params(**old).partial_fit(rows[500:1_000])
+    estimator.set_params(**changes).fit(rows[:500])
+
+
+def test_what_can_take_effect_in_a_stream_does(rows):
+    mixture = daskem.GaussianMixture(3, random_state=0, means_init=rows[:3]).partial_fit(rows[:500])
+    # The first have no say in a stream, or are the same; a rate of 1 forgets all but the last mini-batch.
+    mixture.set_params(means_init=rows[:3].copy(), tol=0.5, warm_start=True, memory_limit="4GB")
+    mixture.set_params(algorithm=StepwiseEM(decay=None, rate=1.0), reg_covar=10.0)
+    mixture.partial_fit(rows[500:1_000])
+    assert mixture.n_iter_ == 2
+    assert mixture.result_.model.family == Gaussian(reg_covar=10.0)
+    assert (np.linalg.eigvalsh(mixture.covariances_) > 10.0).all()
+    assert mixture.weights_ @ mixture.means_ == pytest.approx(rows[500:1_000].mean(axis=0))
+
+
+def test_mini_batches_need_not_name_the_columns_again(rows):
+    pd = pytest.importorskip("pandas")
+    mixed = daskem.MixedMixture(2, families={"b": Gaussian()}, random_state=0)
+    mixed.partial_fit(pd.DataFrame(rows[:500], columns=["a", "b"])).partial_fit(da.from_array(rows[500:1_000]))
+    assert mixed.result_.model.family.columns == {"b": (1,)}
 
 
 def test_a_constant_rate_follows_drift():

@@ -10,7 +10,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -34,12 +34,19 @@ from daskem.starts import components_of
 __all__ = ["OutOfCoreEstimator", "check_choice", "check_number"]
 
 
+# Parameters, beside those of all estimators, with new values of which a stream goes on: M-steps alone read these, ...
+STEERING = {"max_concentration", "max_shape", "on_collapse", "pseudo_count", "reg_covar", "weight_prior"}
+# ... and these have no say in it.
+ASIDE = {"copy_x", "verbose_interval", "warm_start"}
+
+
 class _Fitted(BaseEstimator):  # type: ignore[misc]
     """Where the types of fitted attributes are said, which are no parameters."""
 
     result_: FitResult
     n_features_in_: int
     _online: OnlineFit | None
+    _learnt_with: dict[str, Any]
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -158,6 +165,7 @@ class OutOfCoreEstimator(_Fitted):
             checkpoint_interval=self.checkpoint_interval,
             resume=self.resume,
         )
+        self._learnt_with = self._meant()
         if not result.converged:
             warnings.warn(
                 f"{type(self).__name__} stopped before it converged: {result.reason}. The parameters are those of the "
@@ -168,18 +176,43 @@ class OutOfCoreEstimator(_Fitted):
         return result
 
     def _learn(self, X: Any, y: Any, sample_weight: Any, model_of: Callable[[Dataset], Model]) -> FitResult:
-        """Learn from one mini-batch, the first since construction or the last `fit` included."""
+        """Learn from one mini-batch, the first since construction or the last `fit` included.
+
+        Raises
+        ------
+        OptionError
+            If parameters that make the model have changed since.
+        """
         self._check_options()
         online = getattr(self, "_online", None)
         before = self.result_ if hasattr(self, "result_") else None
+        if before is not None:
+            self._check_meant()
         data = self._dataset(X, sample_weight=sample_weight, y=y, reset=before is None)
+        model = model_of(data)
         if online is None:
-            model, params = (model_of(data), None) if before is None else (before.model, before.params)
-            steps = self.algorithm if isinstance(self.algorithm, StepwiseEM) else StepwiseEM()
-            online = OnlineFit(model, steps, params=params, seed=self._seed(), memory_limit=self.memory_limit)
+            online = OnlineFit(model, params=None if before is None else before.params, seed=self._seed())
+        # What may change from one mini-batch to the next.
+        online.model, online.memory_limit = model, self.memory_limit
+        online.algorithm = self.algorithm if isinstance(self.algorithm, StepwiseEM) else StepwiseEM()
         result = online.update(data)
-        self._online = online
+        self._online, self._learnt_with = online, self._meant()
         return result
+
+    def _meant(self) -> dict[str, Any]:
+        """Return the parameters without which what was learnt means nothing."""
+        aside = STEERING | ASIDE | {shared.name for shared in fields(OutOfCoreEstimator)}
+        return {name: value for name, value in self.get_params(deep=False).items() if name not in aside}
+
+    def _check_meant(self) -> None:
+        had = self._learnt_with
+        changed = [name for name, value in self._meant().items() if not _same(value, had[name])]
+        if changed:
+            raise OptionError(
+                f"{', '.join(changed)} changed since this {type(self).__name__} began to learn "
+                f"({', '.join(f'{name}={had[name]!r:.40}' for name in changed)}), and partial_fit goes on with what it "
+                "has learnt. Give the mini-batches to a new estimator, or call fit, which begins anew."
+            )
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
@@ -238,6 +271,11 @@ def _algorithm(algorithm: Any) -> Algorithm:
 def _n_init(n_init: int | str, init: Any) -> int:
     # As scikit-learn: a random start is worth repeating, a spread-out one less so.
     return (10 if _is(init, "random") else 1) if n_init == "auto" else int(n_init)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Return whether two values of a parameter, which may be arrays, are the same."""
+    return a is b or bool(np.array_equal(a, b))
 
 
 def _is(init: Any, name: str) -> bool:

@@ -248,9 +248,9 @@ class MixedMixture(BaseMixture):
                 "families=None. Give the family of each group of columns, such as "
                 'families={"size": Gaussian(), "flags": Bernoulli()}, columns={"size": [0], "flags": [1, 2]}.'
             )
-        names = getattr(self, "feature_names_in_", data.rows.columns)
         product = models.Product(self.families, self.columns)
-        return product if names is None else product.resolved([str(name) for name in names])
+        # Of the first rows: mini-batches after those need not name their columns.
+        return product if self._columns is None else product.resolved(self._columns)
 
     def _set_attributes(self, components: Params) -> None:
         family: Any = self._mixture().family

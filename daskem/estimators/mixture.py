@@ -81,7 +81,9 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         """Learn from one mini-batch of a stream by stepwise EM (see `daskem.OnlineFit`).
 
         The first one gives the start, unless `fit` was called before. Step sizes, or a constant rate that forgets, come
-        from ``algorithm=StepwiseEM(...)``.
+        from ``algorithm=StepwiseEM(...)``. These, and what steers M-steps alone (`reg_covar`, `pseudo_count`,
+        `weight_prior`, `on_collapse`), may be set anew from one mini-batch to the next; parameters that make another
+        model are refused.
         """
         return self._take(self._learn(X, _known_labels(y), sample_weight, self._model))
 
