@@ -16,6 +16,7 @@ from daskem.algorithms import MaxSteps as MaxSteps
 from daskem.algorithms import Progressive as Progressive
 from daskem.algorithms import Squarem as Squarem
 from daskem.algorithms import StepwiseEM as StepwiseEM
+from daskem.algorithms import VarianceReducedEM as VarianceReducedEM
 from daskem.core import Chunk as Chunk
 from daskem.core import Expectation as Expectation
 from daskem.fit import FitResult as FitResult
@@ -105,6 +106,7 @@ __all__ = [
     "Squarem",
     "StepwiseEM",
     "StudentTMixture",
+    "VarianceReducedEM",
     "VariationalGaussianMixture",
     "VonMisesFisherMixture",
     "diagnose",

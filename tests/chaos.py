@@ -41,7 +41,7 @@ KINDS = ("drivers", "commits", "writers", "workers", "schedulers")
 STEPS = 30
 # Few, in a short time: a nanny that is between two workers 15 s after it lost one is given up by LocalCluster.
 WORKER_KILLS = 4
-ALGORITHMS = ("batch", "stepwise", "incremental", "squarem", "anderson", "progressive")
+ALGORITHMS = ("batch", "stepwise", "incremental", "squarem", "anderson", "progressive", "variance-reduced")
 # A fork has everything imported already: many more kills to a minute.
 fork = multiprocessing.get_context("fork")
 

@@ -24,7 +24,19 @@ from fakes import Balls, Centers, bits, clouds
 from safetensors import SafetensorError
 
 import daskem
-from daskem import Anderson, Auto, BatchEM, FitResult, IncrementalEM, MaxSteps, Progressive, Squarem, StepwiseEM, tree
+from daskem import (
+    Anderson,
+    Auto,
+    BatchEM,
+    FitResult,
+    IncrementalEM,
+    MaxSteps,
+    Progressive,
+    Squarem,
+    StepwiseEM,
+    VarianceReducedEM,
+    tree,
+)
 from daskem.cli.signals import SIGNALS, StopSignal, stop_signals
 from daskem.core import Algorithm, Event, StepInfo
 from daskem.data import dataset, units
@@ -90,6 +102,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, int]] = {
     "stepwise": (StepwiseEM(batch_rows=200, held_out=200), 40),
     "stepwise averaged": (StepwiseEM(batch_rows=200, held_out=200, average=True), 40),
     "incremental": (IncrementalEM(), 5),
+    "variance-reduced": (VarianceReducedEM(batch_rows=200), 4),
     "squarem": (Squarem(), 6),
     "anderson": (Anderson(), 8),
     "progressive": (Progressive(first=200), 14),

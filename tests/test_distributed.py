@@ -399,6 +399,7 @@ ALGORITHMS = {
     "incremental": daskem.IncrementalEM(),
     "progressive": daskem.Progressive(first=200),
     "squarem": daskem.Squarem(),
+    "variance-reduced": daskem.VarianceReducedEM(batch_rows=300),
     # One task a mini-batch, and several: a second group of pieces begins at 4,096 rows each.
     "stepwise": daskem.StepwiseEM(batch_rows=300, held_out=200),
 }

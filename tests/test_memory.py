@@ -12,6 +12,8 @@ import pytest
 import zarr
 from zarr.storage import LocalStore
 
+from daskem.algorithms import ALGORITHMS
+
 # Runs in a fresh interpreter, since the peak of a process never falls. Prints what was planned and what was measured.
 SCRIPT = """
 import json, resource, sys
@@ -81,7 +83,7 @@ def test_the_measured_peak_is_within_the_plan(stores, store, model, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["anderson", "auto", "incremental", "progressive", "squarem", "stepwise"])
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"batch"}))
 def test_what_algorithms_keep_is_within_the_plan(stores, algorithm):
     figures = measure(
         stores / "plain", "Mixture(Gaussian('diag'), 8)", memory_limit="1GB", cache="none", algorithm=algorithm

@@ -196,7 +196,7 @@ def test_stores_with_holes_are_fitted_and_imputed_as_arrays_are(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*stopped before it converged")
-@pytest.mark.parametrize("algorithm", ["auto", "progressive", "squarem", "stepwise"])
+@pytest.mark.parametrize("algorithm", ["auto", "progressive", "squarem", "stepwise", "variance-reduced"])
 @pytest.mark.parametrize("family", [Gaussian(missing=True), Bernoulli(0.5)], ids=["gaussian", "bernoulli"])
 def test_every_algorithm_takes_holes(algorithm, family, tmp_path):
     rows = holed(4000, 3, 0.2, offset=0.0)

@@ -10,6 +10,7 @@ from daskem.algorithms.lockstep import step_together
 from daskem.algorithms.progressive import Auto, Progressive, ProgressiveState
 from daskem.algorithms.stepwise import StepwiseEM, StepwiseState
 from daskem.algorithms.stopping import AnyOf, Change, Gain, MaxPasses, MaxSeconds, MaxSteps, decrease, rounding_of
+from daskem.algorithms.variance_reduced import VarianceReducedEM, VarianceReducedState
 from daskem.core import Algorithm
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "SquaremState",
     "StepwiseEM",
     "StepwiseState",
+    "VarianceReducedEM",
+    "VarianceReducedState",
     "decrease",
     "rounding_of",
     "step_together",
@@ -48,5 +51,6 @@ ALGORITHMS: Mapping[str, Callable[..., Algorithm]] = MappingProxyType(
         "squarem": Squarem,
         "anderson": Anderson,
         "progressive": Progressive,
+        "variance-reduced": VarianceReducedEM,
     }
 )

@@ -15,7 +15,7 @@ from gaia import CHUNK_ROWS, draw, read_catalogue
 from measure import Report, parser, start, temporary
 from stores import write_store
 
-from daskem.algorithms import Anderson, Auto, BatchEM, IncrementalEM, MaxPasses, Squarem, StepwiseEM
+from daskem.algorithms import Anderson, Auto, BatchEM, IncrementalEM, MaxPasses, Squarem, StepwiseEM, VarianceReducedEM
 from daskem.core import Algorithm, Model, Params, StepInfo
 from daskem.data import Dataset, open_dataset
 from daskem.engine import DataProblem, one_blas_thread, start_engine
@@ -29,6 +29,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "anderson": Anderson(),
     "incremental": IncrementalEM(),
     "stepwise": StepwiseEM(average=True),
+    "variance-reduced": VarianceReducedEM(),
     "auto": Auto(),
 }
 # Nats per row below the best objective that any algorithm reached from the same start.
