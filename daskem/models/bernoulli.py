@@ -53,8 +53,8 @@ class Bernoulli(ColumnFamily):
     def _valid(self, rows: Array, params: BernoulliParams | None) -> Array:
         return np.asarray((rows == 0) | (rows == 1))
 
-    def _all_valid(self, rows: Array, params: BernoulliParams) -> bool:
-        return are_whole(rows, 1) or super()._all_valid(rows, params)
+    def _surely_valid(self, rows: Array, params: BernoulliParams) -> bool:
+        return are_whole(rows, 1)
 
     def _filling(self, params: BernoulliParams, resp: Array) -> Float:
         return np.asarray(resp @ params.probabilities, np.float64)

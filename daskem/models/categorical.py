@@ -131,9 +131,9 @@ class Categorical(ColumnFamily):
         most = self._given(rows.shape[1]) if params is None else params.levels
         return np.asarray((rows >= 0) & (rows < most) & (np.floor(rows) == rows))
 
-    def _all_valid(self, rows: Array, params: CategoricalParams) -> bool:
+    def _surely_valid(self, rows: Array, params: CategoricalParams) -> bool:
         same = params.levels.min() == params.levels.max()
-        return (same and are_whole(rows, int(params.levels[0]) - 1)) or super()._all_valid(rows, params)
+        return bool(same) and are_whole(rows, int(params.levels[0]) - 1)
 
     def _holes(self, rows: Array) -> Array:
         return np.asarray(np.isnan(rows) | (rows == -1))
@@ -144,9 +144,9 @@ class Categorical(ColumnFamily):
 
     def _observe(self, params: CategoricalParams, chunk: Chunk) -> Observations:
         rows, starts, p = chunk.rows, _starts(params.levels).astype(np.int32), int(params.levels.sum())
-        if self._all_valid(rows, params):
+        valid = True if self._surely_valid(rows, params) else self._valid(rows, params)
+        if np.all(valid):
             return Observations(_indicators(rows.astype(np.int32) + starts, True, p, chunk))
-        valid = self._valid(rows, params)
         outside = np.asarray(~(valid | self._holes(rows)).all(axis=1))
         codes = np.where(valid, rows, 0.0).astype(np.int32)
         hot = _indicators(codes + starts, valid, p, chunk)

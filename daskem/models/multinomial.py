@@ -72,8 +72,8 @@ class Multinomial(NaturalFamily):
     def _valid(self, rows: Array, params: MultinomialParams | None) -> Array:
         return valid_counts(rows)
 
-    def _all_valid(self, rows: Array, params: MultinomialParams) -> bool:
-        return are_whole(rows) or super()._all_valid(rows, params)
+    def _surely_valid(self, rows: Array, params: MultinomialParams) -> bool:
+        return are_whole(rows)
 
     def _log_base(self, values: Array) -> Float:
         return np.asarray(gammaln(values.sum(axis=1) + 1.0) - log_factorial(values).sum(axis=1))

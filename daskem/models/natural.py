@@ -341,19 +341,19 @@ class NaturalFamily(ABC):
         """Return what `observed` is of components of weight n (k,), where nothing is missing."""
         return np.repeat(n[:, None], chunk.rows.shape[1] if self.per_column else 1, axis=1)
 
-    def _all_valid(self, rows: Array, params: Params) -> bool:
-        """Return whether all entries are in the support; where that is cheaper to find out than which are."""
-        return bool(self._valid(rows, params).all())
+    def _surely_valid(self, rows: Array, params: Params) -> bool:
+        """Return whether all entries are in the support, where that is cheaper to tell than which are; else False."""
+        return False
 
     def _seen(self, params: Params, chunk: Chunk) -> Observations:
         return cast(Observations, chunk.scratch.keep((self, "seen"), chunk, lambda: self._observe(params, chunk)))
 
     def _observe(self, params: Params, chunk: Chunk) -> Observations:
         rows = chunk.rows
-        if self._all_valid(rows, params):
+        valid = None if self._surely_valid(rows, params) else self._valid(rows, params)
+        if valid is None or valid.all():
             values = rows if self.keeps_float32 else rows.astype(np.float64, copy=False)
             return Observations(self._features(values), None, self._log_base(values))
-        valid = self._valid(rows, params)
         values = np.where(valid, rows, 0.0).astype(rows.dtype if self.keeps_float32 else np.float64, copy=False)
         holes = self._holes(rows)
         outside = np.asarray(~(valid | holes).all(axis=1))

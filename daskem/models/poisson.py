@@ -70,8 +70,8 @@ class Poisson(ColumnFamily):
     def _valid(self, rows: Array, params: PoissonParams | None) -> Array:
         return valid_counts(rows)
 
-    def _all_valid(self, rows: Array, params: PoissonParams) -> bool:
-        return are_whole(rows) or super()._all_valid(rows, params)
+    def _surely_valid(self, rows: Array, params: PoissonParams) -> bool:
+        return are_whole(rows)
 
     def _log_base(self, values: Array) -> Float:
         return np.asarray(-log_factorial(values).sum(axis=1))

@@ -174,7 +174,8 @@ class Product:
         found: list[Terms] = []
         for family, group, part in self._groups(params, chunk):
             own = family.terms(group, part) if knows(family, "terms") else None  # type: ignore[attr-defined]
-            if own is None or own[0].rows.dtype != (found or own)[0].rows.dtype:
+            # Of one term, as all but products have: `stats_of_terms` hands them back one by one.
+            if own is None or len(own) > 1 or own[0].rows.dtype != (found or own)[0].rows.dtype:
                 return None
             found.extend(own)
         return tuple(found)

@@ -15,7 +15,7 @@
 /* Features of a tile of moments that are made at a time, a multiple of 3: they and the responsibilities of four
  * components stay in the first cache. */
 #define MOMENTS 6
-/* Rows that are given to their nearest centers at a time. */
+/* Rows that are given to their nearest centers at a time: two vectors of single precision. */
 #define ASSIGNED 16
 
 typedef double pair __attribute__((vector_size(16)));
