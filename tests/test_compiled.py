@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,9 @@ from cases import CASES
 from scipy.special import logsumexp, softmax
 from test_contract import suite
 
-from daskem import compiled, tree
+from daskem import BatchEM, MaxSteps, compiled, fit, tree
 from daskem.core import Chunk, Scratch
-from daskem.models import Gaussian, KMeans, Mixture, NormalWishart, VariationalMixture
+from daskem.models import Gaussian, KMeans, Mixture, NormalWishart, StudentT, VariationalMixture
 from daskem.models.at_once import posterior_stats
 from daskem.testing import model_trial
 
@@ -336,6 +337,34 @@ def test_e_steps_of_each_case_are_those_of_numpy(case, monkeypatch):
     assert ours.objective == pytest.approx(theirs.objective, rel=tolerance)
     for (path, a), (_, b) in zip(tree.leaves(ours.stats), tree.leaves(theirs.stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(initial=0), err_msg=path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_statistics_of_each_case_can_be_added_in_place(case):
+    chunk = case.chunk()
+    params, half = case.model.init(chunk, np.random.default_rng(0)), len(chunk) // 2
+    parts = [chunk.select(slice(None, half)), replace(chunk.select(slice(half, None)), start=half)]
+    parts = [replace(part, rows=np.ascontiguousarray(part.rows), scratch=Scratch()) for part in parts]
+    added = tree.add(*(case.model.e_step(params, part) for part in parts))
+    accumulated = tree.accumulate(*(case.model.e_step(params, part) for part in parts))
+    for (path, a), (_, b) in zip(tree.leaves(accumulated), tree.leaves(added), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=path)
+
+
+def test_student_t_fits_over_many_blocks_are_those_of_numpy(monkeypatch):
+    rng = np.random.default_rng(11)
+    rows = rng.standard_normal((40_000, 2)) / np.sqrt(rng.chisquare(8, (40_000, 1)) / 8) + 4 * rng.integers(
+        2, size=(40_000, 1)
+    )
+    model = Mixture(StudentT(), 2)
+    start = model.init(Chunk(rows[:1_000]), rng)
+    run = functools.partial(fit, model, rows, params=start, algorithm=BatchEM(), stop=MaxSteps(4))
+    ours = run()
+    assert ours.plan.block_rows < len(rows)
+    monkeypatch.setattr(compiled, "library", None)
+    theirs = run()
+    np.testing.assert_allclose(ours.params.components.dof, theirs.params.components.dof, rtol=1e-8)
+    assert ours.objective == pytest.approx(theirs.objective, rel=1e-12)
 
 
 def test_e_steps_in_one_go_are_for_those_that_they_are_right_for():

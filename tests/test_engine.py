@@ -485,3 +485,17 @@ def test_problem_falls_back_to_what_the_model_has(rows, start):
 def test_stores_on_disk_are_read_by_path(rows, start, tmp_path):
     zarr.create_array(LocalStore(tmp_path / "x.zarr"), data=rows, chunks=(100, D))
     assert bits(twice(os.fspath(tmp_path / "x.zarr"), start)) == bits(twice(Dataset(FakeSource(rows, 100)), start))
+
+
+def test_an_array_that_a_model_has_in_two_places_is_added_once():
+    @dataclass(frozen=True)
+    class Twice:
+        def e_step(self, params, chunk):
+            total = np.array([chunk.rows.sum()])
+            return Expectation((total, total), 0.0, chunk.total_weight)
+
+    rows = np.ones((40_000, 1))
+    engine = start_engine(open_dataset(rows), Twice())
+    assert engine.plan.block_rows < len(rows)
+    (found,) = engine.expect(Twice(), [None])
+    assert [float(part[0]) for part in found.stats] == [40_000.0, 40_000.0]

@@ -217,12 +217,15 @@ def _between(ascending: Array, low: int, high: int) -> Array:
 
 def _segments(blocks: Iterator[tuple[int, tuple[Expectation, ...]]]) -> Iterator[tuple[Expectation, ...]]:
     segment, total = next(blocks)
+    # A model may say two things in one array, which must not be added to twice.
+    owned = False
     for current, expectations in blocks:
         if current == segment:
-            total = tree.accumulate(total, expectations)
+            total = tree.accumulate(total, expectations) if owned else tree.add(total, expectations)
+            owned = True
         else:
             yield total
-            segment, total = current, expectations
+            segment, total, owned = current, expectations, False
     yield total
 
 

@@ -209,9 +209,9 @@ class StudentT:
         half, terms, peak = 0.5 * (nu + d), replace(kernel.terms(chunk), constant=0.0), kernel.peak - kernel.lost
         tails = np.column_stack([peak, 1.0 / nu, 1.0 + d / nu, half, self._log_peak(params)])
         sums, log_prob, tallies = compiled.e_step([terms], log_weights, chunk.weight, tails)
-        moments, n = self.gaussian.stats_of_terms(params, chunk, sums), tallies[:, 0].copy()
+        moments, n = self.gaussian.stats_of_terms(params, chunk, sums), tallies[:, 0]
         logs = n * (np.log1p(d / nu) + psi(half) - np.log(half)) - tallies[:, 1]
-        return n, StudentTStats(n, moments.n, moments.x, moments.xx, logs), log_prob
+        return np.array(n), StudentTStats(n, moments.n, moments.x, moments.xx, logs), log_prob
 
     def m_step(self, stats: StudentTStats, params: StudentTParams) -> StudentTParams:
         """Return the maximiser of Q, plus the log prior where there is one (see the class).
