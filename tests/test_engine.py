@@ -487,7 +487,10 @@ def test_stores_on_disk_are_read_by_path(rows, start, tmp_path):
     assert bits(twice(os.fspath(tmp_path / "x.zarr"), start)) == bits(twice(Dataset(FakeSource(rows, 100)), start))
 
 
-def test_an_array_that_a_model_has_in_two_places_is_added_once():
+def test_an_array_that_a_model_has_in_two_places_is_added_once(monkeypatch):
+    # One unit of many blocks.
+    monkeypatch.setattr(units, "MIN_UNIT_BYTES", 1 << 20)
+
     @dataclass(frozen=True)
     class Twice:
         def e_step(self, params, chunk):
@@ -496,6 +499,7 @@ def test_an_array_that_a_model_has_in_two_places_is_added_once():
 
     rows = np.ones((40_000, 1))
     engine = start_engine(open_dataset(rows), Twice())
+    assert len(engine.plan.units) == 1
     assert engine.plan.block_rows < len(rows)
     (found,) = engine.expect(Twice(), [None])
     assert [float(part[0]) for part in found.stats] == [40_000.0, 40_000.0]
