@@ -31,7 +31,7 @@ from daskem.engine import (
     warn_of_unlike_workers,
 )
 from daskem.errors import OptionError
-from daskem.persist import SavedRun
+from daskem.persist import SavedFit, SavedRun
 from daskem.runs import begin, last_objective, open_checkpoints, run_all
 from daskem.starts import check_init_sample, check_rows, check_side_columns, components_of, draw_start
 
@@ -223,19 +223,33 @@ def fit(
             memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
         )
         warn_of_unlike_workers(engine.executor)
-        problem = DataProblem(model, engine)
-        if saved is None or not saved.finished:
-            problem = compressed(problem, compress, getattr(algorithm, "full_passes", False))
-        if saved is None:
-            starts = starts or _starts(model, engine, n_starts, init_sample)
-            saved = begin(algorithm, problem, starts)
-        if isinstance(problem, CompressedProblem):
-            saved = replace(saved, patterns=problem.n_rows)
+        problem, saved = _begun(DataProblem(model, engine), algorithm, saved, compress, starts or (n_init, init_sample))
         runs = run_all(
             algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
         )
     result = _result(model, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
     return replace(result, patterns=saved.patterns, left_out=left_out)
+
+
+def _begun(
+    problem: DataProblem,
+    algorithm: Algorithm,
+    saved: SavedFit | None,
+    compress: str,
+    starts: list[Params] | tuple[int, str | int],
+) -> tuple[DataProblem, SavedFit]:
+    """Return the problem, of distinct rows where that pays, and the fit: as it was saved, or before its first step.
+
+    `starts` are parameters, or how many to draw from what sample.
+    """
+    # Starts are drawn from all rows, distinct or not.
+    engine = problem.engine
+    if saved is None or not saved.finished:
+        problem = compressed(problem, compress, getattr(algorithm, "full_passes", False))
+    if saved is None:
+        drawn = starts if isinstance(starts, list) else _starts(problem.model, engine, *starts)
+        saved = begin(algorithm, problem, drawn)
+    return problem, replace(saved, patterns=problem.n_rows) if isinstance(problem, CompressedProblem) else saved
 
 
 def _check_suited(model: Model, algorithm: Algorithm) -> None:

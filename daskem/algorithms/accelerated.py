@@ -13,8 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from daskem.algorithms.points import Point, evaluate, log_step, may_gain, to_vector, try_vector
-from daskem.algorithms.stopping import ROUNDING
+from daskem.algorithms.points import Point, evaluate, fell, log_step, may_gain, to_vector, try_vector
 from daskem.core import Float, HasVector, Params, Problem, StepInfo
 from daskem.errors import OptionError
 
@@ -74,7 +73,7 @@ class Squarem:
         middle = evaluate(problem, first, step=number)
         second = problem.maximize(middle.expectation.stats, first)
         tried, longest, reached = self._extrapolate(problem, point, middle, second, state.longest, number)
-        if tried is not None and not _fell(middle.objective, tried.objective):
+        if tried is not None and not fell(middle.objective, tried.objective):
             new = tried
             longest = longest * self.growth if reached else longest
         else:
@@ -179,7 +178,7 @@ class Anderson:
         plain = problem.maximize(point.expectation.stats, point.params)
         x, f, dx, df = self._remember(problem, state, point, plain)
         tried = try_vector(problem, _mix(x, f, dx, df, self.damping), plain, number) if len(df) else None
-        if tried is not None and not _fell(point.objective, tried.objective):
+        if tried is not None and not fell(point.objective, tried.objective):
             new = tried
         else:
             passes += 1 if len(df) else 0
@@ -213,7 +212,3 @@ def _mix(x: Float, f: Float, dx: Float, df: Float, damping: float) -> Float:
     ridge = damping * float(np.trace(gram)) / len(gram)
     weights = np.linalg.lstsq(gram + ridge * np.eye(len(gram)), df @ f, rcond=None)[0]
     return np.asarray(x + f - weights @ (dx + df))
-
-
-def _fell(before: float, after: float) -> bool:
-    return after < before - ROUNDING * max(1.0, abs(before))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from daskem.algorithms.stopping import ROUNDING
 from daskem.core import (
     Event,
     Expectation,
@@ -22,10 +24,23 @@ from daskem.core import (
     Stats,
     StepInfo,
 )
-from daskem.errors import NonFiniteError
 
-__all__ = ["Point", "evaluate", "log_step", "may_gain", "rebased", "to_vector", "try_vector"]
+__all__ = [
+    "TOO_FAR",
+    "Point",
+    "evaluate",
+    "fell",
+    "log_step",
+    "may_gain",
+    "rebased",
+    "to_vector",
+    "try_point",
+    "try_vector",
+]
 
+# What models raise at parameters or statistics that no rows could have: a row without density, a number out of domain,
+# a matrix that is not positive definite.
+TOO_FAR = (ArithmeticError, ValueError)
 # Ratio of two gains in a row beyond which an extrapolation of their series is a guess, and below which it is luck.
 MOST_RATIO, LEAST_RATIO = 0.99, 0.1
 
@@ -83,6 +98,11 @@ def may_gain(gain: float, before: float) -> float:
     return gain * ratio / (1.0 - ratio)
 
 
+def fell(before: float, after: float) -> bool:
+    """Return whether an objective fell beyond rounding."""
+    return after < before - ROUNDING * max(1.0, abs(before))
+
+
 def rebased(problem: Problem, stats: Stats, old: Params, new: Params) -> Stats:
     """Return `stats`, made at `old`, as they are to be added to statistics made at `new`."""
     model = problem.model
@@ -102,12 +122,15 @@ def try_vector(problem: Problem, vector: Float, like: Params, step: int) -> Poin
     """Return the point at a vector that was extrapolated to; None where no parameters, or no rows, make sense there."""
     model = problem.model
     assert isinstance(model, HasVector)  # for the type checker: the algorithms that call this need it
-    if not np.isfinite(vector).all():
-        return None
+    return try_point(problem, lambda: model.from_vector(vector, like), step) if np.isfinite(vector).all() else None
+
+
+def try_point(problem: Problem, make: Callable[[], Params], step: int) -> Point | None:
+    """Return the point at parameters that may be too far off to be any, or to explain a row; None where they are."""
     try:
         with np.errstate(all="ignore"):
-            point = evaluate(problem, model.from_vector(vector, like), step=step)
-    except (NonFiniteError, np.linalg.LinAlgError):
-        # Too far: some row has no density there. Data that are not finite raise again at the fallback.
+            point = evaluate(problem, make(), step=step)
+    except TOO_FAR:
+        # Data that are not finite raise again at the fallback.
         return None
     return point if math.isfinite(point.objective) else None

@@ -11,7 +11,7 @@ from daskem.algorithms.points import Point, evaluate, log_step, may_gain, rebase
 from daskem.core import Batch, Expectation, Params, Problem, Sizes, Stats, StepInfo
 from daskem.errors import OptionError
 
-__all__ = ["StepwiseEM", "StepwiseState", "blend", "check_rates"]
+__all__ = ["StepwiseEM", "StepwiseState", "blend", "check_numbers", "check_rates", "usual_rows", "window_bytes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +85,11 @@ class StepwiseEM:
 
     def __post_init__(self) -> None:
         check_rates(self.decay, self.offset, self.rate)
-        for name in ("batch_rows", "warm_up", "window", "held_out"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not value >= 1):
-                raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
+        check_numbers(self, "batch_rows", "warm_up", "window", "held_out")
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the window in use, of the next one, and of putting it together."""
-        window = min((self.window or 16) * sizes.piece, sizes.n_rows * sizes.row)
-        return 3 * window + 3 * self._held_out(sizes.n_rows) * sizes.row + 2 * sizes.stats
+        return window_bytes(self.window, sizes) + 3 * self._held_out(sizes.n_rows) * sizes.row + 2 * sizes.stats
 
     def init(self, problem: Problem, params: Params) -> StepwiseState:
         problem.n_batches(self._batch(problem, 0))
@@ -156,8 +152,7 @@ class StepwiseEM:
 
     def _batch(self, problem: Problem, index: int) -> Batch:
         n_rows = problem.n_rows
-        rows = self.batch_rows or min(max(n_rows // 64, 1_000), 100_000, n_rows)
-        return Batch(index, rows, self.window, self._held_out(n_rows))
+        return Batch(index, self.batch_rows or usual_rows(n_rows), self.window, self._held_out(n_rows))
 
     def _held_out(self, n_rows: int) -> int:
         return max(1, min(self.held_out, n_rows // 10))
@@ -179,6 +174,24 @@ def blend(
         return stats, params
     new = problem.maximize(stats, params)
     return rebased(problem, stats, params, new), new
+
+
+def usual_rows(n_rows: int) -> int:
+    """Return the rows of a mini-batch of which 64 make an epoch, between 1,000 and 100,000."""
+    return min(max(n_rows // 64, 1_000), 100_000, n_rows)
+
+
+def window_bytes(window: int | None, sizes: Sizes) -> int:
+    """Return the bytes of the window in use, of the next one, and of putting it together."""
+    return 3 * min((window or 16) * sizes.piece, sizes.n_rows * sizes.row)
+
+
+def check_numbers(algorithm: object, *names: str) -> None:
+    """Raise OptionError unless these fields are whole numbers, at least 1, or None."""
+    for name in names:
+        value = getattr(algorithm, name)
+        if value is not None and (isinstance(value, bool) or not value >= 1):
+            raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
 
 
 def check_rates(decay: float | None, offset: float, rate: float) -> None:

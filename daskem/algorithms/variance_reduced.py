@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from daskem import tree
-from daskem.algorithms.points import Point, evaluate, log_step, may_gain, rebased
-from daskem.algorithms.stopping import ROUNDING
+from daskem.algorithms.points import TOO_FAR, Point, evaluate, fell, log_step, may_gain, rebased, try_point
+from daskem.algorithms.stepwise import check_numbers, check_rates, usual_rows, window_bytes
 from daskem.core import Batch, Params, Problem, Sizes, StepInfo
-from daskem.errors import DegenerateComponentError, NonFiniteError, OptionError
 
 __all__ = ["VarianceReducedEM", "VarianceReducedState"]
 
-# What parameters that a sweep has led too far make of an E-step or an M-step.
-TOO_FAR = (DegenerateComponentError, NonFiniteError, np.linalg.LinAlgError)
+# Records of statistics that a mini-batch holds at a time: the pass's, its own, the blend, and what leads to them.
+STATS_KEPT = 9
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +74,12 @@ class VarianceReducedEM:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_rows", "batches", "window"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not value >= 1):
-                raise OptionError(f"{name}={value!r} must be a whole number, at least 1.")
-        if not 0 < self.rate <= 1:
-            raise OptionError(
-                f"rate={self.rate} must be in (0, 1]: the share of the old statistics that a mini-batch replaces."
-            )
+        check_rates(None, 0.0, self.rate)
+        check_numbers(self, "batch_rows", "batches", "window")
 
     def memory(self, sizes: Sizes) -> int:
-        """Return the bytes of the window in use, of the next one, of putting it together, and of statistics."""
-        window = min((self.window or 16) * sizes.piece, sizes.n_rows * sizes.row)
-        return 3 * window + 5 * sizes.stats
+        """Return the bytes of the windows of mini-batches, and of statistics."""
+        return window_bytes(self.window, sizes) + STATS_KEPT * sizes.stats
 
     def init(self, problem: Problem, params: Params) -> VarianceReducedState:
         problem.n_batches(self._batch(problem, 0))
@@ -96,13 +88,11 @@ class VarianceReducedEM:
     def step(self, problem: Problem, state: VarianceReducedState) -> tuple[VarianceReducedState, StepInfo]:
         clock, number = time.perf_counter(), state.step + 1
         start = state.point or evaluate(problem, state.params, step=number)
-        n_batches = problem.n_batches(self._batch(problem, 0))
-        seen = min(self.batches, n_batches)
-        passes = state.passes + (1 if state.point else 2) + seen / n_batches
         plain = problem.maximize(start.expectation.stats, start.params)
-        new = _try(problem, self._sweep(problem, state, start, plain, seen), number)
-        rate = state.rate
-        if new is None or new.objective < start.objective - ROUNDING * max(1.0, abs(start.objective)):
+        swept, seen = self._sweep(problem, state, start, plain)
+        passes = state.passes + (1 if state.point else 2) + seen / problem.n_batches(self._batch(problem, 0))
+        new, rate = try_point(problem, lambda: swept, number), state.rate
+        if new is None or fell(start.objective, new.objective):
             new, passes, rate = evaluate(problem, plain, step=number), passes + 1, rate / 2
         gain = new.objective - start.objective
         info = log_step(
@@ -110,35 +100,24 @@ class VarianceReducedEM:
         )
         return VarianceReducedState(new.params, new, rate, gain, state.batch + seen, number, passes), info
 
-    def _sweep(self, problem: Problem, state: VarianceReducedState, start: Point, params: Params, seen: int) -> Params:
-        """Return where `seen` mini-batches lead from `params`, a step of batch EM from the start."""
-        anchor, whole = start.params, start.expectation.stats
-        stats, first = rebased(problem, whole, anchor, params), self._batch(problem, state.batch)
-        for i in range(seen):
-            batch = replace(first, index=first.index + i)
+    def _sweep(self, problem: Problem, state: VarianceReducedState, start: Point, params: Params) -> tuple[Params, int]:
+        """Return where mini-batches lead from `params`, a step of batch EM from the start, and how many were seen."""
+        anchor, whole, seen = start.params, start.expectation.stats, 0
+        stats = rebased(problem, whole, anchor, params)
+        while seen < min(self.batches, problem.n_batches(self._batch(problem, 0))):
+            batch, seen = self._batch(problem, state.batch + seen), seen + 1
+            # Corrections may add up to statistics that no rows have, negative ones say.
             try:
-                new, old = problem.expect_each([params, anchor], batch, state.step + 1)
-                change = tree.sub(new.stats, rebased(problem, old.stats, anchor, params))
-                corrected = tree.add(change, rebased(problem, whole, anchor, params))
-                stats = tree.lerp(stats, corrected, state.rate)
-                # Corrected statistics may be none that rows could have, negative ones say.
                 with np.errstate(all="ignore"):
-                    before, params = params, problem.maximize(stats, params)
-                    stats = rebased(problem, stats, before, params)
+                    new, old = problem.expect_each([params, anchor], batch, state.step + 1)
+                    change = tree.sub(new.stats, rebased(problem, old.stats, anchor, params))
+                    corrected = tree.add(change, rebased(problem, whole, anchor, params))
+                    stats = tree.lerp(stats, corrected, state.rate)
+                    following = problem.maximize(stats, params)
             except TOO_FAR:
                 break
-        return params
+            stats, params = rebased(problem, stats, params, following), following
+        return params, seen
 
     def _batch(self, problem: Problem, index: int) -> Batch:
-        n_rows = problem.n_rows
-        return Batch(index, self.batch_rows or min(max(n_rows // 64, 1_000), 100_000, n_rows), self.window)
-
-
-def _try(problem: Problem, params: Params, step: int) -> Point | None:
-    """Return the point at parameters that a sweep led to; None where no component explains some row there."""
-    try:
-        with np.errstate(all="ignore"):
-            point = evaluate(problem, params, step=step)
-    except TOO_FAR:
-        return None
-    return point if math.isfinite(point.objective) else None
+        return Batch(index, self.batch_rows or usual_rows(problem.n_rows), self.window)
