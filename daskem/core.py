@@ -156,7 +156,8 @@ class Family(Protocol):
     a start measures distances; ``start``, the `init_method` that it prefers; ``handles_missing``, whether NaN is a hole
     that it leaves out; ``used_columns``, the only columns that it looks at; ``terms(params, chunk)``, log densities
     that are linear in features (a tuple of `daskem.compiled.Terms`, or None), and ``stats_of_terms(params, chunk,
-    sums)``, the statistics of the sums of these, for speed; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the
+    sums)``, the statistics of the sums of these, or ``posterior_stats(params, chunk, log_weights)`` itself (see
+    `daskem.models.at_once`), for speed; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the
     planner.
     """
 
