@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = [
     "HasImpute",
     "HasLogPrior",
     "HasLogProb",
+    "HasMoves",
     "HasNParameters",
     "HasObjectiveError",
     "HasObjectiveKind",
@@ -130,6 +132,15 @@ class HasPosterior(Protocol):
 class HasLogProb(Protocol):
     def log_prob(self, params: Params, chunk: Chunk) -> Array:
         """Return log p(x | params) of each row, (n,), nats."""
+
+
+@runtime_checkable
+class HasMoves(Protocol):
+    def moves(self, params: Params, sample: Chunk, rng: np.random.Generator) -> Sequence[tuple[str, Params]]:
+        """Return other parameters from which EM may get higher, the likeliest first, with what is different there.
+
+        `params` are near a maximum, which may be a local one, for the rows of `sample`.
+        """
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from daskem.capabilities import (
     HasImpute,
     HasLogPrior,
     HasLogProb,
+    HasMoves,
     HasNParameters,
     HasObjectiveError,
     HasObjectiveKind,
@@ -70,6 +71,7 @@ __all__ = [
     "HasLogPrior",
     "HasLogProb",
     "HasMemory",
+    "HasMoves",
     "HasNParameters",
     "HasObjectiveError",
     "HasObjectiveKind",
@@ -130,10 +132,10 @@ class Model(Protocol):
     `posterior` labels and probabilities of rows; `n_parameters` AIC, BIC and the tolerance "statistical"; `to_vector`
     and `from_vector` the algorithms that extrapolate (squarem, anderson); `surrogate` incremental EM and Fisher's
     identity as a check; `log_prior` maximum a posteriori estimates; `sample` simulated rows; `distance` a stop rule in
-    the model's own measure; `events` reports of repaired components; `unsupported` errors that name the row a model
-    cannot have; `rebase` statistics about moving points; `footprint` exact plans of memory; and the attributes
-    `soft_labels` = True label probabilities, `used_columns` rows whose other columns may hold anything. The protocols
-    below say what each returns.
+    the model's own measure; `moves` ways out of a local maximum, for fits on samples first; `events` reports of
+    repaired components; `unsupported` errors that name the row a model cannot have; `rebase` statistics about moving
+    points; `footprint` exact plans of memory; and the attributes `soft_labels` = True label probabilities,
+    `used_columns` rows whose other columns may hold anything. The protocols below say what each returns.
     """
 
     def init(self, sample: Chunk, rng: np.random.Generator) -> Params:
@@ -236,6 +238,9 @@ class Problem(Protocol):
     @property
     def sample_room(self) -> int:
         """Most rows that `subsample` may be asked for, by the memory there is."""
+
+    def moves(self, params: Params) -> Sequence[tuple[str, Params]]:
+        """Return where else EM might start from, near a maximum over rows in memory (see `HasMoves`); maybe nothing."""
 
     def maximize(self, stats: Stats, params: Params) -> Params:
         """Run the M-step."""

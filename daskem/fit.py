@@ -157,6 +157,7 @@ def fit(
     stop : one or more rules, by default less than 1e-3 nats per row to gain, or 100 passes.
     callbacks : each called with (StepInfo, params) after every round of steps: those of the best start so far.
     params : where to start; a list of several for several starts. By default ``model.init`` on a sample of rows.
+        Components of a given start keep their meaning: `Auto` makes no moves from it (see `daskem.Progressive`).
     n_init : number of starts. They run side by side and share each pass; the best final objective wins.
     init_sample : rows to draw for the start, ``"auto"`` for as many as cost little, or ``"k-means||"`` for
         a weighted sample that six passes over all data gather where rows are far from those chosen before.
@@ -223,7 +224,8 @@ def fit(
             memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
         )
         warn_of_unlike_workers(engine.executor)
-        problem, saved = _begun(DataProblem(model, engine), algorithm, saved, compress, starts or (n_init, init_sample))
+        problem = DataProblem(model, engine, movable=not starts)
+        problem, saved = _begun(problem, algorithm, saved, compress, starts or (n_init, init_sample))
         runs = run_all(
             algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
         )

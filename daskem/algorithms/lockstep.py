@@ -136,6 +136,9 @@ class _Seat:
     def sample_passes(self, rows: int) -> float:
         return self.problem.sample_passes(rows)
 
+    def moves(self, params: Params) -> Sequence[tuple[str, Params]]:
+        return self.problem.moves(params)
+
     def maximize(self, stats: Stats, params: Params) -> Params:
         return self.problem.maximize(stats, params)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
-from daskem.algorithms.points import may_gain
+from daskem.algorithms.points import TOO_FAR, may_gain
 from daskem.core import Algorithm, HasLogProb, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo, offers
 from daskem.errors import OptionError
 
@@ -31,8 +33,15 @@ QUICK_STEPS, QUICK_ROWS = 5, 1_000
 # A stage ends when the gain that seems left is this share of its precision. Steps on samples are cheap, and those that
 # lead off a plateau, where little seems left, need not be made on all rows.
 STAGE_SHARE = 0.01
-# Steps after which a stage ends in any case: the next one goes on from there.
-STAGE_STEPS = 100
+# Steps after which a stage ends in any case, and passes: the next one goes on from there.
+STAGE_STEPS, STAGE_PASSES = 100, 2.0
+# Share of a stage's precision that a move must gain: chance lifts both maxima alike, being those of the same rows.
+MOVE_SHARE = 0.1
+# Rows of a sample for each free parameter, and at most, that moves out of a local maximum are tried on.
+MOVE_ROWS, MOST_MOVE_ROWS = 50, 1 << 18
+# Trials after a stage, and passes over all rows that these may cost; steps of a trial; moves at most; and rows by which
+# they are found.
+TRIALS, TRIAL_PASSES, TRIAL_STEPS, MOST_MOVES, FIND_ROWS = 4, 1.0, 15, 20, 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +54,9 @@ class ProgressiveState:
     sizes : rows of the stages, the last one all.
     stage, stage_step : index of the stage, and the steps that it has made.
     step : steps so far.
-    before, passes : passes before the stage, and so far.
+    before, passes : passes before the stage's algorithm began, and so far.
     objective, gain : of the stage's last step, and what that had gained over the one before.
+    moves : out of local maxima, so far.
     """
 
     params: Params
@@ -59,6 +69,7 @@ class ProgressiveState:
     passes: float = 0.0
     objective: float = -math.inf
     gain: float = math.inf
+    moves: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,18 +80,24 @@ class Progressive:
     less. The largest sample is drawn in one pass and kept in memory; the smaller ones are parts of it. The last stage
     works on all rows: the result is a maximum over these, whatever the samples were.
 
+    EM climbs to the next maximum, which may be a poor one. Where the model knows moves (`daskem.core.HasMoves`; a
+    mixture merges two components and splits a third), those that promise most are tried on a sample where that costs
+    little, and kept where they lead higher than chance could.
+
     Parameters
     ----------
     inner : algorithm of the sample stages; by default `Anderson`, or `BatchEM` for a model that has no vectors.
     final : algorithm of the last stage; by default `inner`.
     growth : factor from one sample to the next.
     first : rows of the first sample; by default ten for each free parameter.
+    moves : whether moves out of local maxima are tried.
     """
 
     inner: Algorithm | None = None
     final: Algorithm | None = None
     growth: int = 4
     first: int | None = None
+    moves: bool = True
 
     def __post_init__(self) -> None:
         if self.growth < 2 or (self.first is not None and self.first < 1):
@@ -108,6 +125,7 @@ class Progressive:
         return self._begin(problem, ProgressiveState(params, None, tuple(sizes[::-1])), stage=0)
 
     def step(self, problem: Problem, state: ProgressiveState) -> tuple[ProgressiveState, StepInfo]:
+        clock = time.perf_counter()
         here, algorithm = self._stage(problem, state.sizes, state.stage)
         inner, info = algorithm.step(here, state.inner)
         share = here.n_rows / problem.n_rows
@@ -134,9 +152,33 @@ class Progressive:
             remaining=math.inf,
             stage=f"{here.n_rows:,} rows",
         )
-        if settled or new.stage_step >= STAGE_STEPS:
-            new = self._begin(problem, new, stage=state.stage + 1)
-        return new, info
+        if settled or new.stage_step >= min(STAGE_STEPS, STAGE_PASSES / share):
+            new = self._move(problem, new)
+        return new, replace(info, passes=new.passes, seconds=time.perf_counter() - clock)
+
+    def _move(self, problem: Problem, state: ProgressiveState) -> ProgressiveState:
+        """Return the state after the first move that leads higher than chance could; else the next stage's first."""
+        here, algorithm = self._stage(problem, state.sizes, state.stage)
+        share, passes = here.n_rows / problem.n_rows, state.passes
+        for what, params in self._moves(problem, here, state):
+            try:
+                inner, objective, spent = _try(algorithm, here, params)
+            except TOO_FAR:
+                continue
+            before, passes = passes, passes + share * spent
+            if objective > state.objective + MOVE_SHARE * _precision(here, inner.params, objective):
+                logger.info("%s rows: %s, %.3g nats per row more", here.n_rows, what, objective - state.objective)
+                moved = ProgressiveState(inner.params, inner, state.sizes, state.stage, step=state.step)
+                return replace(moved, before=before, passes=passes, objective=objective, moves=state.moves + 1)
+        return self._begin(problem, replace(state, passes=passes), state.stage + 1)
+
+    def _moves(self, problem: Problem, here: Problem, state: ProgressiveState) -> Sequence[tuple[str, Params]]:
+        """Return the moves to try on a sample: none where they would cost too much, or could be chance."""
+        trials = min(TRIALS, int(TRIAL_PASSES * problem.n_rows / here.n_rows / TRIAL_STEPS))
+        few = here.n_rows < MOVE_ROWS * _n_free(problem, state.params)
+        if not self.moves or not trials or few or here.n_rows > MOST_MOVE_ROWS or state.moves >= MOST_MOVES:
+            return ()
+        return here.subsample(min(here.n_rows, FIND_ROWS)).moves(state.params)[:trials]
 
     def _begin(self, problem: Problem, state: ProgressiveState, stage: int) -> ProgressiveState:
         here, algorithm = self._stage(problem, state.sizes, stage)
@@ -145,7 +187,8 @@ class Progressive:
             inner: State = algorithm.carry(state.inner)
         else:
             inner = algorithm.init(here, state.params)
-        return ProgressiveState(state.params, inner, state.sizes, stage, step=state.step, before=before, passes=before)
+        new = ProgressiveState(state.params, inner, state.sizes, stage, step=state.step, before=before, passes=before)
+        return replace(new, moves=state.moves)
 
     def _stage(self, problem: Problem, sizes: tuple[int, ...], stage: int) -> tuple[Problem, Algorithm]:
         """Return the problem of a stage, a sample of a sample of ... all rows, and its algorithm."""
@@ -196,6 +239,14 @@ class Auto:
         elif isinstance(state, AndersonState):
             chosen = Anderson()
         return chosen.step(problem, state)
+
+
+def _try(algorithm: Algorithm, problem: Problem, params: Params) -> tuple[State, float, float]:
+    """Return the state after `TRIAL_STEPS` steps, the objective that the last began at, and passes."""
+    state = algorithm.init(problem, params)
+    for _ in range(TRIAL_STEPS):
+        state, info = algorithm.step(problem, state)
+    return state, info.objective, info.passes
 
 
 def _settles(sample: Problem, params: Params) -> bool:

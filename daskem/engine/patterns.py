@@ -136,7 +136,7 @@ def _over(problem: DataProblem, rows: Array, found: _Patterns) -> CompressedProb
         cache="none",
         memory_limit=None if engine.plan.cluster else engine.plan.limit,
     )
-    return CompressedProblem(problem.model, counted, source_rows=engine.data.n_present)
+    return CompressedProblem(problem.model, counted, movable=problem.movable, source_rows=engine.data.n_present)
 
 
 def _count(engine: Engine, limit: int) -> _Patterns | None:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from daskem import tree
 from daskem.core import (
     Batch,
@@ -13,6 +15,7 @@ from daskem.core import (
     HasDistance,
     HasEvents,
     HasLogPrior,
+    HasMoves,
     HasNParameters,
     Model,
     Params,
@@ -36,11 +39,14 @@ class DataProblem:
     ----------
     model, engine : what is fitted, and what runs its passes.
     scale : rows of the full data that a row here stands for.
+    movable : whether there are moves (see `daskem.core.HasMoves`): not from a start that was given, whose components
+        mean something.
     """
 
     model: Model
     engine: Engine
     scale: float = 1.0
+    movable: bool = True
     # What was read once for all runs that share this problem.
     _samples: dict[int, DataProblem] = field(default_factory=dict, repr=False)
     _streams: dict[Batch, Stream] = field(default_factory=dict, repr=False)
@@ -87,11 +93,19 @@ class DataProblem:
                     cache="none",
                     memory_limit=limit,
                 )
-                self._samples[rows] = DataProblem(self.model, drawn, self.scale * self.n_rows / rows)
+                scale = self.scale * self.n_rows / rows
+                self._samples[rows] = DataProblem(self.model, drawn, scale, self.movable)
             return self._samples[rows]
 
     def sample_passes(self, rows: int) -> float:
         return 0.0 if self.engine.data.in_process else sample_share(self.engine.data, rows)
+
+    def moves(self, params: Params) -> Sequence[tuple[str, Params]]:
+        if not (self.movable and isinstance(self.model, HasMoves)):
+            return ()
+        rng = np.random.Generator(np.random.Philox(key=self.engine.seed, counter=[0, 0, 2, 0]))
+        sample = self.engine.sample(self.n_rows, rng, missing=handles_missing(self.model))
+        return self.model.moves(params, sample, rng)
 
     def maximize(self, stats: Stats, params: Params) -> Params:
         return self.model.m_step(stats, params)

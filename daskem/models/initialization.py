@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
+import scipy
 
 from daskem.core import Array, Chunk, Float, HasLogPrior, Int, Model, Params, Scratch
 from daskem.errors import OptionError
@@ -13,6 +15,7 @@ from daskem.errors import OptionError
 __all__ = [
     "assign",
     "best_of_runs",
+    "certain_labels",
     "few_each",
     "few_rows",
     "fill_holes",
@@ -20,6 +23,7 @@ __all__ = [
     "lloyd",
     "means_present",
     "pieces",
+    "resp_of_labels",
     "squared_distances",
     "unique_rows",
     "unit_scaled",
@@ -200,6 +204,29 @@ def best_of_runs(model: Model, sample: Chunk, starts: Sequence[Params], steps: i
     if best is None:
         raise OptionError("there is no start to run from.")
     return best[1]
+
+
+def certain_labels(labels: Array) -> Array:
+    """Return the component of each row (n,) where it is known for certain, else -1."""
+    if labels.ndim == 1:
+        return labels
+    return np.where((labels > 0).sum(axis=1) == 1, labels.argmax(axis=1), -1)
+
+
+def resp_of_labels(resp: Float, labels: Array) -> Float:
+    """Return responsibilities (n, k) that agree with what is known of the rows, and with which component is which."""
+    if labels.ndim == 1:
+        known = np.flatnonzero(labels >= 0)
+        resp[known] = 0.0
+        resp[known, labels[known]] = 1.0
+        return resp
+    hints = labels / labels.sum(axis=1, keepdims=True) - 1.0 / labels.shape[1]
+    _, cluster_of = scipy.optimize.linear_sum_assignment(hints.T @ resp, maximize=True)
+    allowed = resp[:, cluster_of] * labels
+    total = allowed.sum(axis=1, keepdims=True)
+    # Where all that the start had in mind is forbidden, the labels decide alone.
+    decided = np.where(total > 0, allowed, labels)
+    return cast(Float, decided / decided.sum(axis=1, keepdims=True))
 
 
 def pieces(sample: Chunk, length: int) -> Iterator[Chunk]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
-import scipy
 
 from daskem import compiled
 from daskem.core import Array, Chunk, Expectation, Family, Float, Footprint, Params, Stats
@@ -17,6 +16,7 @@ from daskem.models.at_once import posterior_stats
 from daskem.models.initialization import (
     assign,
     best_of_runs,
+    certain_labels,
     few_each,
     few_rows,
     fill_holes,
@@ -24,8 +24,10 @@ from daskem.models.initialization import (
     lloyd,
     means_present,
     pieces,
+    resp_of_labels,
 )
 from daskem.models.repair import RESEEDED, split_largest
+from daskem.models.split_merge import exchanges
 
 __all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows"]
 
@@ -35,6 +37,8 @@ Init = Literal["kmeans", "k-means++", "random", "random_from_data", "short_em"]
 N_FLOOR = 10 * float(np.finfo(np.float64).eps)
 # Short runs of EM to start from: how many, their steps, and the rows that they see.
 SHORT_RUNS, SHORT_STEPS, SHORT_ROWS = 10, 20, 4096
+# Bytes of the responsibilities that moves are found by.
+MOVES_BYTES = 16 << 20
 # A block's arrays should stay within about this many bytes. They pass through the caches in order, so that short blocks
 # gain nothing there, while skinny products and the calls of each block cost less a row in long ones: of 4, 8, 16 and 32
 # MiB this was the best for full and diagonal covariances (measured). Where a row is done in a tenth of a microsecond,
@@ -150,15 +154,28 @@ class Mixture:
         sample = sample.present()
         if len(sample) == 0:
             raise OptionError("the sample to start from has no rows of positive weight.")
-        resp = self._first_resp(sample, rng)
-        weight = np.ones(len(sample)) if sample.weight is None else sample.weight
-        n = weight @ resp + N_FLOOR
-        weights = n / n.sum() if self.weights_init is None else _checked_weights(self.weights_init, self.n_components)
-        components = self.family.init(sample, resp)
-        if self.means_init is not None or self.precisions_init is not None:
-            start = self._of_family("with_start", "means_init and precisions_init")
-            components = start(components, self.means_init, self.precisions_init)
-        return MixtureParams(weights, components)
+        params = self._from_resp(sample, self._first_resp(sample, rng))
+        if self.weights_init is not None:
+            params = replace(params, weights=_checked_weights(self.weights_init, self.n_components))
+        if self.means_init is None and self.precisions_init is None:
+            return params
+        start = self._of_family("with_start", "means_init and precisions_init")
+        return replace(params, components=start(params.components, self.means_init, self.precisions_init))
+
+    def moves(self, params: MixtureParams, sample: Chunk, rng: np.random.Generator) -> list[tuple[str, MixtureParams]]:
+        """Return parameters from which EM may get higher, with what is different there; see `exchanges`.
+
+        There are none for a mixture whose start was given, or whose rows have labels: its components are not any.
+        """
+        given = (self.weights_init, self.means_init, self.precisions_init, sample.labels)
+        if any(one is not None for one in given):
+            return []
+        sample = few_rows(sample.present(), MOVES_BYTES // (8 * self.n_components), rng)
+        calm = self._calm("k-means++")
+        with np.errstate(all="ignore"):
+            resp = self.posterior(params, sample).astype(np.float64)
+            found = exchanges(calm.family, params.components, resp, sample, replace(calm, n_components=2), rng)
+            return [(str(one), self._from_resp(sample, one.resp)) for one in found]
 
     def e_step(self, params: MixtureParams, chunk: Chunk) -> Expectation:
         """Return weights and the family's statistics under the posterior of the component, and the log-likelihood.
@@ -369,21 +386,30 @@ class Mixture:
             labels = self._first_labels(sample, rng)
             resp = np.zeros((len(sample), k))
             resp[np.arange(len(sample)), labels] = 1.0
-        return resp if sample.labels is None else _given_labels(resp, sample.labels)
+        return resp if sample.labels is None else resp_of_labels(resp, sample.labels)
 
     def _short_em(self, sample: Chunk, rng: np.random.Generator) -> Float:
         """Return the responsibilities (n, k) under the best of several short runs of EM."""
-        family = self.family
-        if hasattr(family, "on_collapse"):
-            # A start that runs a component empty is a poor one, and no reason to fail.
-            family = replace(family, on_collapse="keep")  # type: ignore[type-var]
-        calm = replace(self, family=family, init_method="random")
+        calm, family = self._calm("random"), self.family
         part = few_rows(sample, SHORT_ROWS, rng)
         shares = [few_each(part, self.n_components, rng) for _ in range(SHORT_RUNS)]
         weights = np.full(self.n_components, 1.0 / self.n_components)
         starts = [MixtureParams(weights, family.init(part, resp)) for resp in shares]
         best = best_of_runs(calm, part, starts, SHORT_STEPS)
         return np.concatenate([calm.posterior(best, block) for block in pieces(sample, SHORT_ROWS)])
+
+    def _calm(self, init_method: Init) -> Self:
+        """Return the mixture for trials: one that runs a component empty is a poor one, and no reason to fail."""
+        family = self.family
+        if hasattr(family, "on_collapse"):
+            family = replace(family, on_collapse="keep")  # type: ignore[type-var]
+        return replace(self, family=family, init_method=init_method)
+
+    def _from_resp(self, sample: Chunk, resp: Float) -> MixtureParams:
+        """Return the parameters that a sample implies under responsibilities (n, k)."""
+        weight = np.ones(len(sample)) if sample.weight is None else sample.weight
+        n = weight @ resp + N_FLOOR
+        return MixtureParams(n / n.sum(), self.family.init(sample, resp))
 
     def _first_labels(self, sample: Chunk, rng: np.random.Generator) -> Array:
         """Return a component for each row of the sample; components with labelled rows start at those rows' mean."""
@@ -396,7 +422,7 @@ class Mixture:
             rows = embedding(sample.rows)
         known = np.zeros(0, np.int64)
         means = None
-        labels = None if sample.labels is None else _certain(sample.labels)
+        labels = None if sample.labels is None else certain_labels(sample.labels)
         if labels is not None and (labels >= 0).any():
             known = np.unique(labels[labels >= 0])
             groups = [labels == j for j in known]
@@ -453,29 +479,6 @@ def _normalise(joint: Array, log_weights: Float, weight: Float | None) -> Float:
     factor = 1.0 / np.where(total == 0, 1.0, total)
     joint *= factor if weight is None else (factor * weight).astype(joint.dtype)
     return np.asarray(np.log(total, dtype=np.float64) + largest)
-
-
-def _certain(labels: Array) -> Array:
-    """Return the component of each row (n,) where it is known for certain, else -1."""
-    if labels.ndim == 1:
-        return labels
-    return np.where((labels > 0).sum(axis=1) == 1, labels.argmax(axis=1), -1)
-
-
-def _given_labels(resp: Float, labels: Array) -> Float:
-    """Return responsibilities (n, k) that agree with what is known of the rows, and with which component is which."""
-    if labels.ndim == 1:
-        known = np.flatnonzero(labels >= 0)
-        resp[known] = 0.0
-        resp[known, labels[known]] = 1.0
-        return resp
-    hints = labels / labels.sum(axis=1, keepdims=True) - 1.0 / labels.shape[1]
-    _, cluster_of = scipy.optimize.linear_sum_assignment(hints.T @ resp, maximize=True)
-    allowed = resp[:, cluster_of] * labels
-    total = allowed.sum(axis=1, keepdims=True)
-    # Where all that the start had in mind is forbidden, the labels decide alone.
-    decided = np.where(total > 0, allowed, labels)
-    return cast(Float, decided / decided.sum(axis=1, keepdims=True))
 
 
 def _checked_weights(weights: Array, k: int) -> Float:

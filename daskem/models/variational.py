@@ -69,6 +69,11 @@ class VariationalMixture(Mixture):
         """Return the distributions that a sample implies (see `Mixture.init`)."""
         return self._from_weights(super().init(sample, rng), sample.total_weight)
 
+    def moves(self, params: MixtureParams, sample: Chunk, rng: np.random.Generator) -> list[tuple[str, MixtureParams]]:
+        """Return distributions from which the bound may get higher (see `Mixture.moves`)."""
+        total = sample.total_weight
+        return [(what, self._from_weights(point, total)) for what, point in super().moves(params, sample, rng)]
+
     def m_step(self, stats: MixtureStats, params: MixtureParams) -> VariationalMixtureParams:
         """Return the distributions that maximise the bound."""
         return self._from_weights(super().m_step(stats, params), float(stats.n.sum()))

@@ -169,6 +169,9 @@ class CountingProblem:
         order = np.random.default_rng(epoch).permutation(kept)
         return [take(self._whole, order[place::n_batches])]
 
+    def moves(self, params: Params) -> Sequence[tuple[str, Params]]:
+        return ()
+
     def maximize(self, stats: Stats, params: Params) -> Params:
         return self.model.m_step(stats, params)
 
