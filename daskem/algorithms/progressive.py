@@ -167,7 +167,8 @@ class Progressive:
                 continue
             before, passes = passes, passes + share * spent
             if objective > state.objective + MOVE_SHARE * _precision(here, inner.params, objective):
-                logger.info("%s rows: %s, %.3g nats per row more", here.n_rows, what, objective - state.objective)
+                told = (f"{here.n_rows:,}", what, objective - state.objective)
+                logger.info("%s rows: %s, %.3g nats per row more", *told)
                 moved = ProgressiveState(inner.params, inner, state.sizes, state.stage, step=state.step)
                 return replace(moved, before=before, passes=passes, objective=objective, moves=state.moves + 1)
         return self._begin(problem, replace(state, passes=passes), state.stage + 1)

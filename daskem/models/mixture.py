@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
@@ -154,9 +154,8 @@ class Mixture:
         sample = sample.present()
         if len(sample) == 0:
             raise OptionError("the sample to start from has no rows of positive weight.")
-        params = self._from_resp(sample, self._first_resp(sample, rng))
-        if self.weights_init is not None:
-            params = replace(params, weights=_checked_weights(self.weights_init, self.n_components))
+        weights = None if self.weights_init is None else _checked_weights(self.weights_init, self.n_components)
+        params = self._from_resp(sample, self._first_resp(sample, rng), weights)
         if self.means_init is None and self.precisions_init is None:
             return params
         start = self._of_family("with_start", "means_init and precisions_init")
@@ -390,26 +389,27 @@ class Mixture:
 
     def _short_em(self, sample: Chunk, rng: np.random.Generator) -> Float:
         """Return the responsibilities (n, k) under the best of several short runs of EM."""
-        calm, family = self._calm("random"), self.family
+        calm = self._calm("random")
         part = few_rows(sample, SHORT_ROWS, rng)
         shares = [few_each(part, self.n_components, rng) for _ in range(SHORT_RUNS)]
         weights = np.full(self.n_components, 1.0 / self.n_components)
-        starts = [MixtureParams(weights, family.init(part, resp)) for resp in shares]
+        starts = [calm._from_resp(part, resp, weights) for resp in shares]
         best = best_of_runs(calm, part, starts, SHORT_STEPS)
         return np.concatenate([calm.posterior(best, block) for block in pieces(sample, SHORT_ROWS)])
 
     def _calm(self, init_method: Init) -> Self:
         """Return the mixture for trials: one that runs a component empty is a poor one, and no reason to fail."""
         family = self.family
-        if hasattr(family, "on_collapse"):
-            family = replace(family, on_collapse="keep")  # type: ignore[type-var]
+        if is_dataclass(family) and any(own.name == "on_collapse" and own.init for own in fields(family)):
+            family = replace(family, on_collapse="keep")
         return replace(self, family=family, init_method=init_method)
 
-    def _from_resp(self, sample: Chunk, resp: Float) -> MixtureParams:
-        """Return the parameters that a sample implies under responsibilities (n, k)."""
-        weight = np.ones(len(sample)) if sample.weight is None else sample.weight
-        n = weight @ resp + N_FLOOR
-        return MixtureParams(n / n.sum(), self.family.init(sample, resp))
+    def _from_resp(self, sample: Chunk, resp: Float, weights: Float | None = None) -> MixtureParams:
+        """Return the parameters that a sample implies under responsibilities (n, k); weights (k,) may be given."""
+        if weights is None:
+            n = (np.ones(len(sample)) if sample.weight is None else sample.weight) @ resp + N_FLOOR
+            weights = n / n.sum()
+        return MixtureParams(weights, self.family.init(sample, resp))
 
     def _first_labels(self, sample: Chunk, rng: np.random.Generator) -> Array:
         """Return a component for each row of the sample; components with labelled rows start at those rows' mean."""

@@ -65,15 +65,6 @@ class VariationalMixture(Mixture):
         if given is not None and not (np.isfinite(given) and given > 0):
             raise OptionError(f"concentration_prior is {given}; it must be a positive number.")
 
-    def init(self, sample: Chunk, rng: np.random.Generator) -> VariationalMixtureParams:
-        """Return the distributions that a sample implies (see `Mixture.init`)."""
-        return self._from_weights(super().init(sample, rng), sample.total_weight)
-
-    def moves(self, params: MixtureParams, sample: Chunk, rng: np.random.Generator) -> list[tuple[str, MixtureParams]]:
-        """Return distributions from which the bound may get higher (see `Mixture.moves`)."""
-        total = sample.total_weight
-        return [(what, self._from_weights(point, total)) for what, point in super().moves(params, sample, rng)]
-
     def m_step(self, stats: MixtureStats, params: MixtureParams) -> VariationalMixtureParams:
         """Return the distributions that maximise the bound."""
         return self._from_weights(super().m_step(stats, params), float(stats.n.sum()))
@@ -109,6 +100,10 @@ class VariationalMixture(Mixture):
         told = super().footprint(n_features, dtype)
         # Two numbers a stick.
         return told._replace(params=told.params + 16 * self.n_components)
+
+    def _from_resp(self, sample: Chunk, resp: Float, weights: Float | None = None) -> VariationalMixtureParams:
+        """Return the distributions that a sample implies under responsibilities (n, k); weights (k,) may be given."""
+        return self._from_weights(super()._from_resp(sample, resp, weights), sample.total_weight)
 
     def _from_weights(self, point: MixtureParams, total: float) -> VariationalMixtureParams:
         """Return what the weights of a point estimate, of rows of weight `total`, make of the prior."""

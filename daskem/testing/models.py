@@ -20,6 +20,7 @@ from daskem.core import (
     Float,
     HasFootprint,
     HasLogProb,
+    HasMoves,
     HasParameterNames,
     HasPosterior,
     HasSample,
@@ -376,6 +377,20 @@ def _sample_is_like_the_rows(trial: ModelTrial) -> None:
         raise trial.fail("e_step cannot explain what sample drew", "Both must be the same model.")
 
 
+def _moves_are_params(trial: ModelTrial) -> None:
+    params, chunk = read_only(trial.params), read_only(plain(trial.chunk))
+    found, again = (list(trial.model.moves(params, chunk, trial.rng())) for _ in range(2))
+    if bits([new for _, new in found]) != bits([new for _, new in again]):
+        raise trial.fail("moves gives other bits for the same generator", "Draw from the given generator only.")
+    for what, new in found:
+        if [path for path, _ in tree.leaves(new)] != [path for path, _ in tree.leaves(trial.params)]:
+            raise trial.fail(f"moves returned another record ({what})", "Return parameters, as m_step does.")
+        if not np.isfinite(trial.e_step(plain(trial.chunk), new).objective):
+            raise trial.fail(
+                f"e_step cannot explain the rows after a move ({what})", "Move to parameters of the model."
+            )
+
+
 def _footprint_suffices(trial: ModelTrial) -> None:
     told = trial.model.footprint(trial.chunk.rows.shape[1], trial.chunk.rows.dtype)
     if told.block_rows < 1 or told.block_rows & (told.block_rows - 1):
@@ -416,6 +431,7 @@ MODEL_PROPERTIES: Mapping[str, Property] = MappingProxyType(
         "posterior_sums_to_one": Property(_posterior_sums_to_one, (HasPosterior,)),
         "log_prob_sums_to_objective": Property(_log_prob_sums_to_objective, (HasLogProb,)),
         "sample_is_like_the_rows": Property(_sample_is_like_the_rows, (HasSample,)),
+        "moves_are_params": Property(_moves_are_params, (HasMoves,)),
         "footprint_suffices": Property(_footprint_suffices, (HasFootprint,)),
     }
 )
