@@ -133,6 +133,12 @@ class PoissonMixture:
         latent = rng.choice(self.n_components, size=n, p=params.weights)
         return rng.poisson(params.rates[latent])[:, None].astype(np.float64), latent
 
+    def moves(
+        self, params: PoissonMixtureParams, sample: Chunk, rng: np.random.Generator
+    ) -> list[tuple[str, PoissonMixtureParams]]:
+        rates = 0.5 + rng.choice(sample.rows[:, 0], self.n_components).astype(np.float64)
+        return [("rates at rows", PoissonMixtureParams(params.weights, rates))]
+
     def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
         k = self.n_components
         return Footprint(block_rows=4096, workspace=4096 * 4 * 8 * k, stats=16 * k, params=16 * k)

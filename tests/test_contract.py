@@ -207,6 +207,11 @@ class FlatSample(PoissonMixture):
         return rows[:, 0], latent
 
 
+class MovesOut(PoissonMixture):
+    def moves(self, params: Any, sample: Chunk, rng: np.random.Generator) -> list[tuple[str, Any]]:
+        return [(what, replace(new, rates=np.nan * new.rates)) for what, new in super().moves(params, sample, rng)]
+
+
 class SmallFootprint(PoissonMixture):
     def footprint(self, n_features: int, dtype: np.dtype) -> Footprint:
         return Footprint(block_rows=1024, workspace=0, stats=24, params=1000)
@@ -238,6 +243,7 @@ BREAKS = {
     "posterior_sums_to_one": ImproperPosterior(),
     "log_prob_sums_to_objective": NoConstant(),
     "sample_is_like_the_rows": FlatSample(),
+    "moves_are_params": MovesOut(),
     "footprint_suffices": SmallFootprint(),
 }
 
