@@ -207,9 +207,9 @@ class FlatSample(PoissonMixture):
         return rows[:, 0], latent
 
 
-class MovesOut(PoissonMixture):
+class MovesToRates(PoissonMixture):
     def moves(self, params: Any, sample: Chunk, rng: np.random.Generator) -> list[tuple[str, Any]]:
-        return [(what, replace(new, rates=np.nan * new.rates)) for what, new in super().moves(params, sample, rng)]
+        return [(what, new.rates) for what, new in super().moves(params, sample, rng)]
 
 
 class SmallFootprint(PoissonMixture):
@@ -243,7 +243,7 @@ BREAKS = {
     "posterior_sums_to_one": ImproperPosterior(),
     "log_prob_sums_to_objective": NoConstant(),
     "sample_is_like_the_rows": FlatSample(),
-    "moves_are_params": MovesOut(),
+    "moves_are_params": MovesToRates(),
     "footprint_suffices": SmallFootprint(),
 }
 

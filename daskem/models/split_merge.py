@@ -65,10 +65,10 @@ def exchanges(
 
     Notes
     -----
-    After [1]_, section 3. Pairs to merge are those whose responsibilities go together most (their equation 3.1, here
-    a cosine, so that large components are not favoured). In the place of their criterion for splits, gains and losses
-    are computed: each component's rows, weighted with its responsibilities, are fitted by two components, and those
-    of a pair by one.
+    After [1]_, section 3. Pairs to merge are those whose responsibilities go together most: their merge criterion, as
+    a cosine, so that large components are not favoured. In the place of their split criterion, gains and losses are
+    computed: each component's rows, weighted with its responsibilities, are fitted by two components, and those of a
+    pair by one.
 
     References
     ----------
@@ -77,16 +77,16 @@ def exchanges(
     view = _View(family, sample, resp, np.array(family.log_prob(components, sample), np.float64))
     halves = {k: half for k in range(resp.shape[1]) if (half := view.split(k, pair, rng)) is not None}
     ranked = [
-        (half.gain - loss, merged, k)
+        (gain, merged, k)
         for merged in _sharing(view.rows)
         for loss in [view.loss(*merged)]
         for k, half in halves.items()
-        if k not in merged
+        if k not in merged and np.isfinite(gain := half.gain - loss)
     ]
     chosen: list[tuple[float, tuple[int, int], int]] = []
     for one in sorted(ranked, key=lambda one: -one[0]):
         alike = max(sum(other[place] == one[place] for other in chosen) for place in (1, 2))
-        if np.isfinite(one[0]) and alike < ALIKE and len(chosen) < PROPOSED:
+        if alike < ALIKE and len(chosen) < PROPOSED:
             chosen.append(one)
     return [Exchange(gain, merged, k, _exchanged(resp, merged, k, halves[k].share)) for gain, merged, k in chosen]
 
