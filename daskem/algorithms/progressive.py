@@ -82,7 +82,7 @@ class Progressive:
 
     EM climbs to the next maximum, which may be a poor one. Where the model knows moves (`daskem.core.HasMoves`; a
     mixture merges two components and splits a third), those that promise most are tried on a sample where that costs
-    little, and kept where they lead higher than chance could.
+    little, and kept where they lead higher.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ class Progressive:
         return new, replace(info, passes=new.passes, seconds=time.perf_counter() - clock)
 
     def _move(self, problem: Problem, state: ProgressiveState) -> ProgressiveState:
-        """Return the state after the first move that leads higher than chance could; else the next stage's first."""
+        """Return the state after the first move that leads higher; else the next stage's first."""
         here, algorithm = self._stage(problem, state.sizes, state.stage)
         share, passes = here.n_rows / problem.n_rows, state.passes
         for what, params in self._moves(problem, here, state):
