@@ -194,9 +194,7 @@ def fit(
     algorithm, rules = algorithm or Auto(), _stop_rules(stop)
     _check_suited(model, algorithm)
     starts = _given_starts(params)
-    check_whole("n_init", n_init)
-    check_whole("seed", seed, least=0)
-    check_init_sample(init_sample)
+    _check_numbers(n_init, seed, init_sample)
     check_compress(compress, model)
     check_on_bad_unit(on_bad_unit, source.get("allow_missing"))
     source |= {"sample_weight": sample_weight, "y": y}
@@ -224,8 +222,7 @@ def fit(
             memory=algorithm.memory if isinstance(algorithm, HasMemory) else None,
         )
         warn_of_unlike_workers(engine.executor)
-        problem = DataProblem(model, engine, movable=not starts)
-        problem, saved = _begun(problem, algorithm, saved, compress, starts or (n_init, init_sample))
+        problem, saved = _begun(model, engine, algorithm, saved, compress, starts or (n_init, init_sample))
         runs = run_all(
             algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
         )
@@ -234,7 +231,8 @@ def fit(
 
 
 def _begun(
-    problem: DataProblem,
+    model: Model,
+    engine: Engine,
     algorithm: Algorithm,
     saved: SavedFit | None,
     compress: str,
@@ -244,14 +242,20 @@ def _begun(
 
     `starts` are parameters, or how many to draw from what sample.
     """
-    # Starts are drawn from all rows, distinct or not.
-    engine = problem.engine
+    problem = DataProblem(model, engine, movable=not isinstance(starts, list))
     if saved is None or not saved.finished:
         problem = compressed(problem, compress, getattr(algorithm, "full_passes", False))
     if saved is None:
-        drawn = starts if isinstance(starts, list) else _starts(problem.model, engine, *starts)
+        # Starts are drawn from all rows, distinct or not.
+        drawn = starts if isinstance(starts, list) else _starts(model, engine, *starts)
         saved = begin(algorithm, problem, drawn)
     return problem, replace(saved, patterns=problem.n_rows) if isinstance(problem, CompressedProblem) else saved
+
+
+def _check_numbers(n_init: int, seed: int, init_sample: str | int) -> None:
+    check_whole("n_init", n_init)
+    check_whole("seed", seed, least=0)
+    check_init_sample(init_sample)
 
 
 def _check_suited(model: Model, algorithm: Algorithm) -> None:
