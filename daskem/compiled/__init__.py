@@ -18,6 +18,7 @@ __all__ = [
     "MOST_HOLED",
     "MOST_WHOLE",
     "Components",
+    "Rows",
     "Terms",
     "available",
     "condition",
@@ -50,18 +51,41 @@ class Components:
 
     Attributes
     ----------
-    reference, delta : (k, d) points that moments are about, and means less these, scaled.
+    point : (k, d), or (1, d) where components share it: what moments are about.
+    delta : (k, d) means less these, scaled.
     scale : (d,). constant : (d,) log(2 pi) / 2 less the log of the scale.
     precision : (k, d, d), scaled, or (1, d, d) where components share it.
     peak : (k,) log density at the mean.
     """
 
-    reference: Float
+    point: Float
     delta: Float
     scale: Float
     constant: Float
     precision: Float
     peak: Float
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a block with equally many holes, sorted by pattern (see `daskem.models.gaussian_patterns`).
+
+    Attributes
+    ----------
+    values : (n, d), holes hold anything; their floating type is computed in.
+    feature : (q, n) features of the holes, in increasing order.
+    pattern, place : (n,) which pattern each row has, from 0, and which row of the block it is.
+    """
+
+    values: Array
+    feature: Array
+    pattern: Array
+    place: Array
+
+    def arrays(self) -> tuple[Array, ...]:
+        """Return what compiled code is given, in its order."""
+        numbers = (np.ascontiguousarray(array, np.int64) for array in (self.feature, self.pattern, self.place))
+        return self.values, *numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +142,8 @@ def load(path: Path) -> ctypes.CDLL | None:
         getattr(library, f"whole_{name}").argtypes = [array, ctypes.c_double, number]
         inputs = [array, array, ctypes.c_double, array, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
-    library.condition.argtypes = library.filled.argtypes = [array] * 12 + [number] * 6
+        for holed in ("condition", "filled"):
+            getattr(library, f"{holed}_{name}").argtypes = [array] * 13 + [number] * 7
     return library
 
 
@@ -256,51 +281,37 @@ def whole(numbers: Array, most: float) -> bool:
     return bool(getattr(library, f"whole_{TYPES[numbers.dtype.char]}")(numbers.ctypes.data, most, numbers.size))
 
 
-def condition(
-    rows: Float, feature: Array, pattern: Array, components: Components, log_prob: Float, offset: Float
-) -> Float:
-    """Write what components say of rows with holes; return by how much their patterns raise the peaks, (patterns, k).
+def condition(run: Rows, components: Components, log_prob: Array, offset: Array) -> Float:
+    """Write what components say of a run of rows; return by how much its patterns raise the peaks, (patterns, k).
 
     Parameters
     ----------
-    rows : (n, d) with q holes each, which hold anything, sorted by pattern.
-    feature : (q, n) features of the holes, in increasing order. pattern : (n,) which pattern each row has, from 0.
-    log_prob : (k, n) to take the log densities of what is present.
+    log_prob : (k, rows of the block) to take the log densities of what is present, in the places of the rows.
     offset : (q n, k) to take the conditional means of the holes less the means, scaled.
     """
-    (n, d), (k, _), q, c = rows.shape, components.delta.shape, len(feature), components
-    feature, pattern = (np.ascontiguousarray(numbers, np.int64) for numbers in (feature, pattern))
-    peaks = np.empty((int(pattern[-1]) + 1, k))
-    given = rows, feature, pattern, c.reference, c.scale, c.delta, c.precision, c.peak, c.constant
-    stride = log_prob.strides[0] // log_prob.itemsize
-    _call("condition", None, *given, log_prob, offset, peaks, n, stride, q, d, k, len(c.precision))
+    (n, d), (k, _), q, c = run.values.shape, components.delta.shape, len(run.feature), components
+    peaks = np.empty((int(run.pattern[-1]) + 1, k))
+    given = *run.arrays(), c.point, c.scale, c.delta, c.precision, c.peak, c.constant
+    sizes = n, log_prob.shape[1], q, d, k, len(c.point), len(c.precision)
+    _call("condition", run.values.dtype, *given, log_prob, offset, peaks, *sizes)
     return peaks
 
 
 def filled(
-    rows: Float,
-    feature: Array,
-    pattern: Array,
-    components: Components,
-    offset: Float,
-    resp: Float,
-    loose: Float,
-    first: Float,
-    second: Float,
+    run: Rows, components: Components, offset: Array, resp: Array, loose: Array, first: Float, second: Float
 ) -> None:
-    """Add the moments of such rows to `first` (k, d) and to the upper triangles of `second`, shaped as the precision.
+    """Add the moments of a run of rows to `first` (k, d) and to upper triangles of `second`, shaped as the precision.
 
     Rows filled with their conditional means count with weight `resp`, their conditional covariances with weight
-    `loose`, both (k, n) and parts of arrays with rows equally far apart.
+    `loose`, both (k, rows of the block), C ordered. Products within a few rows are computed in the type of the rows,
+    and added in double.
     """
-    (n, d), (k, _), q, c = rows.shape, components.delta.shape, len(feature), components
-    feature, pattern = (np.ascontiguousarray(numbers, np.int64) for numbers in (feature, pattern))
-    given = rows, feature, pattern, c.reference, c.scale, c.delta, c.precision, offset, resp, loose
-    stride = resp.strides[0] // resp.itemsize
-    _call("filled", None, *given, first, second, n, stride, q, d, k, len(c.precision))
+    (n, d), (k, _), q, c = run.values.shape, components.delta.shape, len(run.feature), components
+    given = *run.arrays(), c.point, c.scale, c.delta, c.precision, offset, resp, loose
+    _call("filled", run.values.dtype, *given, first, second, n, resp.shape[1], q, d, k, len(c.point), len(c.precision))
 
 
-def _call(name: str, dtype: np.dtype[Any] | None, *arguments: Any) -> None:
+def _call(name: str, dtype: np.dtype[Any], *arguments: Any) -> None:
     pointers = (a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments)
-    if getattr(library, name if dtype is None else f"{name}_{TYPES[dtype.char]}")(*pointers):
+    if getattr(library, f"{name}_{TYPES[dtype.char]}")(*pointers):
         raise MemoryError(f"no memory was left for the workspace of {name}.")

@@ -17,7 +17,8 @@ Where features nearly determine each other, the two quadratic forms above are la
 is taken of the whole row with its holes at their conditional means, which is the same number, and log det L_mm from a
 QR decomposition of those columns of the factor F, L = F^T F.
 
-Rows with holes are computed with in double precision whatever their type.
+Single precision rows with holes are computed with in single precision by compiled code, where rows without holes are
+and no feature is explained by the others beyond `STIFF_SINGLE`; else in double precision.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ __all__ = ["HolesKernel", "has_holes", "holes_bytes", "over_holes", "without_hol
 KEPT_NUMBERS = 1 << 20
 # A feature that the others explain up to one part in so many of its variance: rounding grows by as much.
 STIFF = 1e3
+# The same for single precision, where rounding errors of a density stay within 1e-5 of it.
+STIFF_SINGLE = 16.0
 
 
 def has_holes(chunk: Chunk) -> bool:
@@ -76,7 +79,7 @@ def holes_bytes(rows: int, k: int, d: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Conditional:
-    """What parameters say of the rows with holes: log densities (k, m), and of their holes given the rest.
+    """What parameters say of the holes of rows given the rest of these.
 
     Attributes
     ----------
@@ -86,8 +89,7 @@ class _Conditional:
     peaks : (patterns, k) of each run, what log densities at the mean are more than those of rows without holes.
     """
 
-    log_prob: Float
-    offset: Float
+    offset: Array
     peaks: tuple[Float, ...]
     about: Float | None = None
     inverses: tuple[Float | None, ...] = ()
@@ -160,10 +162,10 @@ class _MatrixHoles(HolesKernel):
 
     def log_prob(self, chunk: Chunk) -> Array:
         holes = self._holes(chunk)
-        out = chunk.scratch.empty("log_prob with holes", (len(self.means), len(chunk)))
+        out = chunk.scratch.empty("log_prob with holes", (len(self.means), len(chunk)), self._dtype)
         if len(holes.kept):
             out[:, holes.kept] = self.kernel.log_prob(holes.complete)
-        out[:, holes.rows] = self._conditional(chunk).log_prob
+        chunk.scratch.keep("conditional", chunk, dict)[self] = self._condition(chunk, out)
         return out
 
     def log_peak(self, chunk: Chunk) -> Float:
@@ -175,12 +177,10 @@ class _MatrixHoles(HolesKernel):
 
     def moments(self, chunk: Chunk, resp: Array, spread: Array | None = None) -> Moments:
         holes, found = self._holes(chunk), self._conditional(chunk)
-        n, x, xx = self.kernel.moments(holes.complete, np.take(resp, holes.kept, axis=1))
-        share = np.asarray(np.take(resp, holes.rows, axis=1), np.float64)
-        loose = share if spread is None else np.asarray(np.take(spread, holes.rows, axis=1), np.float64)
+        _, x, xx = self.kernel.moments(holes.complete, np.take(resp, holes.kept, axis=1))
         moments = self._filled_compiled if self._compiled else self._filled
-        first, second = moments(chunk, found, share, loose)
-        return n + share.sum(axis=1), x + first, xx + self._shaped(second)
+        first, second = moments(chunk, found, resp, resp if spread is None else spread)
+        return resp.sum(axis=1, dtype=np.float64), x + first, xx + self._shaped(second)
 
     def impute(self, chunk: Chunk, resp: Array) -> Float:
         holes, found = self._holes(chunk), self._conditional(chunk)
@@ -197,16 +197,18 @@ class _MatrixHoles(HolesKernel):
     def _conditional(self, chunk: Chunk) -> _Conditional:
         """Return what log densities and moments of one block share."""
         cache = chunk.scratch.keep("conditional", chunk, dict)
-        if cache.get("owner") is not self:
-            cache["owner"], cache["value"] = self, self._condition(chunk)
-        return cache["value"]  # type: ignore[no-any-return]
+        if self not in cache:
+            unused = chunk.scratch.empty("log_prob of holes", (len(self.means), len(chunk)), self._dtype)
+            cache[self] = self._condition(chunk, unused)
+        return cache[self]  # type: ignore[no-any-return]
 
-    def _condition(self, chunk: Chunk) -> _Conditional:
+    def _condition(self, chunk: Chunk, out: Array) -> _Conditional:
+        """Write the log densities of the rows with holes to their places in `out` (k, n)."""
         holes, k = self._holes(chunk), len(self.means)
-        log_prob = chunk.scratch.empty("log_prob of holes", (k, len(holes.rows)))
-        g = chunk.scratch.empty("g", (len(holes.place), k))
+        g = chunk.scratch.empty("g", (len(holes.feature), k), self._dtype)
         if self._compiled:
-            return _Conditional(log_prob, g, self._condition_compiled(holes, log_prob, g))
+            return _Conditional(g, self._condition_compiled(holes, out, g))
+        log_prob = chunk.scratch.empty("log_prob of holes", (k, len(holes.rows)))
         z, product = (chunk.scratch.empty(name, holes.values.shape[::-1]) for name in ("z", "L z"))
         about = self._scaled(chunk, self.kernel.shift, "about")
         for component, delta in enumerate(self.kernel.delta):
@@ -219,21 +221,27 @@ class _MatrixHoles(HolesKernel):
         log_prob += self.kernel.peak[:, None]
         runs = list(self._condition_runs(holes, log_prob, g))
         inverses, peaks = zip(*runs, strict=True) if runs else ((), ())
-        found = _Conditional(log_prob, g, peaks, about, inverses)
+        found = _Conditional(g, peaks, about, inverses)
         if self.stiff:
-            self._refine(chunk, found)
+            self._refine(chunk, found, log_prob)
+        out[:, holes.rows] = log_prob
         return found
 
-    @cached_property
+    @property
     def stiff(self) -> bool:
         """Whether a feature is explained by the others so well that large numbers would have to cancel."""
+        return self._stiffness > STIFF
+
+    @cached_property
+    def _stiffness(self) -> float:
+        """The largest variance of a feature over what the others leave of it."""
         inverse = np.linalg.inv(self.factor)
         variance = np.einsum("kij,kij->ki", inverse, inverse)
-        return bool((variance * np.einsum("kii->ki", self.precision)).max() > STIFF)
+        return float((variance * np.einsum("kii->ki", self.precision)).max())
 
-    def _refine(self, chunk: Chunk, found: _Conditional) -> None:
+    def _refine(self, chunk: Chunk, found: _Conditional, log_prob: Float) -> None:
         """Take the log densities anew, of whole rows with their holes at the conditional means."""
-        holes, log_prob = self._holes(chunk), found.log_prob
+        holes = self._holes(chunk)
         z, product = (chunk.scratch.empty(name, holes.values.shape[::-1]) for name in ("z", "L z"))
         for component, delta in enumerate(self.kernel.delta):
             np.subtract(self._about(chunk, component, found.about), delta[:, None], out=z)
@@ -269,30 +277,44 @@ class _MatrixHoles(HolesKernel):
         return compiled.available() and self.means.shape[1] <= compiled.MOST_HOLED and not self.stiff
 
     @cached_property
+    def _dtype(self) -> np.dtype[Any]:
+        """The type that rows with holes are computed in."""
+        single = self._compiled and not self.kernel.own and self._stiffness <= STIFF_SINGLE
+        return self.kernel.dtype if single else np.dtype(np.float64)
+
+    @cached_property
     def _components(self) -> compiled.Components:
         kernel = self.kernel
-        arrays = kernel.reference, kernel.delta, self.scale, 0.5 * LOG_2PI - np.log(self.scale), self.precision
+        arrays = (
+            kernel.reference if kernel.own else kernel.shift[None],
+            kernel.delta,
+            self.scale,
+            0.5 * LOG_2PI - np.log(self.scale),
+            self.precision,
+        )
         peak = np.broadcast_to(kernel.peak, len(self.means))
         return compiled.Components(*(np.ascontiguousarray(array, np.float64) for array in (*arrays, peak)))
 
-    def _condition_compiled(self, holes: Holes, log_prob: Float, offset: Float) -> tuple[Float, ...]:
+    def _condition_compiled(self, holes: Holes, log_prob: Array, offset: Array) -> tuple[Float, ...]:
         """Fill log densities and offsets, and return the peaks of each run."""
         return tuple(
-            compiled.condition(*holes.of_run(run), self._components, log_prob[:, run.rows], offset[run.holes])
+            compiled.condition(holes.of_run(run, self._dtype), self._components, log_prob, offset[run.holes])
             for run in holes.runs
         )
 
-    def _filled_compiled(self, chunk: Chunk, found: _Conditional, share: Float, loose: Float) -> tuple[Float, Float]:
+    def _filled_compiled(self, chunk: Chunk, found: _Conditional, resp: Array, loose: Array) -> tuple[Float, Float]:
         """Return `_filled` of these."""
         holes, first, second = self._holes(chunk), np.zeros(self.means.shape), np.zeros(self.precision.shape)
+        resp, loose = (np.ascontiguousarray(array, self._dtype) for array in (resp, loose))
         for run in holes.runs:
-            parts = found.offset[run.holes], share[:, run.rows], loose[:, run.rows]
-            compiled.filled(*holes.of_run(run), self._components, *parts, first, second)
+            rows = holes.of_run(run, self._dtype)
+            compiled.filled(rows, self._components, found.offset[run.holes], resp, loose, first, second)
         return first, second + np.triu(second, 1).swapaxes(-1, -2)
 
-    def _filled(self, chunk: Chunk, found: _Conditional, share: Float, loose: Float) -> tuple[Float, Float]:
+    def _filled(self, chunk: Chunk, found: _Conditional, resp: Array, loose: Array) -> tuple[Float, Float]:
         """Return the sums of filled rows (k, d), and their second moments, shaped as the precision."""
         holes = self._holes(chunk)
+        share, loose = (np.asarray(np.take(array, holes.rows, axis=1), np.float64) for array in (resp, loose))
         first, second = np.empty(self.means.shape), self._covariance(holes, found, loose)
         expected = found.offset.T + np.take(self.kernel.delta, holes.feature, axis=1)
         u = chunk.scratch.empty("weighted", holes.values.shape[::-1])

@@ -8,9 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from daskem import compiled
 from daskem.core import Array, Chunk, Float, Int
 
 __all__ = ["RUN_NUMBERS", "Holes", "Run"]
@@ -18,6 +21,8 @@ __all__ = ["RUN_NUMBERS", "Holes", "Run"]
 # Patterns are worked on one by one where their holes are many, or where q^2 numbers for each of their rows are: there
 # BLAS gains more than its calls cost (measured).
 MAX_SWEPT, MANY_NUMBERS = 8, 4096
+# Multiplied by eight bytes that are 0 or 1, it has each of them as a bit of its highest byte.
+GATHER_BITS = np.uint64(0x0102040810204080)
 # Numbers that the conditional covariances of one run of rows may take.
 RUN_NUMBERS = 1 << 18
 
@@ -116,23 +121,35 @@ class Holes:
     ----------
     complete : the rows without holes, whose places in the block are `kept`.
     rows : places of the others in the block, by number and then by pattern of their holes.
-    values : (m, d) their values, NaN for holes. place : holes as offsets into (d, m) numbers, run by run.
-    feature, row : the feature of each hole, and which of the sorted rows has it.
+    values : (m, d) their values, NaN for holes.
+    feature : of each hole, run by run.
     runs : runs of these rows with one number of holes.
     """
 
     complete: Chunk
     kept: Int
     rows: Int
-    values: Float
-    place: Int
+    values: Array
     feature: Int
-    row: Int
     runs: tuple[Run, ...]
 
-    def of_run(self, run: Run) -> tuple[Float, Int, Int]:
-        """Return the values (n, d) of the rows of a run, the features of their holes (q, n) and their patterns (n,)."""
-        return self.values[run.rows], self.feature[run.holes].reshape(len(run.features), -1), run.pattern
+    @cached_property
+    def row(self) -> Int:
+        """Which of the sorted rows has each hole."""
+        return np.concatenate(
+            [np.tile(np.arange(run.rows.start, run.rows.stop), len(run.features)) for run in self.runs]
+        )
+
+    @cached_property
+    def place(self) -> Int:
+        """Holes as offsets into (d, m) numbers."""
+        return self.feature * len(self.rows) + self.row
+
+    def of_run(self, run: Run, dtype: np.dtype[Any]) -> compiled.Rows:
+        """Return the rows of a run for compiled code."""
+        values = self.values[run.rows].astype(dtype, copy=False)
+        feature = self.feature[run.holes].reshape(len(run.features), -1)
+        return compiled.Rows(values, feature, run.pattern, self.rows[run.rows])
 
     @classmethod
     def of(cls, chunk: Chunk, k: int) -> Holes:
@@ -144,23 +161,21 @@ class Holes:
         first = int(np.searchsorted(codes[-1], 1))
         kept, rows = np.sort(order[:first]), order[first:]
         runs = tuple(_runs(missing, rows, codes[:, first:], k))
-        features = [np.take(run.features, run.pattern, axis=1) for run in runs]
-        row = np.concatenate([np.tile(np.arange(run.rows.start, run.rows.stop), len(run.features)) for run in runs])
-        feature = np.concatenate([f.ravel() for f in features])
-        place = feature * len(rows) + row
-        values = np.take(chunk.rows, rows, axis=0).astype(np.float64, copy=False)
+        feature = np.concatenate([np.take(run.features, run.pattern, axis=1).ravel() for run in runs])
         complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
-        return cls(complete, kept, rows, values, place, feature, row, runs)
+        return cls(complete, kept, rows, np.take(chunk.rows, rows, axis=0), feature, runs)
 
 
 def _codes(missing: Array) -> Array:
     """Return whole numbers that tell patterns (n, d) apart, a row for each 16 features, and the numbers of holes."""
-    d = missing.shape[1]
-    columns = np.zeros((d, -(-d // 16) + 1))
-    columns[np.arange(d), np.arange(d) // 16] = 2.0 ** (np.arange(d) % 16)
-    columns[:, -1] = 1.0
+    n, d = missing.shape
+    padded = np.zeros((n, -(-d // 16) * 16), bool)
+    padded[:, :d] = missing
+    # Eight truth values at a time: their bits meet in the highest byte of the product.
+    octets = (padded.view(np.uint64) * GATHER_BITS) >> np.uint64(56)
     # Numbers of 16 bits are sorted in a time that is linear in the rows.
-    return np.ascontiguousarray((missing.astype(np.float64) @ columns).T.astype(np.uint16))
+    codes = (octets[:, ::2] | octets[:, 1::2] << np.uint64(8)).astype(np.uint16).T
+    return np.vstack([codes, np.bitwise_count(codes).sum(axis=0, dtype=np.uint16)])
 
 
 def _runs(missing: Array, rows: Int, codes: Array, k: int) -> Iterator[Run]:

@@ -1,37 +1,87 @@
-/* Gaussian components over rows with holes, in double precision, with one set of vector instructions. The letters, the
- * formulas and their sources are in daskem/models/gaussian_missing.py.
+/* Gaussian components over rows with holes, for one floating type and one set of vector instructions; kernels.h
+ * includes this file. The letters, the formulas and their sources are in daskem/models/gaussian_missing.py.
  *
  * A run has n rows (n, d) with q holes each, NaN or whatever; those with the same pattern follow each other. Its list
- * of holes has the a-th hole of row r at a * n + r. There are k components, and precisions of each, or one of all (m =
- * 1). Four components at a time are the lanes of vectors.
+ * of holes has the a-th hole of row r at a * n + r, and `place` the column that it has in arrays of a whole block.
+ * There are k components, and points that values are about and precisions of each, or one of all (points = 1,
+ * precisions = 1). As many components as a vector has lanes are computed at a time.
  */
 
-/* Put (k, count) numbers of four components, the last one again and again where there are no more, side by side. */
-INLINE void NAME(abreast)(const double *from, int64_t c, int64_t k, int64_t count, double *to) {
+/* Rows whose log densities are computed at a time, which share the precisions that are fetched. */
+#define CONDITIONED 4
+/* Rows that are filled before their products are summed: they stay in the first cache. */
+#define FILLED 32
+/* Tiles of them that are summed in the type of the rows. */
+#define FILLED_TILES 8
+
+/* Put (k, count) numbers of components c, c + 1, ... side by side, the last one again where there are no more. */
+INLINE void NAME(abreast)(const double *from, int64_t c, int64_t k, int64_t count, REAL *to) {
     for (int64_t i = 0; i < count; i++)
         for (int64_t lane = 0; lane < LANES; lane++)
-            to[i * LANES + lane] = from[(c + lane < k ? c + lane : k - 1) * count + i];
+            to[i * LANES + lane] = (REAL)from[(c + lane < k ? c + lane : k - 1) * count + i];
 }
 
-/* Return sum_j left_j right_j, in four parts that need not wait for each other. */
-INLINE vector NAME(dot)(const double *left, const vector *right, int64_t count) {
+/* Write u = (x - point) * scale of a row about the points of components c, c + 1, ..., or about the one that they
+ * share; features lie `apart`. `line` has room for d numbers. */
+INLINE void NAME(about)(const REAL *x, const double *point, int64_t points, int64_t c, const double *scale, int64_t d,
+                        REAL *line, vector *u, int64_t apart) {
+    if (points == 1) {
+        for (int64_t j = 0; j < d; j++)
+            line[j] = (REAL)((x[j] - point[j]) * scale[j]);
+        for (int64_t j = 0; j < d; j++)
+            u[j * apart] = NAME(all)(line[j]);
+    } else {
+        for (int64_t lane = 0; lane < LANES; lane++) {
+            const double *own = point + (c + lane < points ? c + lane : points - 1) * d;
+            for (int64_t j = 0; j < d; j++)
+                u[j * apart][lane] = (REAL)((x[j] - own[j]) * scale[j]);
+        }
+    }
+}
+
+/* Return sum_j left_j right_j, in four parts that need not wait for each other; those of `right` lie `apart`. */
+INLINE vector NAME(dot)(const REAL *left, const vector *right, int64_t apart, int64_t count) {
     vector sum[4] = {{0}, {0}, {0}, {0}};
     int64_t j = 0;
     for (; j + 4 <= count; j += 4)
         for (int i = 0; i < 4; i++)
-            sum[i] += NAME(load)(left + (j + i) * LANES) * right[j + i];
+            sum[i] += NAME(load)(left + (j + i) * LANES) * right[(j + i) * apart];
     for (; j < count; j++)
-        sum[0] += NAME(load)(left + j * LANES) * right[j];
+        sum[0] += NAME(load)(left + j * LANES) * right[j * apart];
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* Add to `square`, half of z^T L z of CONDITIONED rows, what m lines of L from i on have on and left of the diagonal.
+ * Features of z lie CONDITIONED apart. */
+INLINE void NAME(quadratic)(const int m, const REAL *precision, int64_t i, int64_t d, const vector *z, vector *square) {
+    vector sum[2][CONDITIONED];
+    for (int a = 0; a < m; a++)
+        for (int r = 0; r < CONDITIONED; r++)
+            sum[a][r] = (vector){0};
+    const REAL *of = precision + i * d * LANES;
+    for (int64_t j = 0; j < i; j++)
+        for (int a = 0; a < m; a++) {
+            const vector left = NAME(load)(of + (a * d + j) * LANES);
+            for (int r = 0; r < CONDITIONED; r++)
+                sum[a][r] += left * z[j * CONDITIONED + r];
+        }
+    z += i * CONDITIONED;
+    for (int a = 0; a < m; a++)
+        for (int r = 0; r < CONDITIONED; r++) {
+            for (int b = 0; b < a; b++)
+                sum[a][r] += NAME(load)(of + (a * d + i + b) * LANES) * z[b * CONDITIONED + r];
+            const vector own = z[a * CONDITIONED + r];
+            square[r] += own * ((REAL)0.5 * NAME(load)(of + (a * d + i + a) * LANES) * own + sum[a][r]);
+        }
 }
 
 /* Decompose L_mm = F D F^T, m being the holes of a row: fill `work` (q, q) with F, 1 / D in the place of its diagonal
  * of ones, and return log det L_mm. */
-INLINE vector NAME(decompose)(const double *precision, int64_t d, const int64_t *feature, int64_t n, int64_t q,
+INLINE vector NAME(decompose)(const REAL *precision, int64_t d, const int64_t *feature, int64_t n, int64_t q,
                               vector *work, vector *line) {
     vector sum = {0};
     for (int64_t a = 0; a < q; a++) {
-        const double *from = precision + feature[a * n] * d * LANES;
+        const REAL *from = precision + feature[a * n] * d * LANES;
         vector *to = work + a * q, pivot = NAME(load)(from + feature[a * n] * LANES);
         for (int64_t b = 0; b < a; b++) {
             vector value = NAME(load)(from + feature[b * n] * LANES);
@@ -47,160 +97,228 @@ INLINE vector NAME(decompose)(const double *precision, int64_t d, const int64_t 
     return sum;
 }
 
+/* Write the offsets of a row's conditional means to `offset`, whose holes lie `apart`, and return g_m^T C g_m. */
+INLINE vector NAME(expect)(const REAL *precision, int64_t d, const int64_t *feature, int64_t n, int64_t q,
+                           const vector *z, const vector *work, vector *w, vector *line, REAL *offset, int64_t apart,
+                           int64_t used) {
+    vector gain = {0};
+    for (int64_t a = 0; a < q; a++) {
+        vector value = NAME(dot)(precision + feature[a * n] * d * LANES, z, CONDITIONED, d);
+        for (int64_t i = 0; i < a; i++)
+            value -= work[a * q + i] * w[i];
+        w[a] = value;
+        line[a] = value * work[a * q + a];
+        gain += value * line[a];
+    }
+    for (int64_t a = q - 1; a >= 0; a--) {
+        vector value = line[a];
+        for (int64_t i = a + 1; i < q; i++)
+            value -= work[i * q + a] * w[i];
+        w[a] = value;
+        if (used == LANES)
+            NAME(store)(offset + a * apart, -value);
+        else
+            for (int64_t lane = 0; lane < used; lane++)
+                offset[a * apart + lane] = -value[lane];
+    }
+    return gain;
+}
+
 /* Write log p(values present | component) of the rows to log_prob (k, stride), the offsets of the conditional means
  * (holes, k), and for each pattern what the log density at the mean is more than `peak` (k), that of complete rows.
  * `constant` (d) is half of log 2 pi less the log of the scale. */
-TARGET static int NAME(condition)(const double *rows, const int64_t *feature, const int64_t *pattern,
-                                  const double *reference, const double *scale, const double *delta,
-                                  const double *precision, const double *peak, const double *constant, double *log_prob,
-                                  double *offset, double *peaks, int64_t n, int64_t stride, int64_t q, int64_t d,
-                                  int64_t k, int64_t m) {
-    double *l = allocate((d * d + 3 * d + q * q + 2 * q) * sizeof(vector));
+TARGET static int NAME(condition)(const REAL *rows, const int64_t *feature, const int64_t *pattern,
+                                  const int64_t *place, const double *point, const double *scale, const double *delta,
+                                  const double *precision, const double *peak, const double *constant, REAL *log_prob,
+                                  REAL *offset, double *peaks, int64_t n, int64_t stride, int64_t q, int64_t d,
+                                  int64_t k, int64_t points, int64_t precisions) {
+    REAL *l = allocate((d * d + 2 * d + CONDITIONED * d + q * q + 2 * q) * sizeof(vector));
     if (!l) return -1;
-    double *about = l + d * d * LANES, *mean = about + d * LANES;
-    vector *z = (vector *)(mean + d * LANES), *work = z + d, *w = work + q * q, *line = w + q;
+    REAL *mean = l + d * d * LANES, *flat = mean + d * LANES;
+    vector *z = (vector *)(flat + d * LANES), *work = z + CONDITIONED * d, *w = work + q * q, *line = w + q;
     for (int64_t c = 0; c < k; c += LANES) {
         const int64_t used = k - c < LANES ? k - c : LANES;
-        NAME(abreast)(precision, m > 1 ? c : 0, m, d * d, l);
-        NAME(abreast)(reference, c, k, d, about);
+        REAL tops[LANES];
+        NAME(abreast)(precision, precisions > 1 ? c : 0, precisions, d * d, l);
         NAME(abreast)(delta, c, k, d, mean);
-        double tops[LANES];
         NAME(abreast)(peak, c, k, 1, tops);
         vector high = {0};
         int64_t known = -1;
-        for (int64_t r = 0; r < n; r++) {
-            const double *x = rows + r * d;
-            const int64_t *hole = feature + r;
-            for (int64_t j = 0; j < d; j++)
-                z[j] = (x[j] - NAME(load)(about + j * LANES)) * scale[j] - NAME(load)(mean + j * LANES);
-            for (int64_t a = 0; a < q; a++)
-                z[hole[a * n]] = (vector){0};
-            vector square = {0};
-            for (int64_t i = 0; i < d; i++) {
-                const double *of = l + i * d * LANES;
-                square += z[i] * (0.5 * NAME(load)(of + i * LANES) * z[i] + NAME(dot)(of, z, i));
-            }
-            if (pattern[r] != known) {
-                known = pattern[r];
-                high = -0.5 * NAME(decompose)(l, d, hole, n, q, work, line);
+        for (int64_t first = 0; first < n; first += CONDITIONED) {
+            for (int64_t r = 0; r < CONDITIONED; r++) {
+                const int64_t at = first + r < n ? first + r : n - 1;
+                NAME(about)(rows + at * d, point, points, c, scale, d, flat, z + r, CONDITIONED);
+                for (int64_t j = 0; j < d; j++)
+                    z[j * CONDITIONED + r] -= NAME(load)(mean + j * LANES);
                 for (int64_t a = 0; a < q; a++)
-                    high += constant[hole[a * n]];
-                for (int64_t lane = 0; lane < used; lane++)
-                    peaks[known * k + c + lane] = high[lane];
+                    z[feature[a * n + at] * CONDITIONED + r] = (vector){0};
             }
-            vector gain = {0};
-            for (int64_t a = 0; a < q; a++) {
-                const double *of = l + hole[a * n] * d * LANES;
-                vector value = NAME(dot)(of, z, d);
-                for (int64_t i = 0; i < a; i++)
-                    value -= work[a * q + i] * w[i];
-                w[a] = value;
-                line[a] = value * work[a * q + a];
-                gain += value * line[a];
-            }
-            for (int64_t a = q - 1; a >= 0; a--) {
-                vector value = line[a];
-                for (int64_t i = a + 1; i < q; i++)
-                    value -= work[i * q + a] * w[i];
-                w[a] = value;
-                double *to = offset + (a * n + r) * k + c;
-                if (used == LANES)
-                    NAME(store)(to, -value);
-                else
+            vector square[CONDITIONED];
+            for (int r = 0; r < CONDITIONED; r++)
+                square[r] = (vector){0};
+            for (int64_t i = 0; i + 2 <= d; i += 2)
+                NAME(quadratic)(2, l, i, d, z, square);
+            if (d % 2) NAME(quadratic)(1, l, d - 1, d, z, square);
+            for (int64_t r = first; r < n && r < first + CONDITIONED; r++) {
+                if (pattern[r] != known) {
+                    known = pattern[r];
+                    high = (REAL)-0.5 * NAME(decompose)(l, d, feature + r, n, q, work, line);
+                    for (int64_t a = 0; a < q; a++)
+                        high += (REAL)constant[feature[a * n + r]];
                     for (int64_t lane = 0; lane < used; lane++)
-                        to[lane] = -value[lane];
+                        peaks[known * k + c + lane] = high[lane];
+                }
+                const vector gain = NAME(expect)(l, d, feature + r, n, q, z + (r - first), work, w, line,
+                                                 offset + r * k + c, n * k, used);
+                const vector density = NAME(load)(tops) + high + ((REAL)0.5 * gain - square[r - first]);
+                for (int64_t lane = 0; lane < used; lane++)
+                    log_prob[(c + lane) * stride + place[r]] = density[lane];
             }
-            const vector density = NAME(load)(tops) + high + (0.5 * gain - square);
-            for (int64_t lane = 0; lane < used; lane++)
-                log_prob[(c + lane) * stride + r] = density[lane];
         }
     }
     free(l);
     return 0;
 }
 
-/* Add the moments of the rows, filled with conditional means, about the references: to `first` (k, d) weighted by
- * `resp` (k, stride), to the upper triangles of `second` (m, d, d) likewise, and there the conditional covariances by
+/* Add to the three lines of `sum` from i on, at the m places from j on, the products of `count` rows. */
+INLINE void NAME(product_block)(const int m, const vector *left, const vector *right, int64_t count, int64_t apart,
+                                int64_t i, int64_t j, vector *sum) {
+    vector block[3][4];
+    for (int a = 0; a < 3; a++)
+        for (int b = 0; b < m; b++)
+            block[a][b] = (vector){0};
+    for (int64_t r = 0; r < count; r++) {
+        const vector x = left[r * apart + i], y = left[r * apart + i + 1], z = left[r * apart + i + 2];
+        for (int b = 0; b < m; b++) {
+            const vector value = right[r * apart + j + b];
+            block[0][b] += x * value;
+            block[1][b] += y * value;
+            block[2][b] += z * value;
+        }
+    }
+    for (int a = 0; a < 3; a++)
+        for (int b = 0; b < m; b++)
+            sum[(i + a) * apart + j + b] += block[a][b];
+}
+
+/* Add a vector to sums in double precision. */
+INLINE void NAME(add)(double *sums, vector value) {
+    for (int64_t lane = 0; lane < LANES; lane += 4) {
+        quad sum;
+        memcpy(&sum, sums + lane, sizeof sum);
+        sum += (quad){value[lane], value[lane + 1], value[lane + 2], value[lane + 3]};
+        memcpy(sums + lane, &sum, sizeof sum);
+    }
+}
+
+/* Write u of a row whose holes are at their conditional means, a one behind it, and both times its `share`. */
+INLINE void NAME(fill)(const REAL *x, const double *point, int64_t points, int64_t c, const double *scale,
+                       const REAL *mean, const int64_t *feature, int64_t n, int64_t q, const REAL *offset,
+                       int64_t apart, int64_t used, vector share, int64_t d, REAL *flat, vector *u, vector *shared) {
+    NAME(about)(x, point, points, c, scale, d, flat, u, 1);
+    for (int64_t a = 0; a < q; a++) {
+        vector *hole = u + feature[a * n];
+        *hole = NAME(load)(mean + feature[a * n] * LANES);
+        if (used == LANES)
+            *hole += NAME(load)(offset + a * apart);
+        else
+            for (int64_t lane = 0; lane < used; lane++)
+                (*hole)[lane] += offset[a * apart + lane];
+    }
+    u[d] = NAME(all)(1);
+    for (int64_t j = 0; j <= d; j++)
+        shared[j] = share * u[j];
+}
+
+/* Add to `sums` the conditional covariances of a pattern, that of a row, times its `share`. */
+INLINE void NAME(spread)(const REAL *precision, int64_t d, const int64_t *feature, int64_t n, int64_t q, vector share,
+                         vector *work, vector *inverse, vector *line, double *sums, int64_t apart) {
+    NAME(decompose)(precision, d, feature, n, q, work, line);
+    /* inverse holds F^-1, C = F^-T D^-1 F^-1. */
+    for (int64_t b = 0; b < q; b++) {
+        inverse[b * q + b] = NAME(all)(1);
+        for (int64_t a = b + 1; a < q; a++) {
+            vector value = {0};
+            for (int64_t i = b; i < a; i++)
+                value -= work[a * q + i] * inverse[i * q + b];
+            inverse[a * q + b] = value;
+        }
+    }
+    for (int64_t a = 0; a < q; a++)
+        for (int64_t b = a; b < q; b++) {
+            vector value = {0};
+            for (int64_t i = b; i < q; i++)
+                value += inverse[i * q + a] * work[i * q + i] * inverse[i * q + b];
+            /* Features of a pattern are in increasing order. */
+            NAME(add)(sums + (feature[a * n] * apart + feature[b * n]) * LANES, share * value);
+        }
+}
+
+/* Add the moments of the rows, filled with conditional means, about the points: to `first` (k, d) weighted by `resp`
+ * (k, stride), to the upper triangles of `second` (precisions, d, d) likewise, and there the conditional covariances by
  * `loose`. */
-TARGET static int NAME(filled)(const double *rows, const int64_t *feature, const int64_t *pattern,
-                               const double *reference, const double *scale, const double *delta,
-                               const double *precision, const double *offset, const double *resp, const double *loose,
-                               double *first, double *second, int64_t n, int64_t stride, int64_t q, int64_t d,
-                               int64_t k, int64_t m) {
-    double *l = allocate((2 * d * d + 3 * d + 2 * d + 2 * q * q + q) * sizeof(vector));
-    if (!l) return -1;
-    double *about = l + d * d * LANES, *mean = about + d * LANES;
-    vector *sum = (vector *)(mean + d * LANES), *total = sum + d * d, *u = total + d;
-    vector *work = u + 2 * d, *inverse = work + q * q, *line = inverse + q * q;
+TARGET static int NAME(filled)(const REAL *rows, const int64_t *feature, const int64_t *pattern, const int64_t *place,
+                               const double *point, const double *scale, const double *delta, const double *precision,
+                               const REAL *offset, const REAL *resp, const REAL *loose, double *first, double *second,
+                               int64_t n, int64_t stride, int64_t q, int64_t d, int64_t k, int64_t points,
+                               int64_t precisions) {
+    /* Lines of d features and a one, and so many more that three lines from any on can be worked on. */
+    const int64_t apart = d + 3, size = apart * apart, tile = FILLED * apart;
+    vector *sum = allocate((size + 2 * tile + 2 * q * q + q + d * d + 2 * d) * sizeof(vector) + size * LANES * 8);
+    if (!sum) return -1;
+    vector *u = sum + size, *shared = u + tile, *work = shared + tile, *inverse = work + q * q, *line = inverse + q * q;
+    REAL *l = (REAL *)(line + q), *mean = l + d * d * LANES, *flat = mean + d * LANES;
+    double *sums = (double *)(flat + d * LANES);
+    memset(u, 0, 2 * tile * sizeof(vector));
     for (int64_t c = 0; c < k; c += LANES) {
         const int64_t used = k - c < LANES ? k - c : LANES;
-        NAME(abreast)(precision, m > 1 ? c : 0, m, d * d, l);
-        NAME(abreast)(reference, c, k, d, about);
+        NAME(abreast)(precision, precisions > 1 ? c : 0, precisions, d * d, l);
         NAME(abreast)(delta, c, k, d, mean);
-        memset(sum, 0, (d * d + d) * sizeof(vector));
-        for (int64_t row = 0; row < n; row += 2) {
-            vector share[2] = {{0}, {0}};
-            for (int64_t r = 0; r < 2; r++) {
-                /* A row past the last counts for nothing. */
-                const int64_t at = row + r < n ? row + r : n - 1;
-                vector *of = u + r * d;
-                if (row + r < n)
-                    for (int64_t lane = 0; lane < used; lane++)
-                        share[r][lane] = resp[(c + lane) * stride + at];
-                for (int64_t j = 0; j < d; j++)
-                    of[j] = (rows[at * d + j] - NAME(load)(about + j * LANES)) * scale[j];
-                for (int64_t a = 0; a < q; a++) {
-                    const int64_t j = feature[a * n + at];
-                    const double *more = offset + (a * n + at) * k + c;
-                    of[j] = NAME(load)(mean + j * LANES);
-                    if (used == LANES)
-                        of[j] += NAME(load)(more);
-                    else
-                        for (int64_t lane = 0; lane < used; lane++)
-                            of[j][lane] += more[lane];
-                }
+        memset(sum, 0, size * sizeof(vector));
+        memset(sums, 0, size * LANES * sizeof(double));
+        for (int64_t row = 0, tiles = 1; row < n; row += FILLED, tiles++) {
+            const int64_t count = n - row < FILLED ? n - row : FILLED;
+            for (int64_t r = 0; r < count; r++) {
+                const int64_t at = row + r;
+                vector share = {0};
+                for (int64_t lane = 0; lane < used; lane++)
+                    share[lane] = resp[(c + lane) * stride + place[at]];
+                NAME(fill)(rows + at * d, point, points, c, scale, mean, feature + at, n, q, offset + at * k + c, n * k,
+                           used, share, d, flat, u + r * apart, shared + r * apart);
             }
-            for (int64_t i = 0; i < d; i++) {
-                const vector left = share[0] * u[i], right = share[1] * u[d + i];
-                total[i] += left + right;
-                for (int64_t j = i; j < d; j++)
-                    sum[i * d + j] += left * u[j] + right * u[d + j];
+            for (int64_t i = 0; i < d; i += 3)
+                for (int64_t j = i; j <= d; j += 4)
+                    UP_TO_4(d + 1 - j < 4 ? (int)(d + 1 - j) : 4, NAME(product_block), shared, u, count, apart, i, j,
+                            sum)
+            if (tiles % FILLED_TILES == 0 || row + count == n) {
+                for (int64_t i = 0; i < size; i++)
+                    NAME(add)(sums + i * LANES, sum[i]);
+                memset(sum, 0, size * sizeof(vector));
             }
         }
         for (int64_t r = 0, next; r < n; r = next) {
-            vector share = {0};
+            double total[LANES] = {0};
             for (next = r; next < n && pattern[next] == pattern[r]; next++)
                 for (int64_t lane = 0; lane < used; lane++)
-                    share[lane] += loose[(c + lane) * stride + next];
-            NAME(decompose)(l, d, feature + r, n, q, work, line);
-            /* inverse holds F^-1, C = F^-T D^-1 F^-1. */
-            for (int64_t b = 0; b < q; b++) {
-                inverse[b * q + b] = NAME(all)(1);
-                for (int64_t a = b + 1; a < q; a++) {
-                    vector value = {0};
-                    for (int64_t i = b; i < a; i++)
-                        value -= work[a * q + i] * inverse[i * q + b];
-                    inverse[a * q + b] = value;
-                }
-            }
-            for (int64_t a = 0; a < q; a++)
-                for (int64_t b = a; b < q; b++) {
-                    vector value = {0};
-                    for (int64_t i = b; i < q; i++)
-                        value += inverse[i * q + a] * work[i * q + i] * inverse[i * q + b];
-                    /* Features of a pattern are in increasing order. */
-                    sum[feature[a * n + r] * d + feature[b * n + r]] += share * value;
-                }
+                    total[lane] += loose[(c + lane) * stride + place[next]];
+            vector share;
+            for (int64_t lane = 0; lane < LANES; lane++)
+                share[lane] = (REAL)total[lane];
+            NAME(spread)(l, d, feature + r, n, q, share, work, inverse, line, sums, apart);
         }
         for (int64_t lane = 0; lane < used; lane++) {
-            double *to = second + (m > 1 ? c + lane : 0) * d * d;
+            double *to = second + (precisions > 1 ? c + lane : 0) * d * d;
             for (int64_t i = 0; i < d; i++) {
-                first[(c + lane) * d + i] += total[i][lane];
+                first[(c + lane) * d + i] += sums[(i * apart + d) * LANES + lane];
                 for (int64_t j = i; j < d; j++)
-                    to[i * d + j] += sum[i * d + j][lane];
+                    to[i * d + j] += sums[(i * apart + j) * LANES + lane];
             }
         }
     }
-    free(l);
+    free(sum);
     return 0;
 }
+
+#undef CONDITIONED
+#undef FILLED
+#undef FILLED_TILES

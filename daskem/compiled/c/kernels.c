@@ -123,23 +123,23 @@ int uses_avx2(void) { return AVX2; }
     int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \
                        const double *weight, const int64_t *labels, double *sums, int64_t n, int64_t d, int64_t k) {   \
         return CALL(nearest, type, rows, shift, scale, centers, half, weight, labels, sums, n, d, k);                  \
+    }                                                                                                                  \
+    int condition_##type(const type *rows, const int64_t *feature, const int64_t *pattern, const int64_t *place,       \
+                         const double *point, const double *scale, const double *delta, const double *precision,       \
+                         const double *peak, const double *constant, type *log_prob, type *offset, double *peaks,      \
+                         int64_t n, int64_t stride, int64_t q, int64_t d, int64_t k, int64_t points,                   \
+                         int64_t precisions) {                                                                         \
+        return CALL(condition, type, rows, feature, pattern, place, point, scale, delta, precision, peak, constant,    \
+                    log_prob, offset, peaks, n, stride, q, d, k, points, precisions);                                  \
+    }                                                                                                                  \
+    int filled_##type(const type *rows, const int64_t *feature, const int64_t *pattern, const int64_t *place,          \
+                      const double *point, const double *scale, const double *delta, const double *precision,          \
+                      const type *offset, const type *resp, const type *loose, double *first, double *second,          \
+                      int64_t n, int64_t stride, int64_t q, int64_t d, int64_t k, int64_t points,                      \
+                      int64_t precisions) {                                                                            \
+        return CALL(filled, type, rows, feature, pattern, place, point, scale, delta, precision, offset, resp, loose,  \
+                    first, second, n, stride, q, d, k, points, precisions);                                            \
     }
 
 EXPORT(double)
 EXPORT(float)
-
-int condition(const double *rows, const int64_t *feature, const int64_t *pattern, const double *reference,
-              const double *scale, const double *delta, const double *precision, const double *peak,
-              const double *constant, double *log_prob, double *offset, double *peaks, int64_t n, int64_t stride,
-              int64_t q, int64_t d, int64_t k, int64_t m) {
-    return CALL(condition, double, rows, feature, pattern, reference, scale, delta, precision, peak, constant, log_prob,
-                offset, peaks, n, stride, q, d, k, m);
-}
-
-int filled(const double *rows, const int64_t *feature, const int64_t *pattern, const double *reference,
-           const double *scale, const double *delta, const double *precision, const double *offset, const double *resp,
-           const double *loose, double *first, double *second, int64_t n, int64_t stride, int64_t q, int64_t d,
-           int64_t k, int64_t m) {
-    return CALL(filled, double, rows, feature, pattern, reference, scale, delta, precision, offset, resp, loose, first,
-                second, n, stride, q, d, k, m);
-}

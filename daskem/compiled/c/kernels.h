@@ -627,9 +627,7 @@ TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
     return 1;
 }
 
-#ifdef HOLES
 #include "holes.h"
-#endif
 
 #undef LANES
 #undef DENSITY_ROWS
@@ -650,6 +648,5 @@ TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
 #undef LOG_LAST
 #undef SMALLEST
 #undef LARGEST
-#undef HOLES
 #undef SCREEN
 #undef SCREENS

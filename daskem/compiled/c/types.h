@@ -40,7 +40,6 @@
 #define LOG_LAST 23
 #define SMALLEST DBL_MIN
 #define LARGEST DBL_MAX
-#define HOLES
 #define SCREEN JOINED(settled, float, VARIANT)
 #include "kernels.h"
 
