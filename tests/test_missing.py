@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import daskem
+from daskem import compiled
 from daskem.algorithms import BatchEM
 from daskem.cli import main
 from daskem.cli.own import load
@@ -336,3 +337,55 @@ def test_what_is_still_refused():
         daskem.GaussianMixture(2, missing="nan").fit(rows)
     with pytest.raises(DataError, match="sample_weight"):
         daskem.GaussianMixture(2, missing="nan").fit(holed(60, 3, 0.2), sample_weight=np.full(60, np.nan))
+
+
+def normal_rows(n, d, seed, dependence=0.3):
+    """Rows of two overlapping clusters, features correlated by so much, a fifth of the values missing."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, d)) + dependence * rng.normal(size=(n, 1)) + 2.0 * rng.integers(2, size=(n, 1))
+    rows[rng.random((n, d)) < 0.2] = np.nan
+    return rows.astype(np.float32)
+
+
+@pytest.mark.skipif(not compiled.available(), reason="numpy computes rows with holes in double precision")
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+@pytest.mark.parametrize("d", [2, 3, 7, 16, 32])
+@pytest.mark.parametrize("k", [1, 5, 8, 9])
+def test_single_precision_rows_with_holes_keep_1e5(covariance, d, k, monkeypatch):
+    rows = normal_rows(3_001, d, seed=d)
+    model, params = fitted(covariance, rows.astype(np.float64), k=k, steps=2)
+    density, stats = model.log_prob(params, Chunk(rows)), model.e_step(params, Chunk(rows)).stats
+    double = Chunk(rows.astype(np.float64))
+    exact, sums = model.log_prob(params, double), model.e_step(params, double).stats
+    assert density.dtype == np.float64
+    assert 0 < np.abs(density - exact).max() < 1e-5 * np.abs(exact).max()
+    single, exactly = model.m_step(stats, params).components, model.m_step(sums, params).components
+    assert np.abs(single.means - exactly.means).max() < 1e-5
+    assert np.abs(single.covariances - exactly.covariances).max() < 3e-5
+    # Also where numpy computes.
+    monkeypatch.setattr(compiled, "library", None)
+    np.testing.assert_allclose(model.log_prob(params, Chunk(double.rows)), exact, rtol=1e-11, atol=1e-13)
+
+
+def test_single_precision_is_not_used_where_features_explain_each_other():
+    rows = normal_rows(2_000, 16, seed=0, dependence=8.0)
+    rows = rows[np.isnan(rows).any(axis=1)]
+    model, params = fitted("full", rows.astype(np.float64), k=2, steps=30)
+    exact = model.log_prob(params, Chunk(rows.astype(np.float64)))
+    np.testing.assert_allclose(model.log_prob(params, Chunk(rows)), exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_sums_of_many_rows_of_one_pattern_do_not_stall(dtype):
+    rows = np.full((200_000, 3), 0.7, dtype)
+    rows[:, 1] = np.nan
+    rows[:2, 1] = 0.7, 1.3
+    rows[:2, 0] = 0.1, 1.9
+    model, params = fitted("full", rows[:1000].astype(np.float64), k=1, steps=1)
+    stats = model.e_step(params, Chunk(rows)).stats
+    some = model.e_step(params, Chunk(rows[2:102])).stats
+    first = model.e_step(params, Chunk(rows[:2])).stats
+    many = (len(rows) - 2) / 100
+    for name in ("n", "x", "xx"):
+        one, hundred, two = (getattr(each.components, name) for each in (stats, some, first))
+        np.testing.assert_allclose(one, two + many * hundred, rtol=2e-6)

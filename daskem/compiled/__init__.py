@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from daskem.chunk import Array, Float
+from daskem.chunk import Array, Float, Int
 
 __all__ = [
     "MOST_HOLED",
@@ -68,24 +68,25 @@ class Components:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a block with equally many holes, sorted by pattern (see `daskem.models.gaussian_patterns`).
+    """Rows of a block with holes, sorted by pattern (see `daskem.models.gaussian_patterns`), C ordered.
 
     Attributes
     ----------
     values : (n, d), holes hold anything; their floating type is computed in.
-    feature : (q, n) features of the holes, in increasing order.
-    pattern, place : (n,) which pattern each row has, from 0, and which row of the block it is.
+    feature : features of the holes of each pattern, in increasing order, the patterns one after the other.
+    first : (patterns + 1,) where those of each begin, and the number of all.
+    pattern, place : (n,) which pattern each row has, and which row of the block it is.
     """
 
     values: Array
-    feature: Array
-    pattern: Array
-    place: Array
+    feature: Int
+    first: Int
+    pattern: Int
+    place: Int
 
     def arrays(self) -> tuple[Array, ...]:
         """Return what compiled code is given, in its order."""
-        numbers = (np.ascontiguousarray(array, np.int64) for array in (self.feature, self.pattern, self.place))
-        return self.values, *numbers
+        return self.values, self.feature, self.first, self.pattern, self.place
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         inputs = [array, array, ctypes.c_double, array, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
         for holed in ("condition", "filled"):
-            getattr(library, f"{holed}_{name}").argtypes = [array] * 13 + [number] * 7
+            getattr(library, f"{holed}_{name}").argtypes = [array] * 14 + [number] * 6
     return library
 
 
@@ -281,34 +282,35 @@ def whole(numbers: Array, most: float) -> bool:
     return bool(getattr(library, f"whole_{TYPES[numbers.dtype.char]}")(numbers.ctypes.data, most, numbers.size))
 
 
-def condition(run: Rows, components: Components, log_prob: Array, offset: Array) -> Float:
-    """Write what components say of a run of rows; return by how much its patterns raise the peaks, (patterns, k).
+def condition(rows: Rows, components: Components, log_prob: Array, offset: Array) -> Float:
+    """Write what components say of rows with holes; return by how much their patterns raise the peaks, (patterns, k).
 
     Parameters
     ----------
     log_prob : (k, rows of the block) to take the log densities of what is present, in the places of the rows.
-    offset : (q n, k) to take the conditional means of the holes less the means, scaled.
+    offset : (holes, k) to take the conditional means of the holes, row by row, less the means, scaled.
     """
-    (n, d), (k, _), q, c = run.values.shape, components.delta.shape, len(run.feature), components
-    peaks = np.empty((int(run.pattern[-1]) + 1, k))
-    given = *run.arrays(), c.point, c.scale, c.delta, c.precision, c.peak, c.constant
-    sizes = n, log_prob.shape[1], q, d, k, len(c.point), len(c.precision)
-    _call("condition", run.values.dtype, *given, log_prob, offset, peaks, *sizes)
+    (n, d), (k, _), c = rows.values.shape, components.delta.shape, components
+    peaks = np.empty((len(rows.first) - 1, k))
+    given = *rows.arrays(), c.point, c.scale, c.delta, c.precision, c.peak, c.constant
+    sizes = n, log_prob.shape[1], d, k, len(c.point), len(c.precision)
+    _call("condition", rows.values.dtype, *given, log_prob, offset, peaks, *sizes)
     return peaks
 
 
-def filled(
-    run: Rows, components: Components, offset: Array, resp: Array, loose: Array, first: Float, second: Float
-) -> None:
-    """Add the moments of a run of rows to `first` (k, d) and to upper triangles of `second`, shaped as the precision.
+def filled(rows: Rows, components: Components, offset: Array, resp: Array, loose: Array) -> tuple[Float, Float]:
+    """Return the moments of such rows: (k, d), and in upper triangles, shaped as the precision.
 
     Rows filled with their conditional means count with weight `resp`, their conditional covariances with weight
     `loose`, both (k, rows of the block), C ordered. Products within a few rows are computed in the type of the rows,
     and added in double.
     """
-    (n, d), (k, _), q, c = run.values.shape, components.delta.shape, len(run.feature), components
-    given = *run.arrays(), c.point, c.scale, c.delta, c.precision, offset, resp, loose
-    _call("filled", run.values.dtype, *given, first, second, n, resp.shape[1], q, d, k, len(c.point), len(c.precision))
+    (n, d), (k, _), c = rows.values.shape, components.delta.shape, components
+    first, second = np.zeros(c.delta.shape), np.zeros(c.precision.shape)
+    given = *rows.arrays(), c.point, c.scale, c.delta, c.precision, offset, resp, loose
+    sizes = n, resp.shape[1], d, k, len(c.point), len(c.precision)
+    _call("filled", rows.values.dtype, *given, first, second, *sizes)
+    return first, second
 
 
 def _call(name: str, dtype: np.dtype[Any], *arguments: Any) -> None:

@@ -9,11 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from daskem import compiled
 from daskem.core import Array, Chunk, Float, Int
 
 __all__ = ["RUN_NUMBERS", "Holes", "Run"]
@@ -36,13 +34,14 @@ class Run(ABC):
 
     Attributes
     ----------
-    rows : which of the sorted rows. holes : which of the list of all their holes.
+    rows : which of the sorted rows. holes : which of the list of all their holes. patterns : which patterns.
     features : (q, patterns) missing features.
-    pattern : (rows,) pattern of each row. starts : first row of each pattern, counted from the run's own first.
+    pattern : (rows,) pattern of each row. starts : first row of each pattern, both counted from the run's own first.
     """
 
     rows: slice
     holes: slice
+    patterns: slice
     features: Int
     pattern: Int
     starts: Int
@@ -53,7 +52,7 @@ class Run(ABC):
 
     @abstractmethod
     def apply(self, inverse: Float, g: Float) -> Float:
-        """Return C g of each row, g being (q, rows, k)."""
+        """Return C g of each row, g being (rows, q, k)."""
 
     @abstractmethod
     def spread(self, inverse: Float, weight: Float, out: Float) -> None:
@@ -77,7 +76,7 @@ class _Together(Run):
         return np.negative(a, out=a), np.asarray(np.log(pivots).sum(axis=0), np.float64)
 
     def apply(self, inverse: Float, g: Float) -> Float:
-        return np.asarray(np.einsum("abnk,bnk->ank", np.take(inverse, self.pattern, axis=2), g))
+        return np.asarray(np.einsum("abnk,nbk->nak", np.take(inverse, self.pattern, axis=2), g))
 
     def spread(self, inverse: Float, weight: Float, out: Float) -> None:
         k, (i, j) = out.shape[-1], np.triu_indices(len(inverse))
@@ -103,9 +102,9 @@ class _OneByOne(Run):
 
     def apply(self, inverse: Float, g: Float) -> Float:
         out = np.empty(g.shape)
-        for matrix, start, stop in zip(inverse, self.starts, [*self.starts[1:], g.shape[1]], strict=True):
-            product = matrix @ np.ascontiguousarray(g[:, start:stop].transpose(2, 0, 1))
-            out[:, start:stop] = product.transpose(1, 2, 0)
+        for matrix, start, stop in zip(inverse, self.starts, [*self.starts[1:], len(g)], strict=True):
+            product = matrix @ np.ascontiguousarray(g[start:stop].transpose(2, 1, 0))
+            out[start:stop] = product.transpose(2, 1, 0)
         return out
 
     def spread(self, inverse: Float, weight: Float, out: Float) -> None:
@@ -115,55 +114,84 @@ class _OneByOne(Run):
 
 @dataclass(frozen=True, eq=False)
 class Holes:
-    """The rows of a block, those with holes apart and sorted.
+    """The rows of a block, those with holes apart and sorted; their holes are listed row by row.
 
     Attributes
     ----------
     complete : the rows without holes, whose places in the block are `kept`.
     rows : places of the others in the block, by number and then by pattern of their holes.
     values : (m, d) their values, NaN for holes.
-    feature : of each hole, run by run.
-    runs : runs of these rows with one number of holes.
+    pattern : (m,) pattern of each of them.
+    features : missing features of each pattern, in increasing order, the patterns one after the other.
+    first : (patterns + 1,) where those of each begin, and the number of all.
     """
 
     complete: Chunk
     kept: Int
     rows: Int
     values: Array
-    feature: Int
-    runs: tuple[Run, ...]
+    pattern: Int
+    features: Int
+    first: Int
+
+    @classmethod
+    def of(cls, chunk: Chunk, missing: Array) -> Holes:
+        """Take a block apart, of whose values these are missing, (n, d)."""
+        codes = _codes(missing)
+        order = np.lexsort(codes)
+        codes = np.take(codes, order, axis=1)
+        begin = int(np.searchsorted(codes[-1], 1))
+        kept, rows, codes = np.sort(order[:begin]), order[begin:], codes[:, begin:]
+        new = np.ones(len(rows), bool)
+        np.any(codes[:, 1:] != codes[:, :-1], axis=0, out=new[1:])
+        starts = np.flatnonzero(new)
+        features = np.ascontiguousarray(np.nonzero(np.take(missing, rows[starts], axis=0))[1])
+        first = np.concatenate([[0], np.cumsum(codes[-1, starts], dtype=np.int64)])
+        complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
+        values = np.take(chunk.rows, rows, axis=0)
+        return cls(complete, kept, rows, values, np.cumsum(new) - 1, features, first)
 
     @cached_property
     def row(self) -> Int:
         """Which of the sorted rows has each hole."""
-        return np.concatenate(
-            [np.tile(np.arange(run.rows.start, run.rows.stop), len(run.features)) for run in self.runs]
-        )
+        return np.repeat(np.arange(len(self.rows)), self._counts)
+
+    @cached_property
+    def feature(self) -> Int:
+        """The feature of each hole."""
+        begin = np.cumsum(self._counts) - self._counts
+        within = np.arange(len(self.row)) - np.take(begin, self.row)
+        return np.take(self.features, np.take(self.first, np.take(self.pattern, self.row)) + within)
 
     @cached_property
     def place(self) -> Int:
         """Holes as offsets into (d, m) numbers."""
         return self.feature * len(self.rows) + self.row
 
-    def of_run(self, run: Run, dtype: np.dtype[Any]) -> compiled.Rows:
-        """Return the rows of a run for compiled code."""
-        values = self.values[run.rows].astype(dtype, copy=False)
-        feature = self.feature[run.holes].reshape(len(run.features), -1)
-        return compiled.Rows(values, feature, run.pattern, self.rows[run.rows])
+    @property
+    def n_holes(self) -> int:
+        return int(self._counts.sum())
 
-    @classmethod
-    def of(cls, chunk: Chunk, k: int) -> Holes:
-        """Take a block apart for k components."""
-        missing = np.isnan(chunk.rows)
-        codes = _codes(missing)
-        order = np.lexsort(codes)
-        codes = np.take(codes, order, axis=1)
-        first = int(np.searchsorted(codes[-1], 1))
-        kept, rows = np.sort(order[:first]), order[first:]
-        runs = tuple(_runs(missing, rows, codes[:, first:], k))
-        feature = np.concatenate([np.take(run.features, run.pattern, axis=1).ravel() for run in runs])
-        complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
-        return cls(complete, kept, rows, np.take(chunk.rows, rows, axis=0), feature, runs)
+    @property
+    def _counts(self) -> Int:
+        """Return the number of holes of each row."""
+        return np.take(np.diff(self.first), self.pattern)
+
+    def runs(self, k: int) -> Iterator[Run]:
+        """Yield runs of the rows: one number of holes each, and few enough for `RUN_NUMBERS` with k components."""
+        counts, hole, start = self._counts, 0, 0
+        while start < len(self.rows):
+            q = int(counts[start])
+            stop = min(int(np.searchsorted(counts, q, side="right")), start + max(1, RUN_NUMBERS // (k * q * q)))
+            patterns = slice(int(self.pattern[start]), int(self.pattern[stop - 1]) + 1)
+            pattern = self.pattern[start:stop] - patterns.start
+            starts = np.searchsorted(pattern, np.arange(patterns.stop - patterns.start))
+            features = self.features[self.first[patterns.start] : self.first[patterns.stop]].reshape(-1, q).T
+            one_by_one = q > MAX_SWEPT or q * q * (stop - start) > MANY_NUMBERS * len(starts)
+            kind = _OneByOne if one_by_one else _Together
+            holes = slice(hole, hole + q * (stop - start))
+            yield kind(slice(start, stop), holes, patterns, features, pattern, starts)
+            hole, start = holes.stop, stop
 
 
 def _codes(missing: Array) -> Array:
@@ -176,22 +204,3 @@ def _codes(missing: Array) -> Array:
     # Numbers of 16 bits are sorted in a time that is linear in the rows.
     codes = (octets[:, ::2] | octets[:, 1::2] << np.uint64(8)).astype(np.uint16).T
     return np.vstack([codes, np.bitwise_count(codes).sum(axis=0, dtype=np.uint16)])
-
-
-def _runs(missing: Array, rows: Int, codes: Array, k: int) -> Iterator[Run]:
-    """Yield runs of sorted rows: one number of holes each, and few enough for `RUN_NUMBERS`."""
-    count = codes[-1]
-    new = np.ones(len(rows), bool)
-    new[1:] = (codes[:, 1:] != codes[:, :-1]).any(axis=0)
-    hole, start = 0, 0
-    while start < len(rows):
-        q = int(count[start])
-        stop = min(int(np.searchsorted(count, q, side="right")), start + max(1, RUN_NUMBERS // (k * q * q)))
-        new[start] = True
-        starts = np.flatnonzero(new[start:stop])
-        features = np.nonzero(missing[rows[start + starts]])[1].reshape(-1, q).T
-        one_by_one = q > MAX_SWEPT or q * q * (stop - start) > MANY_NUMBERS * len(starts)
-        kind = _OneByOne if one_by_one else _Together
-        holes = slice(hole, hole + q * (stop - start))
-        yield kind(slice(start, stop), holes, features, np.cumsum(new[start:stop]) - 1, starts)
-        hole, start = holes.stop, stop

@@ -1,9 +1,10 @@
 /* Gaussian components over rows with holes, for one floating type and one set of vector instructions; kernels.h
  * includes this file. The letters, the formulas and their sources are in daskem/models/gaussian_missing.py.
  *
- * A run has n rows (n, d) with q holes each, NaN or whatever; those with the same pattern follow each other. Its list
- * of holes has the a-th hole of row r at a * n + r, and `place` the column that it has in arrays of a whole block.
- * There are k components, and points that values are about and precisions of each, or one of all (points = 1,
+ * The n rows (n, d) hold anything at their holes, and those with the same pattern follow each other. `pattern` and
+ * `place` say which pattern each row has, and which column in arrays of a whole block; the holes of pattern i are those
+ * features, in increasing order, that stand from first[i] up to first[i + 1]. The holes of all rows are listed row by
+ * row. There are k components, and points that values are about and precisions of each, or one of all (points = 1,
  * precisions = 1). As many components as a vector has lanes are computed at a time.
  */
 
@@ -77,14 +78,14 @@ INLINE void NAME(quadratic)(const int m, const REAL *precision, int64_t i, int64
 
 /* Decompose L_mm = F D F^T, m being the holes of a row: fill `work` (q, q) with F, 1 / D in the place of its diagonal
  * of ones, and return log det L_mm. */
-INLINE vector NAME(decompose)(const REAL *precision, int64_t d, const int64_t *feature, int64_t n, int64_t q,
-                              vector *work, vector *line) {
+INLINE vector NAME(decompose)(const REAL *precision, int64_t d, const int64_t *hole, int64_t q, vector *work,
+                              vector *line) {
     vector sum = {0};
     for (int64_t a = 0; a < q; a++) {
-        const REAL *from = precision + feature[a * n] * d * LANES;
-        vector *to = work + a * q, pivot = NAME(load)(from + feature[a * n] * LANES);
+        const REAL *from = precision + hole[a] * d * LANES;
+        vector *to = work + a * q, pivot = NAME(load)(from + hole[a] * LANES);
         for (int64_t b = 0; b < a; b++) {
-            vector value = NAME(load)(from + feature[b * n] * LANES);
+            vector value = NAME(load)(from + hole[b] * LANES);
             for (int64_t i = 0; i < b; i++)
                 value -= line[i] * work[b * q + i];
             line[b] = value;
@@ -97,13 +98,12 @@ INLINE vector NAME(decompose)(const REAL *precision, int64_t d, const int64_t *f
     return sum;
 }
 
-/* Write the offsets of a row's conditional means to `offset`, whose holes lie `apart`, and return g_m^T C g_m. */
-INLINE vector NAME(expect)(const REAL *precision, int64_t d, const int64_t *feature, int64_t n, int64_t q,
-                           const vector *z, const vector *work, vector *w, vector *line, REAL *offset, int64_t apart,
-                           int64_t used) {
+/* Write the offsets of a row's conditional means to `offset` (q, apart), and return g_m^T C g_m. */
+INLINE vector NAME(expect)(const REAL *precision, int64_t d, const int64_t *hole, int64_t q, const vector *z,
+                           const vector *work, vector *w, vector *line, REAL *offset, int64_t apart, int64_t used) {
     vector gain = {0};
     for (int64_t a = 0; a < q; a++) {
-        vector value = NAME(dot)(precision + feature[a * n] * d * LANES, z, CONDITIONED, d);
+        vector value = NAME(dot)(precision + hole[a] * d * LANES, z, CONDITIONED, d);
         for (int64_t i = 0; i < a; i++)
             value -= work[a * q + i] * w[i];
         w[a] = value;
@@ -124,34 +124,34 @@ INLINE vector NAME(expect)(const REAL *precision, int64_t d, const int64_t *feat
     return gain;
 }
 
-/* Write log p(values present | component) of the rows to log_prob (k, stride), the offsets of the conditional means
- * (holes, k), and for each pattern what the log density at the mean is more than `peak` (k), that of complete rows.
- * `constant` (d) is half of log 2 pi less the log of the scale. */
-TARGET static int NAME(condition)(const REAL *rows, const int64_t *feature, const int64_t *pattern,
-                                  const int64_t *place, const double *point, const double *scale, const double *delta,
-                                  const double *precision, const double *peak, const double *constant, REAL *log_prob,
-                                  REAL *offset, double *peaks, int64_t n, int64_t stride, int64_t q, int64_t d,
-                                  int64_t k, int64_t points, int64_t precisions) {
-    REAL *l = allocate((d * d + 2 * d + CONDITIONED * d + q * q + 2 * q) * sizeof(vector));
+/* Write log p(values present | component) of the rows to their places in log_prob (k, stride), the offsets of the
+ * conditional means (holes, k), and for each pattern what the log density at the mean is more than `peak` (k), that of
+ * complete rows. `constant` (d) is half of log 2 pi less the log of the scale. */
+TARGET static int NAME(condition)(const REAL *rows, const int64_t *feature, const int64_t *first,
+                                  const int64_t *pattern, const int64_t *place, const double *point,
+                                  const double *scale, const double *delta, const double *precision, const double *peak,
+                                  const double *constant, REAL *log_prob, REAL *offset, double *peaks, int64_t n,
+                                  int64_t stride, int64_t d, int64_t k, int64_t points, int64_t precisions) {
+    REAL *l = allocate((2 * d * d + (CONDITIONED + 4) * d) * sizeof(vector));
     if (!l) return -1;
     REAL *mean = l + d * d * LANES, *flat = mean + d * LANES;
-    vector *z = (vector *)(flat + d * LANES), *work = z + CONDITIONED * d, *w = work + q * q, *line = w + q;
+    vector *z = (vector *)(flat + d * LANES), *work = z + CONDITIONED * d, *w = work + d * d, *line = w + d;
     for (int64_t c = 0; c < k; c += LANES) {
         const int64_t used = k - c < LANES ? k - c : LANES;
-        REAL tops[LANES];
+        REAL tops[LANES], *to = offset + c;
         NAME(abreast)(precision, precisions > 1 ? c : 0, precisions, d * d, l);
         NAME(abreast)(delta, c, k, d, mean);
         NAME(abreast)(peak, c, k, 1, tops);
         vector high = {0};
         int64_t known = -1;
-        for (int64_t first = 0; first < n; first += CONDITIONED) {
+        for (int64_t row = 0; row < n; row += CONDITIONED) {
             for (int64_t r = 0; r < CONDITIONED; r++) {
-                const int64_t at = first + r < n ? first + r : n - 1;
+                const int64_t at = row + r < n ? row + r : n - 1;
                 NAME(about)(rows + at * d, point, points, c, scale, d, flat, z + r, CONDITIONED);
                 for (int64_t j = 0; j < d; j++)
                     z[j * CONDITIONED + r] -= NAME(load)(mean + j * LANES);
-                for (int64_t a = 0; a < q; a++)
-                    z[feature[a * n + at] * CONDITIONED + r] = (vector){0};
+                for (int64_t a = first[pattern[at]]; a < first[pattern[at] + 1]; a++)
+                    z[feature[a] * CONDITIONED + r] = (vector){0};
             }
             vector square[CONDITIONED];
             for (int r = 0; r < CONDITIONED; r++)
@@ -159,20 +159,21 @@ TARGET static int NAME(condition)(const REAL *rows, const int64_t *feature, cons
             for (int64_t i = 0; i + 2 <= d; i += 2)
                 NAME(quadratic)(2, l, i, d, z, square);
             if (d % 2) NAME(quadratic)(1, l, d - 1, d, z, square);
-            for (int64_t r = first; r < n && r < first + CONDITIONED; r++) {
+            for (int64_t r = row; r < n && r < row + CONDITIONED; r++) {
+                const int64_t *hole = feature + first[pattern[r]], q = first[pattern[r] + 1] - first[pattern[r]];
                 if (pattern[r] != known) {
                     known = pattern[r];
-                    high = (REAL)-0.5 * NAME(decompose)(l, d, feature + r, n, q, work, line);
+                    high = (REAL)-0.5 * NAME(decompose)(l, d, hole, q, work, line);
                     for (int64_t a = 0; a < q; a++)
-                        high += (REAL)constant[feature[a * n + r]];
+                        high += (REAL)constant[hole[a]];
                     for (int64_t lane = 0; lane < used; lane++)
                         peaks[known * k + c + lane] = high[lane];
                 }
-                const vector gain = NAME(expect)(l, d, feature + r, n, q, z + (r - first), work, w, line,
-                                                 offset + r * k + c, n * k, used);
-                const vector density = NAME(load)(tops) + high + ((REAL)0.5 * gain - square[r - first]);
+                const vector gain = NAME(expect)(l, d, hole, q, z + (r - row), work, w, line, to, k, used);
+                const vector density = NAME(load)(tops) + high + ((REAL)0.5 * gain - square[r - row]);
                 for (int64_t lane = 0; lane < used; lane++)
                     log_prob[(c + lane) * stride + place[r]] = density[lane];
+                to += q * k;
             }
         }
     }
@@ -211,29 +212,30 @@ INLINE void NAME(add)(double *sums, vector value) {
     }
 }
 
-/* Write u of a row whose holes are at their conditional means, a one behind it, and both times its `share`. */
+/* Write u of a row with its holes at their conditional means, which are `offset` (q, apart) from `mean`; a one behind
+ * it; and both times its `share`. */
 INLINE void NAME(fill)(const REAL *x, const double *point, int64_t points, int64_t c, const double *scale,
-                       const REAL *mean, const int64_t *feature, int64_t n, int64_t q, const REAL *offset,
-                       int64_t apart, int64_t used, vector share, int64_t d, REAL *flat, vector *u, vector *shared) {
+                       const REAL *mean, const int64_t *hole, int64_t q, const REAL *offset, int64_t apart,
+                       int64_t used, vector share, int64_t d, REAL *flat, vector *u, vector *shared) {
     NAME(about)(x, point, points, c, scale, d, flat, u, 1);
     for (int64_t a = 0; a < q; a++) {
-        vector *hole = u + feature[a * n];
-        *hole = NAME(load)(mean + feature[a * n] * LANES);
+        vector *to = u + hole[a];
+        *to = NAME(load)(mean + hole[a] * LANES);
         if (used == LANES)
-            *hole += NAME(load)(offset + a * apart);
+            *to += NAME(load)(offset + a * apart);
         else
             for (int64_t lane = 0; lane < used; lane++)
-                (*hole)[lane] += offset[a * apart + lane];
+                (*to)[lane] += offset[a * apart + lane];
     }
     u[d] = NAME(all)(1);
     for (int64_t j = 0; j <= d; j++)
         shared[j] = share * u[j];
 }
 
-/* Add to `sums` the conditional covariances of a pattern, that of a row, times its `share`. */
-INLINE void NAME(spread)(const REAL *precision, int64_t d, const int64_t *feature, int64_t n, int64_t q, vector share,
-                         vector *work, vector *inverse, vector *line, double *sums, int64_t apart) {
-    NAME(decompose)(precision, d, feature, n, q, work, line);
+/* Add to `sums` the conditional covariance of a pattern times its `share`. */
+INLINE void NAME(spread)(const REAL *precision, int64_t d, const int64_t *hole, int64_t q, vector share, vector *work,
+                         vector *inverse, vector *line, double *sums, int64_t apart) {
+    NAME(decompose)(precision, d, hole, q, work, line);
     /* inverse holds F^-1, C = F^-T D^-1 F^-1. */
     for (int64_t b = 0; b < q; b++) {
         inverse[b * q + b] = NAME(all)(1);
@@ -250,53 +252,58 @@ INLINE void NAME(spread)(const REAL *precision, int64_t d, const int64_t *featur
             for (int64_t i = b; i < q; i++)
                 value += inverse[i * q + a] * work[i * q + i] * inverse[i * q + b];
             /* Features of a pattern are in increasing order. */
-            NAME(add)(sums + (feature[a * n] * apart + feature[b * n]) * LANES, share * value);
+            NAME(add)(sums + (hole[a] * apart + hole[b]) * LANES, share * value);
         }
 }
 
-/* Add the moments of the rows, filled with conditional means, about the points: to `first` (k, d) weighted by `resp`
- * (k, stride), to the upper triangles of `second` (precisions, d, d) likewise, and there the conditional covariances by
+/* Add the moments of the rows, filled with conditional means, about the points: to `sum` (k, d) weighted by `resp` (k,
+ * stride), to the upper triangles of `product` (precisions, d, d) likewise, and there the conditional covariances by
  * `loose`. */
-TARGET static int NAME(filled)(const REAL *rows, const int64_t *feature, const int64_t *pattern, const int64_t *place,
-                               const double *point, const double *scale, const double *delta, const double *precision,
-                               const REAL *offset, const REAL *resp, const REAL *loose, double *first, double *second,
-                               int64_t n, int64_t stride, int64_t q, int64_t d, int64_t k, int64_t points,
-                               int64_t precisions) {
+TARGET static int NAME(filled)(const REAL *rows, const int64_t *feature, const int64_t *first, const int64_t *pattern,
+                               const int64_t *place, const double *point, const double *scale, const double *delta,
+                               const double *precision, const REAL *offset, const REAL *resp, const REAL *loose,
+                               double *sum, double *product, int64_t n, int64_t stride, int64_t d, int64_t k,
+                               int64_t points, int64_t precisions) {
     /* Lines of d features and a one, and so many more that three lines from any on can be worked on. */
     const int64_t apart = d + 3, size = apart * apart, tile = FILLED * apart;
-    vector *sum = allocate((size + 2 * tile + 2 * q * q + q + d * d + 2 * d) * sizeof(vector) + size * LANES * 8);
-    if (!sum) return -1;
-    vector *u = sum + size, *shared = u + tile, *work = shared + tile, *inverse = work + q * q, *line = inverse + q * q;
-    REAL *l = (REAL *)(line + q), *mean = l + d * d * LANES, *flat = mean + d * LANES;
+    vector *part = allocate((size + 2 * tile + 3 * d * d + 3 * d) * sizeof(vector) + size * LANES * sizeof(double));
+    if (!part) return -1;
+    vector *u = part + size, *shared = u + tile, *work = shared + tile, *inverse = work + d * d,
+           *line = inverse + d * d;
+    REAL *l = (REAL *)(line + d), *mean = l + d * d * LANES, *flat = mean + d * LANES;
     double *sums = (double *)(flat + d * LANES);
     memset(u, 0, 2 * tile * sizeof(vector));
     for (int64_t c = 0; c < k; c += LANES) {
         const int64_t used = k - c < LANES ? k - c : LANES;
+        const REAL *from = offset + c;
         NAME(abreast)(precision, precisions > 1 ? c : 0, precisions, d * d, l);
         NAME(abreast)(delta, c, k, d, mean);
-        memset(sum, 0, size * sizeof(vector));
+        memset(part, 0, size * sizeof(vector));
         memset(sums, 0, size * LANES * sizeof(double));
         for (int64_t row = 0, tiles = 1; row < n; row += FILLED, tiles++) {
             const int64_t count = n - row < FILLED ? n - row : FILLED;
             for (int64_t r = 0; r < count; r++) {
-                const int64_t at = row + r;
+                const int64_t at = row + r, *hole = feature + first[pattern[at]];
+                const int64_t q = first[pattern[at] + 1] - first[pattern[at]];
                 vector share = {0};
                 for (int64_t lane = 0; lane < used; lane++)
                     share[lane] = resp[(c + lane) * stride + place[at]];
-                NAME(fill)(rows + at * d, point, points, c, scale, mean, feature + at, n, q, offset + at * k + c, n * k,
-                           used, share, d, flat, u + r * apart, shared + r * apart);
+                NAME(fill)(rows + at * d, point, points, c, scale, mean, hole, q, from, k, used, share, d, flat,
+                           u + r * apart, shared + r * apart);
+                from += q * k;
             }
             for (int64_t i = 0; i < d; i += 3)
                 for (int64_t j = i; j <= d; j += 4)
                     UP_TO_4(d + 1 - j < 4 ? (int)(d + 1 - j) : 4, NAME(product_block), shared, u, count, apart, i, j,
-                            sum)
+                            part)
             if (tiles % FILLED_TILES == 0 || row + count == n) {
                 for (int64_t i = 0; i < size; i++)
-                    NAME(add)(sums + i * LANES, sum[i]);
-                memset(sum, 0, size * sizeof(vector));
+                    NAME(add)(sums + i * LANES, part[i]);
+                memset(part, 0, size * sizeof(vector));
             }
         }
         for (int64_t r = 0, next; r < n; r = next) {
+            const int64_t *hole = feature + first[pattern[r]], q = first[pattern[r] + 1] - first[pattern[r]];
             double total[LANES] = {0};
             for (next = r; next < n && pattern[next] == pattern[r]; next++)
                 for (int64_t lane = 0; lane < used; lane++)
@@ -304,18 +311,18 @@ TARGET static int NAME(filled)(const REAL *rows, const int64_t *feature, const i
             vector share;
             for (int64_t lane = 0; lane < LANES; lane++)
                 share[lane] = (REAL)total[lane];
-            NAME(spread)(l, d, feature + r, n, q, share, work, inverse, line, sums, apart);
+            NAME(spread)(l, d, hole, q, share, work, inverse, line, sums, apart);
         }
         for (int64_t lane = 0; lane < used; lane++) {
-            double *to = second + (precisions > 1 ? c + lane : 0) * d * d;
+            double *to = product + (precisions > 1 ? c + lane : 0) * d * d;
             for (int64_t i = 0; i < d; i++) {
-                first[(c + lane) * d + i] += sums[(i * apart + d) * LANES + lane];
+                sum[(c + lane) * d + i] += sums[(i * apart + d) * LANES + lane];
                 for (int64_t j = i; j < d; j++)
                     to[i * d + j] += sums[(i * apart + j) * LANES + lane];
             }
         }
     }
-    free(sum);
+    free(part);
     return 0;
 }
 

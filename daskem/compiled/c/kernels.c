@@ -124,21 +124,21 @@ int uses_avx2(void) { return AVX2; }
                        const double *weight, const int64_t *labels, double *sums, int64_t n, int64_t d, int64_t k) {   \
         return CALL(nearest, type, rows, shift, scale, centers, half, weight, labels, sums, n, d, k);                  \
     }                                                                                                                  \
-    int condition_##type(const type *rows, const int64_t *feature, const int64_t *pattern, const int64_t *place,       \
-                         const double *point, const double *scale, const double *delta, const double *precision,       \
-                         const double *peak, const double *constant, type *log_prob, type *offset, double *peaks,      \
-                         int64_t n, int64_t stride, int64_t q, int64_t d, int64_t k, int64_t points,                   \
+    int condition_##type(const type *rows, const int64_t *feature, const int64_t *first, const int64_t *pattern,       \
+                         const int64_t *place, const double *point, const double *scale, const double *delta,          \
+                         const double *precision, const double *peak, const double *constant, type *log_prob,          \
+                         type *offset, double *peaks, int64_t n, int64_t stride, int64_t d, int64_t k, int64_t points, \
                          int64_t precisions) {                                                                         \
-        return CALL(condition, type, rows, feature, pattern, place, point, scale, delta, precision, peak, constant,    \
-                    log_prob, offset, peaks, n, stride, q, d, k, points, precisions);                                  \
+        return CALL(condition, type, rows, feature, first, pattern, place, point, scale, delta, precision, peak,       \
+                    constant, log_prob, offset, peaks, n, stride, d, k, points, precisions);                           \
     }                                                                                                                  \
-    int filled_##type(const type *rows, const int64_t *feature, const int64_t *pattern, const int64_t *place,          \
-                      const double *point, const double *scale, const double *delta, const double *precision,          \
-                      const type *offset, const type *resp, const type *loose, double *first, double *second,          \
-                      int64_t n, int64_t stride, int64_t q, int64_t d, int64_t k, int64_t points,                      \
+    int filled_##type(const type *rows, const int64_t *feature, const int64_t *first, const int64_t *pattern,          \
+                      const int64_t *place, const double *point, const double *scale, const double *delta,             \
+                      const double *precision, const type *offset, const type *resp, const type *loose, double *sum,   \
+                      double *product, int64_t n, int64_t stride, int64_t d, int64_t k, int64_t points,                \
                       int64_t precisions) {                                                                            \
-        return CALL(filled, type, rows, feature, pattern, place, point, scale, delta, precision, offset, resp, loose,  \
-                    first, second, n, stride, q, d, k, points, precisions);                                            \
+        return CALL(filled, type, rows, feature, first, pattern, place, point, scale, delta, precision, offset, resp,  \
+                    loose, sum, product, n, stride, d, k, points, precisions);                                         \
     }
 
 EXPORT(double)
