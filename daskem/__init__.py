@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from daskem.estimators import VariationalGaussianMixture as VariationalGaussianMixture
     from daskem.estimators import VonMisesFisherMixture as VonMisesFisherMixture
     from daskem.inference import Diagnosis as Diagnosis
-    from daskem.inference import Selection as Selection
     from daskem.inference import diagnose as diagnose
-    from daskem.inference import select as select
     from daskem.report import plot_convergence as plot_convergence
+    from daskem.selection import Selection as Selection
+    from daskem.selection import select as select
 
 # Workers import this package too, and need none of what scikit-learn and plots bring with them.
 __getattr__, __dir__, _ = lazy_loader.attach(
@@ -64,12 +64,14 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         ],
         "inference": [
             "Diagnosis",
-            "Selection",
             "diagnose",
-            "select",
         ],
         "report": [
             "plot_convergence",
+        ],
+        "selection": [
+            "Selection",
+            "select",
         ],
     },
 )

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from daskem.algorithms import AnyOf, Auto, Gain, MaxPasses
 from daskem.core import Algorithm, Event, HasMemory, Model, Params, StepInfo, StopRule, objective_kind, require
-from daskem.data import check_unchanged, open_dataset, stamps
+from daskem.data import Dataset, check_unchanged, open_dataset, stamps
 from daskem.engine import (
     CompressedProblem,
     DataProblem,
@@ -31,6 +31,7 @@ from daskem.engine import (
     warn_of_unlike_workers,
 )
 from daskem.errors import OptionError
+from daskem.inference import Diagnosis, diagnose
 from daskem.persist import SavedFit, SavedRun
 from daskem.runs import begin, last_objective, open_checkpoints, run_all
 from daskem.starts import check_init_sample, check_rows, check_side_columns, components_of, draw_start
@@ -59,6 +60,7 @@ class FitResult:
     objectives : last objective of each start.
     patterns : distinct rows that took the place of all, found in one pass over the data; None if all rows were used.
     left_out : rows that could not be used, and that the fit did without (``on_bad_unit="skip"``).
+    data : what was fitted to, with weights and labels; None for a stream, and where the result was pickled.
     """
 
     model: Model
@@ -72,6 +74,11 @@ class FitResult:
     objectives: tuple[float, ...]
     patterns: int | None = None
     left_out: tuple[LeftOut, ...] = ()
+    data: Dataset | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Rows in memory would be pickled with it.
+        return vars(self) | {"data": None}
 
     @property
     def objective(self) -> float:
@@ -97,6 +104,23 @@ class FitResult:
             entry = told.setdefault(key, first)
             entry |= {"last": event.step, "count": entry["count"] + 1}
         return list(told.values())
+
+    def diagnose(self, data: Any = None, **options: Any) -> Diagnosis:
+        """Say what data tell of the parameters, and what they cannot; one pass.
+
+        Parameters
+        ----------
+        data : by default what was fitted to, with its weights and labels.
+        **options : as for `daskem.diagnose`.
+
+        Raises
+        ------
+        OptionError
+            If no data are given, and the result has none: those of a stream are gone, and none are pickled.
+        """
+        if data is None and self.data is None:
+            raise OptionError("this result does not hold the data it is of. Give them: result.diagnose(data).")
+        return diagnose(self, self.data if data is None else data, **options)
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of the fit as plain values, for JSON and model files."""
@@ -227,7 +251,7 @@ def fit(
             algorithm, problem, saved, rules, tuple(callbacks), kept, partial(check_unchanged, dataset, before)
         )
     result = _result(model, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
-    return replace(result, patterns=saved.patterns, left_out=left_out)
+    return replace(result, patterns=saved.patterns, left_out=left_out, data=dataset)
 
 
 def _begun(

@@ -21,7 +21,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"capabilities", "chunk", "core", "errors", "tree"}
 BELOW_FIT = BASE | {"algorithms", "data", "engine", "models", "persist"}
-BELOW_CLI = BELOW_FIT | {"generate", "estimators", "fit", "inference", "online", "predict", "report", "starts"}
+ON_FIT = {"estimators", "online", "selection"}
+BELOW_CLI = BELOW_FIT | ON_FIT | {"generate", "fit", "inference", "predict", "report", "starts"}
 # Which rooms a room may import from, itself aside. A new room needs a row here, and a reason.
 MAY_IMPORT = {
     "errors": set(),
@@ -41,7 +42,11 @@ MAY_IMPORT = {
     "starts": BELOW_FIT,
     # The loop of a fit, over starts that are on their way.
     "runs": BELOW_FIT,
-    "fit": BELOW_FIT | {"runs", "starts"},
+    # What the data say of a model's parameters; a result is asked for it.
+    "inference": BELOW_FIT | {"starts"},
+    "fit": BELOW_FIT | {"inference", "runs", "starts"},
+    # Which of several models: it fits them.
+    "selection": BELOW_FIT | {"fit"},
     # What is done with a fitted model, row by row; the estimators and the command line share it.
     "predict": BELOW_FIT | {"starts"},
     # Data with a known truth: written by the engine, the truth saved as a model.
@@ -49,7 +54,6 @@ MAY_IMPORT = {
     # The same for rows that come by once, which no loop over the data can go back to.
     "online": BELOW_FIT | {"fit", "starts"},
     "estimators": BELOW_FIT | {"fit", "inference", "online", "predict", "report", "starts"},
-    "inference": BELOW_FIT | {"fit", "starts"},
     "report": BELOW_FIT | {"fit"},
     "cli": BELOW_CLI,
     "__main__": {"cli"},

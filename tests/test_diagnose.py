@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_one_coin_toss_with_a_hidden_coin() -> None:
 def test_two_classes_on_two_columns() -> None:
     rows = draw_classes([0.4, 0.6], [[0.9, 0.8], [0.2, 0.3]])
     result = daskem.fit(LatentClasses(), rows, stop=daskem.Gain(1e-10))
-    found = daskem.diagnose(result, rows)
+    found = result.diagnose()
     assert (found.rank, found.identifiable) == (3, False)
     assert "4 distinct values" in str(found)
     assert "at most 3 parameters; the model has 5" in str(found)
@@ -269,6 +270,26 @@ def test_shares_of_labelled_rows_are_binomial() -> None:
     expected = np.full(2, np.sqrt(0.25 * 0.75 / 1000))
     np.testing.assert_allclose(found.standard_errors_of(lambda params: params.weights), expected, rtol=1e-6)
     assert found.exchangeable == 0
+
+
+def test_a_result_is_asked_without_its_data_again() -> None:
+    rows, labels, weight = two_clouds(apart=1.0), np.repeat([0, 1, -1, -1], 250), np.repeat([1.0, 2.0], 500)
+    model, stop = Mixture(Gaussian("diag", 0.0), 2), daskem.MaxSteps(3)
+    result = daskem.fit(model, rows, y=labels, sample_weight=weight, stop=stop)
+    given = daskem.diagnose(result, rows, y=labels, sample_weight=weight)
+    for found in (result.diagnose(), result.diagnose(rows, y=labels, sample_weight=weight)):
+        np.testing.assert_array_equal(found.covariance, given.covariance)
+        assert str(found) == str(given)
+    assert str(result.diagnose(rows[:100])) != str(given)
+    # A result that was pickled, and one of a stream, have no data.
+    again = pickle.loads(pickle.dumps(result))
+    streamed = daskem.OnlineFit(model).update(rows)
+    assert len(pickle.dumps(result)) < rows.nbytes
+    for without in (again, streamed):
+        assert np.isfinite(without.objective)
+        with pytest.raises(OptionError, match=r"does not hold the data it is of. Give them: result.diagnose\(data\)"):
+            without.diagnose()
+        assert without.diagnose(rows).names == given.names
 
 
 def test_standard_errors_are_those_of_repeated_samples() -> None:

@@ -16,9 +16,9 @@ from daskem.cli import main
 from daskem.cli.own import load
 from daskem.data import open_dataset
 from daskem.errors import NonFiniteError, OptionError
-from daskem.inference import select
 from daskem.models import Bernoulli, Gaussian, Mixture, MonteCarlo, Poisson, Product
 from daskem.predict import predict_rows, score
+from daskem.selection import select
 from daskem.testing.trial import bits
 
 N = 1_000

@@ -170,6 +170,7 @@ class Holes:
 
     @property
     def n_holes(self) -> int:
+        """Number of holes."""
         return int(self._counts.sum())
 
     @property
