@@ -349,6 +349,15 @@ CASES = [
         VariationalMixture(NormalWishart("full", 0.0), 3, weight_distribution="dirichlet_distribution"),
         blobs,
     ),
+    *(
+        Case(
+            f"variational mixture with holes, {covariance}",
+            VariationalMixture(NormalWishart(covariance, 0.0, missing=True), 2),
+            blobs_with_holes,
+            weighted=covariance == "full",
+        )
+        for covariance in ("full", "tied", "diag")
+    ),
     Case("variational weights of Gaussians", VariationalMixture(Gaussian("full", 0.0, "conjugate"), 2), blobs),
     *(
         Case(

@@ -22,8 +22,9 @@ import daskem
 from daskem import models
 from daskem.algorithms import BatchEM, Gain, MaxSteps, Squarem, StepwiseEM
 from daskem.cli import main
+from daskem.cli.own import load
 from daskem.core import Chunk, objective_kind
-from daskem.errors import DaskEMWarning, OptionError
+from daskem.errors import DaskEMWarning, NonFiniteError, OptionError
 from daskem.models import Gaussian, Mixture, NormalWishart, VariationalMixture
 from daskem.persist import load_model, save_model
 
@@ -187,6 +188,55 @@ def test_bound_is_below_the_evidence_and_near_it_where_components_are_apart(apar
     if apart > 1:
         # Two labellings that are images of each other have all the evidence: the bound sees one of them.
         assert bound == pytest.approx(evidence - math.log(2), abs=0.35)
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
+def test_the_bound_of_a_row_with_a_hole_is_integrated_over_it(covariance: str) -> None:
+    x = rows(400)
+    model = VariationalMixture(NormalWishart(covariance, missing=True), 3)
+    params = model.init(Chunk(x), np.random.default_rng(0))
+    params = model.m_step(model.e_step(params, Chunk(x)).stats, params)
+    for j in range(x.shape[1]):
+        some = x[:5].copy()
+        some[:, j] = np.nan
+        grid = np.linspace(x[:, j].min() - 30.0, x[:, j].max() + 30.0, 40_001)
+        whole = np.repeat(some, len(grid), axis=0)
+        whole[:, j] = np.tile(grid, len(some))
+        density = np.exp(model.log_prob(params, Chunk(whole))).reshape(len(some), -1)
+        expected = np.log(density.sum(axis=1) * (grid[1] - grid[0]))
+        np.testing.assert_allclose(model.log_prob(params, Chunk(some)), expected, rtol=1e-9)
+    # A row without any value is left out.
+    assert model.log_prob(params, Chunk(np.full((1, x.shape[1]), np.nan))) == 0
+
+
+def test_bound_approaches_the_likelihood_with_holes_too() -> None:
+    x = rows(20_000)
+    x[np.random.default_rng(3).random(x.shape) < 0.2] = np.nan
+    stop = [Gain(1e-9), MaxSteps(2000)]
+    point = daskem.fit(Mixture(Gaussian("full", 0.0, missing=True), 2), x, algorithm=BatchEM(), stop=stop)
+    model = VariationalMixture(NormalWishart("full", 0.0, missing=True), 2, weight_distribution=WEIGHTS[1])
+    bound = daskem.fit(model, x, algorithm=BatchEM(), stop=stop)
+    assert 0 < point.objective - bound.objective < 0.01
+    order, other = np.argsort(bound.params.weights), np.argsort(point.params.weights)
+    np.testing.assert_allclose(bound.params.weights[order], point.params.weights[other], atol=2e-3)
+    np.testing.assert_allclose(bound.params.components.means[order], point.params.components.means[other], atol=0.02)
+
+
+def test_estimator_and_command_line_take_missing_values(tmp_path: Path) -> None:
+    x = rows(2_000)
+    holed = x.copy()
+    holed[::7, 0] = np.nan
+    with pytest.raises(NonFiniteError, match="missing='nan'"):
+        daskem.VariationalGaussianMixture(2).fit(holed)
+    mixture = daskem.VariationalGaussianMixture(2, missing="nan", random_state=0, tol=1e-8).fit(holed)
+    filled = mixture.impute(holed)
+    seen = ~np.isnan(holed)
+    np.testing.assert_array_equal(filled[seen], holed[seen])
+    assert np.abs(filled[::7, 0] - x[::7, 0]).mean() < np.abs(x[::7, 0] - np.nanmean(holed[:, 0])).mean()
+    np.save(tmp_path / "x.npy", holed)
+    command = ["fit", "variational-mixture", str(tmp_path / "x.npy"), "-k", "2", "-o", str(tmp_path / "m.safetensors")]
+    assert CliRunner().invoke(main, [*command, "--missing", "nan"]).exit_code == 0
+    assert load(str(tmp_path / "m.safetensors")).model.family.missing
 
 
 def test_bound_approaches_the_likelihood_as_rows_outweigh_the_prior() -> None:

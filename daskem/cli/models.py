@@ -296,7 +296,7 @@ def _variational(spec: FitSpec, data: Dataset) -> Model:
     assert spec.n_components is not None  # the option is required
     own = spec.own
     return models.VariationalMixture(
-        models.NormalWishart(own["covariance"], own["reg_covar"]),
+        models.NormalWishart(own["covariance"], own["reg_covar"], missing=own["missing"]),
         spec.n_components,
         spec.init_method,
         weight_distribution=own["weight_distribution"],
@@ -345,7 +345,7 @@ KINDS: Mapping[str, Kind] = {
     "variational-mixture": Kind(
         "a Gaussian mixture by variational Bayes, which leaves components empty that it does not need",
         _variational,
-        (_K, _OWN["covariance"], _OWN["reg_covar"], *_CONCENTRATION),
+        (_K, *(_OWN[name] for name in ("covariance", "reg_covar", "missing")), *_CONCENTRATION),
         ("kmeans", *(name for name in ("auto", *get_args(Init), "k-means||") if name != "kmeans")),
     ),
     "kmeans": Kind(

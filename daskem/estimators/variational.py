@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy.typing as npt
+from sklearn.utils import Tags
 
 from daskem.core import Family, Params
 from daskem.data import Dataset
@@ -34,7 +35,8 @@ verbose_interval
 degrees_of_freedom_prior, covariance_prior
         As in scikit-learn. By default the prior's mean and covariance are those of the sample that the start is made
         from: all rows where there are few.
-    algorithm, init_sample, max_seconds, cache, memory_limit : see `daskem.GaussianMixture`.
+    missing, algorithm, init_sample, max_seconds, cache, memory_limit : see `daskem.GaussianMixture`; with missing
+        values the lower bound is of those present.
 
     Attributes
     ----------
@@ -64,6 +66,7 @@ covariance_prior_, converged_, n_iter_, n_features_in_
     mean_prior: npt.ArrayLike | None = None
     degrees_of_freedom_prior: float | None = None
     covariance_prior: npt.ArrayLike | None = None
+    missing: str = "raise"
     # A mixture of distributions starts from no values, and its prior of the weights has names of its own.
     weights_init: None = field(default=None, init=False)
     weight_prior: float = field(default=1.0, init=False)
@@ -83,10 +86,16 @@ covariance_prior_, converged_, n_iter_, n_features_in_
 
     bic = aic
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "nan"
+        return tags
+
     def _check_options(self) -> None:
         super()._check_options()
         check_number("reg_covar", self.reg_covar)
         check_choice("covariance_type", self.covariance_type, tuple(SHAPES))
+        check_choice("missing", self.missing, ("raise", "nan"))
         for name in ("weight_concentration_prior", "mean_precision_prior", "degrees_of_freedom_prior"):
             value = getattr(self, name)
             if value is not None:
@@ -100,6 +109,7 @@ covariance_prior_, converged_, n_iter_, n_features_in_
         return NormalWishart(
             self.covariance_type,  # type: ignore[arg-type]
             self.reg_covar,
+            missing=self.missing == "nan",
             mean_precision_prior=1.0 if self.mean_precision_prior is None else self.mean_precision_prior,
             mean_prior=self.mean_prior,  # type: ignore[arg-type]
             degrees_of_freedom_prior=self.degrees_of_freedom_prior,

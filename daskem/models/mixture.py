@@ -29,7 +29,7 @@ from daskem.models.initialization import (
 from daskem.models.repair import RESEEDED, split_largest
 from daskem.models.split_merge import exchanges
 
-__all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows"]
+__all__ = ["RECORD_BYTES", "Init", "Mixture", "MixtureParams", "MixtureStats", "block_rows", "tells"]
 
 Init = Literal["kmeans", "k-means++", "random", "random_from_data", "short_em"]
 
@@ -182,7 +182,9 @@ class Mixture:
         Responsibilities are w_k p(x | k) / p(x), in log space relative to the largest term of the row.
         """
         total_weight = chunk.total_weight
-        chunk = _telling(chunk.present(), self.used_columns) if self.handles_missing else chunk.present()
+        chunk = chunk.present()
+        if self.handles_missing and not (telling := tells(chunk, self.used_columns)).all():
+            chunk = chunk.select(telling)
         with np.errstate(all="ignore"):
             stats, row_log_prob = self._posterior_stats(params, chunk) or self._resp_and_stats(params, chunk)
             weighted = row_log_prob if chunk.weight is None else row_log_prob * chunk.weight
@@ -451,17 +453,15 @@ def block_rows(row_bytes: float, shrink: float = 1.0) -> int:
     return 1 << min(wanted, most)
 
 
-def _telling(chunk: Chunk, used: tuple[int, ...] | None) -> Chunk:
-    """Return the chunk without rows that have neither a value, in a column that is used, nor a label."""
+def tells(chunk: Chunk, used: tuple[int, ...] | None) -> Array:
+    """Return which rows (n,) have a value, in a column that is used, or a label."""
     columns = np.arange(chunk.rows.shape[1]) if used is None else np.array(used)
     suspects = np.flatnonzero(np.isnan(chunk.rows[:, columns[0]]))
-    if not len(suspects):
-        return chunk
     telling = np.ones(len(chunk), bool)
     telling[suspects] = ~np.isnan(chunk.rows[np.ix_(suspects, columns)]).all(axis=1)
     if chunk.labels is not None:
         telling |= chunk.labels >= 0 if chunk.labels.ndim == 1 else (chunk.labels != 1).any(axis=1)
-    return chunk if telling.all() else chunk.select(telling)
+    return telling
 
 
 def _normalise(joint: Array, log_weights: Float, weight: Float | None) -> Float:

@@ -190,21 +190,20 @@ class NormalWishart(Gaussian):
                 f"degrees_of_freedom_prior is {self._nu_0(d):g}; with {d} features it must exceed {d - 1}."
             )
         weight = np.ones(len(sample)) if sample.weight is None else sample.weight
-        share = weight / weight.sum()
-        _, mean = without_holes(sample.rows, share)
+        rows, mean = without_holes(sample.rows, weight / weight.sum())
         prior_mean = mean if self.mean_prior is None else checked("mean_prior", self.mean_prior, (d,))
         own = {f.name: getattr(pooled, f.name) for f in fields(GaussianParams)}
-        own |= {"prior_mean": prior_mean, "prior_scale": self._prior_scale(sample, mean, pooled.scale, weight)}
+        own |= {"prior_mean": prior_mean, "prior_scale": self._prior_scale(rows, mean, pooled.scale, weight)}
         return NormalWishartParams(
             **own,
             mean_precision=np.full(k, self.mean_precision_prior),
             degrees_of_freedom=np.full(k, self._nu_0(d)),
         )
 
-    def _prior_scale(self, sample: Chunk, mean: Float, scale: Float, weight: Float) -> Float:
+    def _prior_scale(self, rows: Array, mean: Float, scale: Float, weight: Float) -> Float:
         """Return W_0^-1, as one covariance in data units."""
         total = weight.sum()
-        one = self.shape.pooled_covariance(sample.rows, mean, scale, weight / total)
+        one = self.shape.pooled_covariance(rows, mean, scale, weight / total)
         if self.covariance_prior is None:
             # The unbiased estimate, as scikit-learn's.
             return self.shape.unscaled(one * (total / max(total - 1.0, 1.0)), scale)

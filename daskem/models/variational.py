@@ -11,7 +11,7 @@ from scipy.special import betaln, digamma, gammaln
 
 from daskem.core import Chunk, Float, Footprint
 from daskem.errors import OptionError
-from daskem.models.mixture import Mixture, MixtureParams, MixtureStats
+from daskem.models.mixture import Mixture, MixtureParams, MixtureStats, tells
 
 __all__ = ["VariationalMixture", "VariationalMixtureParams"]
 
@@ -73,6 +73,13 @@ class VariationalMixture(Mixture):
         """Return E[log p(X, Z | weights, components)], nats."""
         expected = self._of_family("surrogate", "the surrogate of a mixture")(stats.components, params.components)
         return float((stats.n * self._log_weights(params)).sum() + expected)
+
+    def log_prob(self, params: MixtureParams, chunk: Chunk) -> Float:
+        """Return what each row adds to the bound, (n,), nats; 0 of a row without any value, which is left out."""
+        out = super().log_prob(params, chunk)
+        if self.handles_missing:
+            out[~tells(chunk, self.used_columns)] = 0.0
+        return out
 
     def log_prior(self, params: VariationalMixtureParams) -> float:  # type: ignore[override]
         """Return minus the divergence of q(weights) from its prior, and the family's log prior, nats."""
