@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
+from scipy.stats import multinomial, multivariate_normal
 
 import daskem
 from daskem import compiled
@@ -25,6 +26,7 @@ from daskem.models import (
     Gamma,
     Gaussian,
     Mixture,
+    Multinomial,
     Poisson,
     VonMisesFisher,
     gaussian_missing,
@@ -337,6 +339,49 @@ def test_what_is_still_refused():
         daskem.GaussianMixture(2, missing="nan").fit(rows)
     with pytest.raises(DataError, match="sample_weight"):
         daskem.GaussianMixture(2, missing="nan").fit(holed(60, 3, 0.2), sample_weight=np.full(60, np.nan))
+
+
+def test_missing_counts_are_left_out_given_the_total_of_the_others():
+    rng = np.random.default_rng(4)
+    counts = rng.multinomial(30, [0.2, 0.3, 0.1, 0.4], 60).astype(float)
+    counts[rng.random(counts.shape) < 0.3] = np.nan
+    counts[0] = np.nan
+    model = Mixture(Multinomial(), 1)
+    params = model.init(Chunk(counts), np.random.default_rng(0))
+    for _ in range(300):
+        found = model.e_step(params, Chunk(counts))
+        params = model.m_step(found.stats, params)
+
+    def objective(p):
+        seen = [(row[there], p[there] / p[there].sum()) for row in counts if (there := ~np.isnan(row)).any()]
+        return sum(multinomial.logpmf(x, x.sum(), share / share.sum()) for x, share in seen)
+
+    p = params.components.probabilities[0]
+    assert model.e_step(params, Chunk(counts)).objective == pytest.approx(objective(p), rel=1e-10)
+    best = minimize(lambda logits: -objective(softmax(np.append(logits, 0.0))), np.zeros(3), tol=1e-10)
+    np.testing.assert_allclose(p, softmax(np.append(best.x, 0.0)), atol=1e-5)
+    # What is missing is imputed as it is expected for so many trials with other outcomes.
+    filled = model.impute(params, Chunk(counts[1:]))
+    there = ~np.isnan(counts[1:])
+    np.testing.assert_array_equal(filled[there], counts[1:][there])
+    trials = np.nansum(counts[1:], axis=1) / (there @ p)
+    np.testing.assert_allclose(filled[~there], (trials[:, None] * p)[~there], rtol=1e-12)
+    assert model.log_prob(params, Chunk(counts[:1])) == 0
+
+
+def test_estimators_and_command_line_take_missing_counts(tmp_path):
+    rng = np.random.default_rng(5)
+    counts = np.concatenate([rng.multinomial(40, p, 400) for p in ([0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7])])
+    holed = np.where(rng.random(counts.shape) < 0.2, np.nan, counts)
+    complete = daskem.MultinomialMixture(2, random_state=0, tol=1e-8).fit(counts.astype(float))
+    found = daskem.MultinomialMixture(2, random_state=0, tol=1e-8).fit(holed)
+    order, other = (np.argsort(each.probabilities_[:, 0]) for each in (complete, found))
+    np.testing.assert_allclose(found.probabilities_[other], complete.probabilities_[order], atol=0.01)
+    z = zarr.create_array(str(tmp_path / "x.zarr"), shape=holed.shape, chunks=(100, 4), dtype="f8")
+    z[:] = holed
+    command = ["fit", "multinomial-mixture", str(tmp_path / "x.zarr"), "-k", "2", "-o", str(tmp_path / "m.safetensors")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    np.testing.assert_allclose(load(str(tmp_path / "m.safetensors")).params.weights.sum(), 1.0)
 
 
 def normal_rows(n, d, seed, dependence=0.3):
