@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -26,6 +25,8 @@ SINGLE_RATIO, DOUBLE_RATIO = 32.0, 1e4
 # The same ratio up to which sums of squares may be expanded (about the shift) without losing more than 1e-5 in single
 # precision ("f") and 1e-11 in double precision ("d"); beyond, residuals are formed, at 20% more time.
 EXPANSION_RATIO = {"f": 8.0, "d": 256.0}
+# Rows that tell how far rows are from the first centers, within a percent: it only decides between forms.
+SPREAD_ROWS = 4096
 # A replacement for an empty center is put this share of a root mean squared distance away from the center it relieves.
 STEP = 0.5
 
@@ -111,9 +112,9 @@ class KMeans:
         centers = self._first_centers(sample, rng)
         codes = np.zeros(len(centers), np.int8)
         params = KMeansParams(centers, shift, np.array([factor]), _mean_variance(sample), np.zeros(1), codes)
-        rows = Chunk(np.asarray(sample.rows, np.float64), sample.weight)
-        inertia = sum(float(_sums(params, block).inertia.sum()) for block in _blocks(rows))
-        return replace(params, spread=np.array([inertia / rows.total_weight]))
+        some = sample.select(slice(None, None, -(-len(sample) // SPREAD_ROWS)))
+        some = Chunk(np.ascontiguousarray(some.rows, np.float64), some.weight)
+        return replace(params, spread=np.array([_sums(params, some).inertia.sum() / some.total_weight]))
 
     def e_step(self, params: KMeansParams, chunk: Chunk) -> Expectation:
         """Return weight, sums and inertia of the rows nearest to each center, or known to belong to it."""
@@ -244,11 +245,6 @@ class _Block:
     @property
     def centers(self) -> Array:
         return self.form.centers
-
-
-def _blocks(chunk: Chunk, rows: int = 4096) -> Iterator[Chunk]:
-    for start in range(0, len(chunk), rows):
-        yield chunk.select(slice(start, start + rows))
 
 
 def _form(params: KMeansParams, rows_dtype: np.dtype[Any]) -> _Form:

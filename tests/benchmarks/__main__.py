@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("speed", "out_of_core", "overhead", "scale", "passes", "student")
+BENCHMARKS = ("speed", "out_of_core", "overhead", "scale", "passes", "student", "missing", "minibatch")
 
 
 def main() -> int:
