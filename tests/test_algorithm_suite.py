@@ -386,6 +386,25 @@ def test_auto_takes_no_samples_of_what_a_few_steps_settle(caplog):
     assert [info.passes for info in trace] == [1.0, 2.0, 3.0]
 
 
+def test_auto_takes_mini_batches_where_rows_are_too_few_for_moves_on_a_sample(tmp_path, caplog):
+    """There are 400 rows for each parameter: a sample on which moves can be tried is a good part of them."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(140_000, 4)) + 2.0 * rng.integers(4, size=(140_000, 4))
+    z = zarr.create_array(LocalStore(tmp_path / "x.zarr"), shape=rows.shape, chunks=(10_000, 4), dtype="f4")
+    z[:] = rows
+    run = functools.partial(daskem.fit, Mixture(Gaussian(), 24), str(tmp_path / "x.zarr"), cache="none")
+    with caplog.at_level(logging.INFO, "daskem"):
+        result = run(stop=MaxPasses(7))
+    assert "units: VarianceReducedEM" in caplog.text
+    objectives = [info.objective for info in result.trace]
+    assert sorted(objectives) == objectives
+    assert bits(run(stop=MaxPasses(7), algorithm=VarianceReducedEM(rate=0.5)).params) == bits(result.params)
+    # A model that knows no moves is not meant.
+    with caplog.at_level(logging.INFO, "daskem"):
+        daskem.fit(KMeans(80), str(tmp_path / "x.zarr"), stop=MaxPasses(1), cache="none")
+    assert "units: Progressive" in caplog.text
+
+
 def test_a_stage_says_its_rows(rows):
     trace = daskem.fit(MODEL, rows, algorithm=Progressive(first=100), stop=MaxPasses(4), cache="none").trace
     stages = list(dict.fromkeys(info.stage for info in trace))

@@ -14,7 +14,20 @@ import numpy as np
 from daskem.algorithms.accelerated import Anderson, AndersonState
 from daskem.algorithms.batch import BatchEM
 from daskem.algorithms.points import TOO_FAR, may_gain
-from daskem.core import Algorithm, HasLogProb, HasMemory, HasVector, Params, Problem, Sizes, State, StepInfo, offers
+from daskem.algorithms.variance_reduced import VarianceReducedEM, VarianceReducedState
+from daskem.core import (
+    Algorithm,
+    HasLogProb,
+    HasMemory,
+    HasMoves,
+    HasVector,
+    Params,
+    Problem,
+    Sizes,
+    State,
+    StepInfo,
+    offers,
+)
 from daskem.errors import OptionError
 
 __all__ = ["Auto", "Progressive", "ProgressiveState"]
@@ -42,6 +55,9 @@ MOVE_ROWS, MOST_MOVE_ROWS = 50, 1 << 18
 # Trials after a stage, and passes over all rows that these may cost; steps of a trial; moves at most; and rows by which
 # they are found.
 TRIALS, TRIAL_PASSES, TRIAL_STEPS, MOST_MOVES, FIND_ROWS = 4, 1.0, 15, 20, 1 << 15
+# Rate of `Auto`'s mini-batches, which fail from a start that is far off with a rate of one (measured), and the rows
+# that there must be for an epoch to have 64 of them.
+RATE, NOISY_ROWS = 0.5, 1 << 17
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,13 +224,16 @@ class Auto:
     Data of one work unit, and models or data that samples do not suit, are fitted by `BatchEM` (with `Anderson`'s
     acceleration where there are several units and the model has vectors); all other by `Progressive`. Samples do not
     suit data so clear that a few steps on a small one settle it: as few on all rows are cheaper than larger samples.
+    Where a sample on which moves can be tried is too large a part of the data, `VarianceReducedEM` is what finds out of
+    local maxima by itself.
     """
 
     full_passes: ClassVar[bool] = True
+    noisy: ClassVar[VarianceReducedEM] = VarianceReducedEM(rate=RATE)
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the largest sample that might be drawn, and of the small one that is looked at first."""
-        return 2 * Progressive().memory(sizes) if sizes.n_units > 1 else 0
+        return max(2 * Progressive().memory(sizes), self.noisy.memory(sizes)) if sizes.n_units > 1 else 0
 
     def choose(self, problem: Problem, params: Params) -> Algorithm:
         """Return the algorithm for a problem."""
@@ -224,7 +243,10 @@ class Auto:
         largest = progressive.largest(problem.n_rows, problem.sample_room)
         if largest >= ENOUGH_ROWS * free:
             look = min(largest, max(QUICK_ROWS, round(FIRST_ROWS * free)))
-            return BatchEM() if _settles(problem.subsample(look), params) else progressive
+            if _settles(problem.subsample(look), params):
+                return BatchEM()
+            few = NOISY_ROWS <= problem.n_rows < TRIAL_STEPS * MOVE_ROWS / TRIAL_PASSES * free
+            return self.noisy if few and offers(problem.model, HasMoves) else progressive
         return Anderson() if offers(problem.model, HasVector) else BatchEM()
 
     def init(self, problem: Problem, params: Params) -> State:
@@ -239,6 +261,8 @@ class Auto:
             chosen = Progressive()
         elif isinstance(state, AndersonState):
             chosen = Anderson()
+        elif isinstance(state, VarianceReducedState):
+            chosen = self.noisy
         return chosen.step(problem, state)
 
 
