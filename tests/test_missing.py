@@ -32,6 +32,14 @@ from daskem.models import (
     gaussian_missing,
 )
 from daskem.models.gaussian_kernels import unpack
+from daskem.models.von_mises_fisher import VonMisesFisherParams
+
+
+class Unknowing(Gaussian):
+    """A family that does not say what its holes hold."""
+
+    impute = None
+
 
 COVARIANCES = ["full", "tied", "diag", "spherical", "tied_diag", "tied_spherical"]
 N = np.nan
@@ -287,11 +295,13 @@ def test_codes_are_filled_in_with_the_likeliest_and_groups_by_their_families():
 
 
 def test_only_models_that_can_impute_do():
-    model = Mixture(VonMisesFisher(), 2)
+    model = daskem.models.KMeans(2)
     rows = np.eye(4)[np.arange(40) % 4]
     params = model.init(Chunk(rows), np.random.default_rng(0))
+    assert not hasattr(model, "impute")
+    mixture = Mixture(Unknowing(), 2)
     with pytest.raises(MissingCapabilityError, match="impute"):
-        model.impute(params, Chunk(rows))
+        mixture.impute(params, Chunk(rows))
 
 
 def run(*args):
@@ -382,6 +392,62 @@ def test_estimators_and_command_line_take_missing_counts(tmp_path):
     command = ["fit", "multinomial-mixture", str(tmp_path / "x.zarr"), "-k", "2", "-o", str(tmp_path / "m.safetensors")]
     assert CliRunner().invoke(main, command).exit_code == 0
     np.testing.assert_allclose(load(str(tmp_path / "m.safetensors")).params.weights.sum(), 1.0)
+
+
+@pytest.mark.parametrize("concentration", [1e-6, 0.7, 30.0])
+def test_missing_parts_of_directions_are_integrated_over(concentration):
+    """Two holes leave a circle, one hole two points of the sphere, against sums over them."""
+    direction = np.array([[0.5, -0.5, 0.1, 0.7]])
+    direction /= np.linalg.norm(direction)
+    family = VonMisesFisher()
+    params = VonMisesFisherParams(direction, np.array([concentration]), np.zeros(1, np.int8))
+    row = np.array([0.3, np.nan, -0.6, np.nan])
+    rest = np.sqrt(1 - 0.3**2 - 0.6**2)
+    angle = np.arange(20_000) * 2 * np.pi / 20_000
+    circle = np.tile(row, (len(angle), 1))
+    circle[:, 1], circle[:, 3] = rest * np.cos(angle), rest * np.sin(angle)
+    density = np.exp(family.log_prob(params, Chunk(circle))[:, 0])
+    one = Chunk(row[None])
+    # In polar coordinates the area of the sphere over dx_1 dx_3 is that of the circle of radius one.
+    assert family.log_prob(params, one)[0, 0] == pytest.approx(np.log(density.mean() * 2 * np.pi), abs=1e-9)
+    expected = (circle * density[:, None]).sum(axis=0) / density.sum()
+    np.testing.assert_allclose(family.impute(params, one, np.ones((1, 1)))[0], expected, atol=1e-9)
+    np.testing.assert_allclose(family.stats(params, one, np.ones((1, 1))).x[0], expected, atol=1e-9)
+    row = np.array([0.3, 0.2, -0.6, np.nan])
+    rest = np.sqrt(1 - 0.3**2 - 0.2**2 - 0.6**2)
+    points = np.tile(row, (2, 1))
+    points[:, 3] = rest, -rest
+    density = np.exp(family.log_prob(params, Chunk(points))[:, 0])
+    one = Chunk(row[None])
+    assert family.log_prob(params, one)[0, 0] == pytest.approx(np.log(density.sum() / rest), abs=1e-9)
+    expected = density @ points[:, 3] / density.sum()
+    assert family.impute(params, one, np.ones((1, 1)))[0, 3] == pytest.approx(expected, abs=1e-12)
+    nothing = Chunk(np.full((1, 4), np.nan))
+    assert family.log_prob(params, nothing)[0, 0] == pytest.approx(0.0, abs=1e-12)
+    # The density of two coordinates integrates to one.
+    grid = (np.arange(1_000) + 0.5) / 500 - 1
+    x, y = np.meshgrid(grid, grid)
+    inside = x**2 + y**2 < 1
+    rows = np.full((inside.sum(), 4), np.nan)
+    rows[:, 0], rows[:, 2] = x[inside], y[inside]
+    total = np.exp(family.log_prob(params, Chunk(rows))[:, 0]).sum() / 500**2
+    assert total == pytest.approx(1.0, abs=2e-3)
+
+
+def test_directions_with_holes_are_found_and_too_long_ones_refused():
+    rng = np.random.default_rng(6)
+    means = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.6, 0.8]])
+    rows = means[np.repeat([0, 1], [600, 1400])] + 0.2 * rng.normal(size=(2_000, 4))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    holed_rows = np.where(rng.random(rows.shape) < 0.25, np.nan, rows)
+    complete, found = (daskem.VonMisesFisherMixture(2, random_state=0, tol=1e-8).fit(x) for x in (rows, holed_rows))
+    order, other = np.argsort(complete.weights_), np.argsort(found.weights_)
+    np.testing.assert_allclose(found.weights_[other], [0.3, 0.7], atol=0.01)
+    np.testing.assert_allclose(found.directions_[other], complete.directions_[order], atol=0.02)
+    np.testing.assert_allclose(found.concentrations_[other], complete.concentrations_[order], rtol=0.05)
+    holed_rows[3] = [0.9, np.nan, 0.9, np.nan]
+    with pytest.raises(DataError, match="row 3 cannot be fitted: what it has is of length 1.27"):
+        daskem.VonMisesFisherMixture(2, random_state=0).fit(holed_rows)
 
 
 def normal_rows(n, d, seed, dependence=0.3):

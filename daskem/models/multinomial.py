@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import gammaln
 
-from daskem.compiled import Terms
-from daskem.core import Array, Chunk, Float, Int
+from daskem.core import Array, Float
+from daskem.models.joint import JointFamily
 from daskem.models.natural import (
     MAX_COUNT,
     PROBABILITY_FLOOR,
-    NaturalFamily,
     SufficientStats,
     are_whole,
     filled,
@@ -34,42 +33,8 @@ class MultinomialParams:
     repaired: Array
 
 
-@dataclass(frozen=True, eq=False)
-class _Lack:
-    """Rows of a block with holes.
-
-    Attributes
-    ----------
-    rows : (m,) which they are.
-    holes : (m, d) where.
-    total : (m,) of the counts that are there.
-    share : (m, k) sum of the probabilities of these; one for a row without any.
-    """
-
-    rows: Int
-    holes: Array
-    total: Float
-    share: Float
-
-    @property
-    def trials(self) -> Float:
-        """Trials (m, k) that are expected for so many with outcomes that are there."""
-        return self.total[:, None] / self.share
-
-    @classmethod
-    def of(cls, params: MultinomialParams, rows: Array) -> _Lack | None:
-        """Look for holes in rows (n, d)."""
-        holed = np.flatnonzero(np.isnan(rows).any(axis=1))
-        if not len(holed):
-            return None
-        holes = np.isnan(rows[holed])
-        share = ~holes @ params.probabilities.T
-        total = np.where(holes, 0.0, rows[holed]).sum(axis=1)
-        return cls(holed, holes, total, np.where(share > 0, share, 1.0))
-
-
 @dataclass(frozen=True)
-class Multinomial(NaturalFamily):
+class Multinomial(JointFamily):
     """A family of multinomial rows, such as the counts of words in documents; the total of a row is taken as given.
 
     log p(x | k) = log N! - sum_j log x_j! + sum_j x_j log p_kj, N being the row's total. Probabilities stay above eps
@@ -94,40 +59,12 @@ class Multinomial(NaturalFamily):
     start: ClassVar[str] = "short_em"
     takes: ClassVar[str] = f"whole numbers from 0 to {MAX_COUNT:g}, or NaN (missing)"
     discrete: ClassVar[bool] = True
-    handles_missing: ClassVar[bool] = True
     fields: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def embedding(self, rows: Array) -> Float:
         """Return square roots of proportions: distances are then Hellinger's, and totals do not matter."""
         total = np.nansum(rows, axis=1, keepdims=True, dtype=np.float64)
         return np.sqrt(filled(rows / np.where(total > 0, total, 1.0)))
-
-    def log_prob(self, params: MultinomialParams, chunk: Chunk) -> Array:
-        """Return log p(x | component), (n, k), nats, -inf outside the support: a view of scratch memory."""
-        out = super().log_prob(params, chunk)
-        if (lack := self._lack(params, chunk)) is not None:
-            out[lack.rows] -= lack.total[:, None] * np.log(lack.share)
-        return out
-
-    def stats(self, params: MultinomialParams, chunk: Chunk, resp: Array) -> SufficientStats:
-        """Return the sums of the counts under `resp` (n, k), with what is expected in the place of holes."""
-        found = super().stats(params, chunk, resp)
-        if (lack := self._lack(params, chunk)) is not None:
-            trials = resp[lack.rows] * lack.trials
-            return replace(found, x=found.x + (trials.T @ lack.holes) * params.probabilities)
-        return found
-
-    def terms(self, params: MultinomialParams, chunk: Chunk) -> tuple[Terms, ...] | None:
-        """Return the log densities as terms that are linear in features, None where there are holes."""
-        return super().terms(params, chunk) if self._lack(params, chunk) is None else None
-
-    def impute(self, params: MultinomialParams, chunk: Chunk, resp: Array) -> Float:
-        """Return the rows (n, d) with their holes as they are expected under `resp` (n, k)."""
-        out = np.array(chunk.rows, np.float64)
-        if (lack := self._lack(params, chunk)) is not None:
-            expected = (resp[lack.rows] * lack.trials) @ params.probabilities
-            out[lack.rows] = np.where(lack.holes, expected, out[lack.rows])
-        return out
 
     def draw(self, params: MultinomialParams, components: Array, rng: np.random.Generator) -> Float:
         """Return one row of `trials` trials from each of the given components, (n, d)."""
@@ -139,12 +76,15 @@ class Multinomial(NaturalFamily):
         """Return the bytes of the statistics and of the parameters of k components."""
         return 8 * k * (2 + d), 8 * (k * d + 1) + k
 
-    def _lack(self, params: MultinomialParams, chunk: Chunk) -> _Lack | None:
-        """Return what the rows with holes say, None where there are none; computed once for a block."""
-        cache: dict[MultinomialParams, _Lack | None] = chunk.scratch.keep((self, "lack"), chunk, dict)
-        if params not in cache:
-            cache[params] = _Lack.of(params, chunk.rows)
-        return cache[params]
+    def _of_holed(self, params: MultinomialParams, values: Float, holes: Array) -> tuple[Float, Float]:
+        share = ~holes @ params.probabilities.T
+        # Nothing is said by a row without values.
+        share[share == 0] = 1.0
+        total = values.sum(axis=1, keepdims=True)
+        return -total * np.log(share), total / share
+
+    def _vectors(self, params: MultinomialParams) -> Float:
+        return params.probabilities
 
     def _valid(self, rows: Array, params: MultinomialParams | None) -> Array:
         return valid_counts(rows)

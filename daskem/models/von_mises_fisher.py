@@ -11,12 +11,15 @@ from scipy.special import ive, logit
 
 from daskem.core import Array, Float
 from daskem.errors import DataError, OptionError
-from daskem.models.natural import NaturalFamily
+from daskem.models.joint import JointFamily
+from daskem.models.natural import filled
 
 __all__ = ["VonMisesFisher", "VonMisesFisherParams", "concentration_of", "log_ive", "mean_length"]
 
 # How far the squared length of a row may be from one: single precision keeps 1e-6 in thousands of dimensions.
 UNIT_ATOL = 1e-5
+# The least length of what is missing: rounding leaves no less of a row.
+LEAST_REST = 1e-6
 # The least concentration, at which the density is uniform to rounding.
 CONCENTRATION_FLOOR = 1e-8
 # Where ive is smaller than this it is about to underflow, and the order is large enough for Debye's expansion.
@@ -35,12 +38,16 @@ class VonMisesFisherParams:
 
 
 @dataclass(frozen=True)
-class VonMisesFisher(NaturalFamily):
+class VonMisesFisher(JointFamily):
     """A family of von Mises-Fisher components: rows are unit vectors in two or more dimensions.
 
     log p(x | k) = c mu . x + log C_d(c), with C_d(c) = c^(d/2 - 1) / ((2 pi)^(d/2) I_{d/2-1}(c)) [1]_. The M-step takes
     mu = r / |r|, r the weighted sum of the rows, and solves A_d(c) = I_{d/2}(c) / I_{d/2-1}(c) = |r| / n exactly, where
     [1]_ approximates; see [2]_ for how.
+
+    What a row with q holes (NaN) has there is a vector of length s = sqrt(1 - |x_o|^2) in R^q. Its directions have, by
+    the same constant, the integral of exp(s c mu_m . u), (2 pi)^(q/2) I_{q/2-1}(t) / t^(q/2-1) with t = s c |mu_m|; the
+    density of x_o has that and s^(q-2) in the place of what is missing, and s A_q(t) mu_m / |mu_m| is expected [3]_.
 
     Parameters
     ----------
@@ -52,11 +59,12 @@ class VonMisesFisher(NaturalFamily):
     ----------
     .. [1] Banerjee, Dhillon, Ghosh & Sra (2005), J. Mach. Learn. Res. 6, 1345-1382, equations 2.1 and 2.4.
     .. [2] Hornik & Grün (2014), Computational Statistics 29, 945-957.
+    .. [3] Mardia & Jupp (2000), Directional Statistics, sections 9.3.1 and 9.3.2.
     """
 
     max_concentration: float = 1e8
 
-    takes: ClassVar[str] = "unit vectors"
+    takes: ClassVar[str] = "unit vectors, NaN for what is missing"
     fields: ClassVar[tuple[str, ...]] = ("directions", "concentrations")
 
     def __post_init__(self) -> None:
@@ -66,16 +74,18 @@ class VonMisesFisher(NaturalFamily):
 
     def unsupported(self, params: VonMisesFisherParams | None, rows: Array) -> tuple[int, str] | None:
         """Return the first row that is not a unit vector, and its length; None if there is none."""
-        bad = ~self._valid(rows, params)[:, 0]
+        holes = np.isnan(rows)
+        bad = ~(self._valid(rows, params) | holes).all(axis=1)
         if not bad.any():
             return None
         i = int(bad.argmax())
-        length = float(np.linalg.norm(np.asarray(rows[i], np.float64)))
-        return i, f"it has length {length:.7g}, and VonMisesFisher takes unit vectors: divide each row by its length"
+        length = float(np.linalg.norm(np.asarray(rows[i][~holes[i]], np.float64)))
+        what = "what it has is of" if holes[i].any() else "it has"
+        return i, f"{what} length {length:.7g}, and VonMisesFisher takes unit vectors: divide each row by its length"
 
     def embedding(self, rows: Array) -> Float:
-        """Return the rows: between unit vectors squared distances are 2 - 2 cos."""
-        return np.asarray(rows, np.float64)
+        """Return the rows, holes filled: between unit vectors squared distances are 2 - 2 cos."""
+        return filled(rows)
 
     def draw(self, params: VonMisesFisherParams, components: Array, rng: np.random.Generator) -> Float:
         """Return one row from each of the given components, (n, d)."""
@@ -93,7 +103,27 @@ class VonMisesFisher(NaturalFamily):
 
     def _valid(self, rows: Array, params: VonMisesFisherParams | None) -> Array:
         squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-        return np.broadcast_to(np.abs(squares - 1.0)[:, None] <= UNIT_ATOL, rows.shape)
+        complete = np.broadcast_to(np.abs(squares - 1.0)[:, None] <= UNIT_ATOL, rows.shape)
+        if not np.isnan(squares).any():
+            return complete
+        there = np.where(np.isnan(rows), 0.0, rows)
+        short = np.einsum("nd,nd->n", there, there, dtype=np.float64) <= 1.0 + UNIT_ATOL
+        return np.where(np.isnan(squares)[:, None], short[:, None] & ~np.isnan(rows), complete)
+
+    def _of_holed(self, params: VonMisesFisherParams, values: Float, holes: Array) -> tuple[Float, Float]:
+        count = holes.sum(axis=1)[:, None]
+        rest = np.sqrt(np.maximum(1.0 - np.einsum("nd,nd->n", values, values), LEAST_REST**2))[:, None]
+        length = np.sqrt(holes @ (params.directions**2).T)
+        t = np.maximum(rest * params.concentrations * length, CONCENTRATION_FLOOR)
+        log_prob, mean = np.empty(t.shape), np.empty(t.shape)
+        for q in np.unique(count):
+            rows = count[:, 0] == q
+            log_prob[rows], mean[rows] = _over_directions(t[rows], int(q))
+        log_prob += (count - 2) * np.log(rest)
+        return log_prob, rest * mean / np.where(length > 0, length, 1.0)
+
+    def _vectors(self, params: VonMisesFisherParams) -> Float:
+        return params.directions
 
     def _natural(self, params: VonMisesFisherParams) -> tuple[Float, Float]:
         c, d = params.concentrations[:, None], params.directions.shape[1]
@@ -160,6 +190,14 @@ def log_ive(order: float, x: Float) -> Float:
 def mean_length(x: Float, d: int) -> Float:
     """Return A_d(x) = I_{d/2}(x) / I_{d/2-1}(x), the mean of mu . x at concentration x."""
     return np.asarray(np.exp(log_ive(d / 2, x) - log_ive(d / 2 - 1, x)))
+
+
+def _over_directions(t: Float, q: int) -> tuple[Float, Float]:
+    """Return the log of the integral of exp(t e . u) over unit vectors u in R^q, and the mean of e . u, e being one."""
+    if q == 1:
+        return np.logaddexp(t, -t), np.tanh(t)
+    order = q / 2 - 1
+    return q / 2 * np.log(2 * np.pi) + log_ive(order, t) + t - order * np.log(t), mean_length(t, q)
 
 
 def concentration_of(mean: Float, d: int, most: float) -> Float:
