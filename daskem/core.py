@@ -159,8 +159,8 @@ class Family(Protocol):
     that it leaves out; ``used_columns``, the only columns that it looks at; ``terms(params, chunk)``, log densities
     that are linear in features (a tuple of `daskem.compiled.Terms`, or None), and ``stats_of_terms(params, chunk,
     sums)``, the statistics of the sums of these, or ``posterior_stats(params, chunk, log_weights)`` itself (see
-    `daskem.models.at_once`), for speed; ``row_numbers(k, d)`` and ``record_bytes(k, d)``, for the
-    planner.
+    `daskem.models.at_once`), for speed; ``row_numbers(k, d)``, ``record_bytes(k, d)`` and
+    ``missing_bytes(rows, k, d)``, for the planner (see `daskem.models.Mixture.footprint`).
     """
 
     def init(self, sample: Chunk, resp: Float) -> Params:

@@ -60,7 +60,7 @@ class FitResult:
     objectives : last objective of each start.
     patterns : distinct rows that took the place of all, found in one pass over the data; None if all rows were used.
     left_out : rows that could not be used, and that the fit did without (``on_bad_unit="skip"``).
-    data : what was fitted to, with weights and labels; None for a stream, and where the result was pickled.
+    data : what was fitted to, with weights and labels; None for a stream, of an estimator, and in a copy or pickle.
     """
 
     model: Model
@@ -105,22 +105,34 @@ class FitResult:
             entry |= {"last": event.step, "count": entry["count"] + 1}
         return list(told.values())
 
-    def diagnose(self, data: Any = None, **options: Any) -> Diagnosis:
+    def diagnose(
+        self,
+        data: Any = None,
+        *,
+        max_rows: int | str | None = "auto",
+        seed: int = 0,
+        memory_limit: Any = None,
+        **given: Any,
+    ) -> Diagnosis:
         """Say what data tell of the parameters, and what they cannot; one pass.
 
         Parameters
         ----------
         data : by default what was fitted to, with its weights and labels.
-        **options : as for `daskem.diagnose`.
+        max_rows, seed, memory_limit : as for `daskem.diagnose`.
+        **given : what comes with `data`: ``sample_weight``, ``y``, ``columns``, ... (see `daskem.diagnose`).
 
         Raises
         ------
         OptionError
-            If no data are given, and the result has none: those of a stream are gone, and none are pickled.
+            If no data are given, and the result has none: those of a stream are gone, and none are copied or pickled.
         """
         if data is None and self.data is None:
             raise OptionError("this result does not hold the data it is of. Give them: result.diagnose(data).")
-        return diagnose(self, self.data if data is None else data, **options)
+        if data is None and given:
+            raise OptionError(f"{', '.join(given)}: the data of the result have theirs. Give data to say others.")
+        dataset = self.data if data is None else data
+        return diagnose(self, dataset, max_rows=max_rows, seed=seed, memory_limit=memory_limit, **given)
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of the fit as plain values, for JSON and model files."""

@@ -318,6 +318,7 @@ CASES = [
     ),
     Case("categorical mixture, -1 for holes, defaults", Mixture(models.Categorical(), 2), with_holes(codes, -1.0)),
     *family_cases("multinomial", models.Multinomial(), models.Multinomial(0.5), words),
+    Case("multinomial mixture with holes and priors", Mixture(models.Multinomial(0.5), 2, "random"), with_holes(words)),
     *family_cases("Poisson of daskem", models.Poisson(), models.Poisson(1.0), count_table),
     *family_cases("exponential", models.Exponential(), models.Exponential(1.0), waits),
     *family_cases("gamma", models.Gamma(), models.Gamma(1.0), waits),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
+import weakref
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -281,6 +283,8 @@ def test_a_result_is_asked_without_its_data_again() -> None:
         np.testing.assert_array_equal(found.covariance, given.covariance)
         assert str(found) == str(given)
     assert str(result.diagnose(rows[:100])) != str(given)
+    with pytest.raises(OptionError, match="sample_weight, y: the data of the result have theirs"):
+        result.diagnose(sample_weight=weight, y=labels)
     # A result that was pickled, and one of a stream, have no data.
     again = pickle.loads(pickle.dumps(result))
     streamed = daskem.OnlineFit(model).update(rows)
@@ -290,6 +294,19 @@ def test_a_result_is_asked_without_its_data_again() -> None:
         with pytest.raises(OptionError, match=r"does not hold the data it is of. Give them: result.diagnose\(data\)"):
             without.diagnose()
         assert without.diagnose(rows).names == given.names
+
+
+def test_a_fitted_estimator_lets_its_data_go() -> None:
+    class Rows(np.ndarray):
+        """Rows that a weak reference can tell of."""
+
+    for estimator in (daskem.GaussianMixture(2), daskem.KMeans(2, n_init=1)):
+        rows = two_clouds(apart=1.0).view(Rows)
+        there = weakref.ref(rows)
+        estimator.fit(rows)
+        del rows
+        gc.collect()
+        assert there() is None
 
 
 def test_standard_errors_are_those_of_repeated_samples() -> None:

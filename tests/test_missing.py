@@ -28,10 +28,12 @@ from daskem.models import (
     Mixture,
     Multinomial,
     Poisson,
+    Product,
     VonMisesFisher,
     gaussian_missing,
 )
 from daskem.models.gaussian_kernels import unpack
+from daskem.models.mixture import MixtureParams
 from daskem.models.von_mises_fisher import VonMisesFisherParams
 
 
@@ -379,6 +381,59 @@ def test_missing_counts_are_left_out_given_the_total_of_the_others():
     assert model.log_prob(params, Chunk(counts[:1])) == 0
 
 
+def two_vocabularies(first, second, n, seed, share):
+    rng = np.random.default_rng(seed)
+    which = rng.random((n, 1)) < 0.5
+    counts = np.where(which, rng.multinomial(10, first, n), rng.multinomial(10, second, n)).astype(float)
+    counts[rng.random(counts.shape) < share] = np.nan
+    return counts
+
+
+@pytest.mark.parametrize("algorithm", [BatchEM(), None])
+def test_components_leave_outcomes_that_they_were_sure_of(algorithm):
+    """From where the outcomes that are there are nearly impossible for a component, expected counts would not lead."""
+    model = Mixture(Multinomial(), 2)
+    before = two_vocabularies([0.5, 0.25, 0.25, 0, 0, 0], [0, 0, 0, 0.2, 0.3, 0.5], 4_000, 0, 0.0)
+    old = daskem.fit(model, before).params
+    after = two_vocabularies([0.8, 0.1, 0.1, 0, 0, 0], [0, 0, 0, 0.5, 0.3, 0.2], 4_000, 1, 0.3)
+    result = daskem.fit(model, after, params=old, algorithm=algorithm, stop=[daskem.Gain(1e-6), daskem.MaxPasses(200)])
+    found = result.params.components.probabilities
+    order = np.argsort(found[:, 0])
+    truth = [[0, 0, 0, 0.5, 0.3, 0.2], [0.8, 0.1, 0.1, 0, 0, 0]]
+    np.testing.assert_allclose(found[order], truth, atol=0.01)
+    assert model.e_step(old, Chunk(after)).stats.components.x.max() < np.nansum(after)
+
+
+@pytest.mark.parametrize("pseudo_count", [0.3, 5.0])
+def test_a_prior_of_missing_counts_is_maximised(pseudo_count):
+    counts = two_vocabularies([0.7, 0.1, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], 50, 2, 0.4)
+    counts[:, 3] = np.where(np.arange(50) < 2, counts[:, 3], np.nan)
+    model = Mixture(Multinomial(pseudo_count), 1)
+    params = model.init(Chunk(counts), np.random.default_rng(0))
+    for _ in range(2_000):
+        params = model.m_step(model.e_step(params, Chunk(counts)).stats, params)
+
+    def penalised(logits):
+        p = params.components.probabilities[0]
+        vector = np.append(logits, 0.0)
+        moved = model.family.from_vector((vector - vector[-1])[:-1], params.components)
+        assert moved.probabilities.shape == (1, len(p))
+        moved = MixtureParams(params.weights, moved)
+        return -(model.e_step(moved, Chunk(counts)).objective + model.log_prior(moved))
+
+    best = minimize(penalised, np.zeros(3), tol=1e-9)
+    np.testing.assert_allclose(params.components.probabilities[0], softmax(np.append(best.x, 0.0)), atol=1e-5)
+
+
+def test_totals_that_are_drawn_are_those_of_whole_rows():
+    rng = np.random.default_rng(3)
+    counts = rng.multinomial(20, [0.9, 0.05, 0.05], 2_000).astype(float)
+    counts[::2, 0] = np.nan
+    counts[::5] = np.nan
+    result = daskem.fit(Mixture(Multinomial(), 1), counts)
+    assert result.params.components.trials == pytest.approx(20.0, rel=0.1)
+
+
 def test_estimators_and_command_line_take_missing_counts(tmp_path):
     rng = np.random.default_rng(5)
     counts = np.concatenate([rng.multinomial(40, p, 400) for p in ([0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7])])
@@ -446,7 +501,7 @@ def test_directions_with_holes_are_found_and_too_long_ones_refused():
     np.testing.assert_allclose(found.directions_[other], complete.directions_[order], atol=0.02)
     np.testing.assert_allclose(found.concentrations_[other], complete.concentrations_[order], rtol=0.05)
     holed_rows[3] = [0.9, np.nan, 0.9, np.nan]
-    with pytest.raises(DataError, match="row 3 cannot be fitted: what it has is of length 1.27"):
+    with pytest.raises(DataError, match=r"row 3 cannot be fitted: what it has is of length 1\.27"):
         daskem.VonMisesFisherMixture(2, random_state=0).fit(holed_rows)
 
 
@@ -476,6 +531,23 @@ def test_single_precision_rows_with_holes_keep_1e5(covariance, d, k, monkeypatch
     # Also where numpy computes.
     monkeypatch.setattr(compiled, "library", None)
     np.testing.assert_allclose(model.log_prob(params, Chunk(double.rows)), exact, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_row_too_far_off_for_its_type_has_density_zero(dtype):
+    rows = normal_rows(500, 3, seed=1).astype(dtype)
+    model, params = fitted("full", rows.astype(np.float64), k=2, steps=2)
+    far = np.array([[1e20 if dtype == "f4" else 1e160, np.nan, 0.0]], dtype)
+    assert model.log_prob(params, Chunk(far)) == -np.inf
+
+
+def test_the_holes_of_a_product_are_planned_for():
+    columns = {"a": list(range(8)), "b": list(range(8, 16))}
+    without, holes = (
+        Mixture(Product(dict.fromkeys(columns, Gaussian(missing=missing)), columns), 3).footprint(16, np.dtype("f8"))
+        for missing in (False, True)
+    )
+    assert holes.workspace >= without.workspace + 2 * gaussian_missing.holes_bytes(holes.block_rows, 3, 8)
 
 
 def test_single_precision_is_not_used_where_features_explain_each_other():

@@ -10,7 +10,7 @@ import numbers
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -165,6 +165,8 @@ class OutOfCoreEstimator(_Fitted):
             checkpoint_interval=self.checkpoint_interval,
             resume=self.resume,
         )
+        # Fitted estimators are kept, and the rows in memory would be with them.
+        result = replace(result, data=None)
         self._learnt_with = self._meant()
         if not result.converged:
             warnings.warn(

@@ -8,8 +8,8 @@ section 11.2, written with precisions):
     log p(z_o) = (log det L - log det L_mm - |o| log 2 pi - z^T g + g_m^T C g_m) / 2
 
 Rows with holes are sorted by the number and the pattern of their holes, so that C is computed once a pattern: by sweeps
-over all patterns at a time where holes are few, by LAPACK where they are many; or by compiled code, for four components
-at a time (`daskem.compiled`), where there are not many features. Rows without holes, and blocks without
+over all patterns at a time where holes are few, by LAPACK where they are many; or by compiled code, for several
+components at a time (`daskem.compiled`), where there are not many features. Rows without holes, and blocks without
 any, take the arithmetic of `daskem.models.gaussian_kernels`. Features that are independent given the component (diag,
 spherical) need no patterns: a hole has the component's own mean and variance.
 

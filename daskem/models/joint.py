@@ -1,7 +1,8 @@
 """Natural families whose columns depend on each other given the component, over rows with holes (NaN).
 
 What a row that lacks some of its columns tells of a component is the density of the others, which the family knows; and
-what is expected in its holes is, in each of these families, a number times a vector of the component.
+what is expected in its holes is, in each of these families, a number times a vector of the component: `impute` returns
+that, and statistics have it, where a family does not say otherwise.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from daskem.compiled import Terms
 from daskem.core import Array, Chunk, Float, Int, Params
 from daskem.models.natural import NaturalFamily, SufficientStats
 
-__all__ = ["JointFamily"]
+__all__ = ["JointFamily", "Lack"]
 
 
 @dataclass(frozen=True, eq=False)
-class _Lack:
+class Lack:
     """What components say of the rows of a block with holes.
 
     Attributes
@@ -49,12 +50,10 @@ class JointFamily(NaturalFamily):
         return out
 
     def stats(self, params: Params, chunk: Chunk, resp: Array) -> SufficientStats:
-        """Return the sums of the rows under `resp` (n, k), with what is expected in the place of holes."""
+        """Return the sums of the rows under `resp` (n, k), and what those with holes add to them."""
         found = super().stats(params, chunk, resp)
-        if (lack := self._lack(params, chunk)) is None:
-            return found
-        weight = (resp[lack.rows] * lack.factor).T @ lack.holes
-        return replace(found, x=found.x + weight * self._vectors(params))
+        lack = self._lack(params, chunk)
+        return found if lack is None else self._with_holes(found, params, chunk, resp, lack)
 
     def terms(self, params: Params, chunk: Chunk) -> tuple[Terms, ...] | None:
         """Return the log densities as terms that are linear in features, None where there are holes."""
@@ -68,21 +67,32 @@ class JointFamily(NaturalFamily):
             out[lack.rows] = np.where(lack.holes, expected, out[lack.rows])
         return out
 
-    def _lack(self, params: Params, chunk: Chunk) -> _Lack | None:
+    def _lack(self, params: Params, chunk: Chunk) -> Lack | None:
         """Return what there is to say of rows with holes, None where there are none; computed once for a block."""
-        cache: dict[Any, _Lack | None] = chunk.scratch.keep((self, "lack"), chunk, dict)
+        cache: dict[Any, Lack | None] = chunk.scratch.keep((self, "lack"), chunk, dict)
         if params not in cache:
             holed = np.flatnonzero(np.isnan(chunk.rows).any(axis=1))
             rows = chunk.rows[holed].astype(np.float64)
             holes = np.isnan(rows)
             with np.errstate(all="ignore"):
                 said = self._of_holed(params, np.where(holes, 0.0, rows), holes) if len(holed) else None
-            cache[params] = None if said is None else _Lack(holed, holes, *said)
+            cache[params] = None if said is None else Lack(holed, holes, *said)
         return cache[params]
+
+    def missing_bytes(self, rows: int, k: int, d: int) -> int:
+        """Return the bytes of scratch that a block with missing values takes beside those of one without."""
+        return 8 * rows * (3 * d + 6 * k)
+
+    def _with_holes(
+        self, found: SufficientStats, params: Params, chunk: Chunk, resp: Array, lack: Lack
+    ) -> SufficientStats:
+        """Return statistics, `found` with zeros in the place of holes, with what is expected there."""
+        weight = (resp[lack.rows] * lack.factor).T @ lack.holes
+        return replace(found, x=found.x + weight * self._vectors(params))
 
     @abstractmethod
     def _of_holed(self, params: Params, values: Float, holes: Array) -> tuple[Float, Float]:
-        """Return `log_prob` and `factor` of rows with holes (see `_Lack`), whose `values` (m, d) are zero there."""
+        """Return `log_prob` and `factor` of rows with holes (see `Lack`), whose `values` (m, d) are zero there."""
 
     @abstractmethod
     def _vectors(self, params: Params) -> Float:

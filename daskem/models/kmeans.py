@@ -12,7 +12,7 @@ from scipy.sparse import csc_array
 from daskem import compiled
 from daskem.core import Array, Chunk, Expectation, Float, Footprint, Int
 from daskem.errors import OptionError
-from daskem.models.initialization import kmeans_plus_plus, lloyd, unit_scaled
+from daskem.models.initialization import few_rows, kmeans_plus_plus, lloyd, unit_scaled
 from daskem.models.mixture import block_rows
 from daskem.models.repair import EMPTY_KEPT, RESEEDED, Policy, check_policy, describe, raise_degenerate
 
@@ -25,7 +25,7 @@ SINGLE_RATIO, DOUBLE_RATIO = 32.0, 1e4
 # The same ratio up to which sums of squares may be expanded (about the shift) without losing more than 1e-5 in single
 # precision ("f") and 1e-11 in double precision ("d"); beyond, residuals are formed, at 20% more time.
 EXPANSION_RATIO = {"f": 8.0, "d": 256.0}
-# Rows that tell how far rows are from the first centers, within a percent: it only decides between forms.
+# Rows that tell about how far rows are from the first centers: it only decides between forms.
 SPREAD_ROWS = 4096
 # A replacement for an empty center is put this share of a root mean squared distance away from the center it relieves.
 STEP = 0.5
@@ -112,7 +112,7 @@ class KMeans:
         centers = self._first_centers(sample, rng)
         codes = np.zeros(len(centers), np.int8)
         params = KMeansParams(centers, shift, np.array([factor]), _mean_variance(sample), np.zeros(1), codes)
-        some = sample.select(slice(None, None, -(-len(sample) // SPREAD_ROWS)))
+        some = few_rows(sample, SPREAD_ROWS, rng)
         some = Chunk(np.ascontiguousarray(some.rows, np.float64), some.weight)
         return replace(params, spread=np.array([_sums(params, some).inertia.sum() / some.total_weight]))
 

@@ -216,7 +216,8 @@ class Mixture:
         with np.errstate(all="ignore"):
             resp, row_log_prob = self._responsibilities(params, chunk)
             resp[:, ~np.isfinite(row_log_prob)] = np.nan
-        return np.ascontiguousarray(resp.T)
+        # Of one row, or one component, the transposed array would be the scratch itself.
+        return resp.T.copy()
 
     def impute(self, params: MixtureParams, chunk: Chunk) -> Float:
         """Return the rows with sum_k p(k | x) E[missing | present, k] in the place of missing values, (n, d)."""

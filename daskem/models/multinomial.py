@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import gammaln
 
-from daskem.core import Array, Float
-from daskem.models.joint import JointFamily
+from daskem.core import Array, Chunk, Float
+from daskem.models.joint import JointFamily, Lack
 from daskem.models.natural import (
     MAX_COUNT,
     PROBABILITY_FLOOR,
@@ -22,6 +22,9 @@ from daskem.models.natural import (
 )
 
 __all__ = ["Multinomial", "MultinomialParams"]
+
+# Newton's iterations; four or five reach rounding.
+MAX_NEWTON, NEWTON_RTOL = 50, 1e-15
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +44,10 @@ class Multinomial(JointFamily):
     (see `daskem.models.natural`).
 
     Of a row with holes (NaN) the total N of the counts that are there is taken as given: theirs is a multinomial
-    distribution with probabilities p_kj / s_k, s_k being the sum of theirs. The same likelihood have trials that go on
-    until N of them have had such outcomes: the others then come up N p_kj / s_k times in the mean [2]_, which the
-    E-step puts into the holes.
+    distribution with probabilities p_kj / s_k, s_k being the sum of theirs, whose likelihood does not depend on the
+    scale of p. With log s_k bounded by its tangent at the current p, the M-step is p_kj ~ x_kj / c_kj, x_kj being the
+    weighted sum of the counts, and c_kj that of N / s_k over the rows that have the outcome [2]_. (Steps that put
+    expected counts into the holes hardly move where s_k is small.)
 
     Parameters
     ----------
@@ -53,7 +57,7 @@ class Multinomial(JointFamily):
     References
     ----------
     .. [1] Nigam, McCallum, Thrun & Mitchell (2000), Machine Learning 39, 103-134, section 3.
-    .. [2] Johnson, Kotz & Balakrishnan (1997), Discrete Multivariate Distributions, chapter 36 (negative multinomial).
+    .. [2] Hunter (2004), Annals of Statistics 32(1), 384-406, section 2 (there for the Bradley-Terry model).
     """
 
     start: ClassVar[str] = "short_em"
@@ -66,6 +70,27 @@ class Multinomial(JointFamily):
         total = np.nansum(rows, axis=1, keepdims=True, dtype=np.float64)
         return np.sqrt(filled(rows / np.where(total > 0, total, 1.0)))
 
+    def init(self, sample: Chunk, resp: Float) -> MultinomialParams:
+        """Return parameters from a sample and its responsibilities (n, k) (see `NaturalFamily.init`)."""
+        found: MultinomialParams = super().init(sample, resp)
+        weight = np.ones(len(sample)) if sample.weight is None else sample.weight
+        there = ~np.isnan(sample.rows)
+        weight = weight * there.any(axis=1)
+        # So many trials as have had the counts that are there, the others coming up in proportion.
+        share = there @ (weight @ resp @ found.probabilities / weight.sum())
+        total = np.where(there, sample.rows, 0.0).sum(axis=1)
+        return replace(found, trials=float(weight @ (total / np.where(share > 0, share, 1.0)) / weight.sum()))
+
+    def surrogate(self, stats: SufficientStats, params: MultinomialParams) -> float:
+        """Return sum_j x_kj log p_kj less X_k log(sum_j c_kj p_kj / X_k), summed over components, nats.
+
+        X_k is the sum of x_kj. Without holes the second term is zero, and this is Q.
+        """
+        total = stats.x.sum(axis=1)
+        share = (stats.observed * params.probabilities).sum(axis=1)
+        told = total > 0
+        return float((stats.x * np.log(params.probabilities)).sum() - total[told] @ np.log(share[told] / total[told]))
+
     def draw(self, params: MultinomialParams, components: Array, rng: np.random.Generator) -> Float:
         """Return one row of `trials` trials from each of the given components, (n, d)."""
         # With very many outcomes the floors add up to more than numpy lets pass for a sum of one.
@@ -74,7 +99,7 @@ class Multinomial(JointFamily):
 
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""
-        return 8 * k * (2 + d), 8 * (k * d + 1) + k
+        return 8 * k * (1 + 2 * d), 8 * (k * d + 1) + k
 
     def _of_holed(self, params: MultinomialParams, values: Float, holes: Array) -> tuple[Float, Float]:
         share = ~holes @ params.probabilities.T
@@ -82,6 +107,17 @@ class Multinomial(JointFamily):
         share[share == 0] = 1.0
         total = values.sum(axis=1, keepdims=True)
         return -total * np.log(share), total / share
+
+    def _complete(self, n: Float, x: Float, chunk: Chunk) -> Float:
+        return np.repeat(x.sum(axis=1, keepdims=True), x.shape[1], axis=1)
+
+    def _with_holes(
+        self, found: SufficientStats, params: MultinomialParams, chunk: Chunk, resp: Array, lack: Lack
+    ) -> SufficientStats:
+        total = np.where(np.isnan(chunk.rows), 0.0, chunk.rows).sum(axis=1)
+        total[lack.rows] = 0.0
+        holed = (resp[lack.rows] * lack.factor).T @ ~lack.holes
+        return replace(found, observed=(resp.T @ total)[:, None] + holed)
 
     def _vectors(self, params: MultinomialParams) -> Float:
         return params.probabilities
@@ -105,12 +141,13 @@ class Multinomial(JointFamily):
         d = rows.shape[1]
         return MultinomialParams(np.full((k, d), 1.0 / d), 1.0, np.zeros(k, np.int8))
 
-    def _centred(self, blank: MultinomialParams, pooled: SufficientStats) -> MultinomialParams:
-        return replace(blank, trials=float(pooled.x[0].sum() / pooled.n[0]))
-
     def _maximise(self, observed: Float, x: Float, params: MultinomialParams) -> MultinomialParams:
-        found = where_seen(x.sum(axis=1, keepdims=True), x, params.probabilities)
-        return self._with(params, np.maximum(found, PROBABILITY_FLOOR))
+        if self.pseudo_count:
+            found = _penalised(observed, x, self.pseudo_count)
+        else:
+            found = where_seen(observed, x, params.probabilities)
+        total = found.sum(axis=1, keepdims=True)
+        return self._with(params, np.maximum(found / np.where(total > 0, total, 1.0), PROBABILITY_FLOOR))
 
     def _halves(self, params: MultinomialParams, k: int) -> tuple[dict[str, Any], dict[str, Any]]:
         # One half leans to the likeliest outcome, the other away from it.
@@ -130,3 +167,25 @@ class Multinomial(JointFamily):
 
     def _with(self, params: MultinomialParams, probabilities: Float) -> MultinomialParams:
         return replace(params, probabilities=probabilities, repaired=np.zeros(len(probabilities), np.int8))
+
+
+def _penalised(observed: Float, x: Float, pseudo_count: float) -> Float:
+    """Return the maximiser p (k, d) of the surrogate plus c sum_j log p_j, c being `pseudo_count` and in `x` already.
+
+    It is p_j = x_j u / (c_j + c d u), with u = sum_j c_j p_j / X where that is true of its p: where they sum to one.
+    Their sum is concave in u and rises, so that Newton's method climbs to it from below.
+    """
+    d = x.shape[1]
+    seen = observed > 0
+    c = np.where(seen, observed, 1.0)
+    # An outcome that no row could have had keeps the mean of the prior, whatever u is.
+    u = (seen.sum(axis=1) / d / np.where(seen, x / c, 0.0).sum(axis=1).clip(np.finfo(float).tiny))[:, None]
+    for _ in range(MAX_NEWTON):
+        below = c + pseudo_count * d * u
+        p = np.where(seen, x * u / below, 1.0 / d)
+        slope = np.where(seen, x * c / below**2, 0.0).sum(axis=1, keepdims=True)
+        step = (1.0 - p.sum(axis=1, keepdims=True)) / np.where(slope > 0, slope, 1.0)
+        u += step
+        if (np.abs(step) <= NEWTON_RTOL * u).all():
+            break
+    return np.asarray(p)

@@ -179,12 +179,10 @@ class NaturalFamily(ABC):
         """Return the sums of the features under `resp` (n, k), float64 whatever the type of the rows."""
         seen = self._seen(params, chunk)
         shares = resp.T
-        n = shares.sum(axis=1, dtype=np.float64)
-        if seen.observed is not None:
-            observed = np.asarray(shares @ seen.observed, np.float64)
-        else:
-            observed = self._complete(n, chunk)
-        return SufficientStats(n, observed, np.asarray(shares @ seen.features, np.float64))
+        n, x = shares.sum(axis=1, dtype=np.float64), np.asarray(shares @ seen.features, np.float64)
+        if seen.observed is None:
+            return SufficientStats(n, self._complete(n, x, chunk), x)
+        return SufficientStats(n, np.asarray(shares @ seen.observed, np.float64), x)
 
     def terms(self, params: Params, chunk: Chunk) -> tuple[compiled.Terms, ...] | None:
         """Return the log densities as terms that are linear in features, None where they are not taken so."""
@@ -202,7 +200,8 @@ class NaturalFamily(ABC):
     def stats_of_terms(self, params: Params, chunk: Chunk, sums: Sequence[Float]) -> SufficientStats:
         """Return the statistics of the sums of those features."""
         n = sums[0][:, 0]
-        return SufficientStats(n, self._complete(n, chunk), sums[0][:, 1:])
+        x = sums[0][:, 1:]
+        return SufficientStats(n, self._complete(n, x, chunk), x)
 
     def m_step(self, stats: SufficientStats, params: Params) -> Params:
         """Return the maximiser of the expected complete-data log-likelihood plus the log prior.
@@ -337,8 +336,8 @@ class NaturalFamily(ABC):
         single = single and float(np.abs(constant).sum(axis=1).max()) <= SINGLE_TERMS
         return slope, constant, np.dtype(np.float32 if single else np.float64)
 
-    def _complete(self, n: Float, chunk: Chunk) -> Float:
-        """Return what `observed` is of components of weight n (k,), where nothing is missing."""
+    def _complete(self, n: Float, x: Float, chunk: Chunk) -> Float:
+        """Return what `observed` is of components of weight n (k,) and sums x (k, p), where nothing is missing."""
         return np.repeat(n[:, None], chunk.rows.shape[1] if self.per_column else 1, axis=1)
 
     def _surely_valid(self, rows: Array, params: Params) -> bool:

@@ -283,6 +283,14 @@ class Product:
         # Each group has a copy of its columns and log densities of its own.
         return sum(numbers) + sum(map(len, self._columns.values())) + k * len(self.families)
 
+    def missing_bytes(self, rows: int, k: int, d: int) -> int:
+        """Return the bytes of scratch that a block with missing values takes beside those of one without."""
+        return sum(
+            family.missing_bytes(rows, k, len(columns))
+            for columns, family in zip(self._columns.values(), self.families.values(), strict=True)
+            if getattr(family, "handles_missing", False) and hasattr(family, "missing_bytes")
+        )
+
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""
         sizes = [

@@ -170,7 +170,9 @@ TARGET static int NAME(condition)(const REAL *rows, const int64_t *feature, cons
                         peaks[known * k + c + lane] = high[lane];
                 }
                 const vector gain = NAME(expect)(l, d, hole, q, z + (r - row), work, w, line, to, k, used);
-                const vector density = NAME(load)(tops) + high + ((REAL)0.5 * gain - square[r - row]);
+                vector density = NAME(load)(tops) + high + ((REAL)0.5 * gain - square[r - row]);
+                /* Of a row so far off that both are infinite. */
+                density = NAME(choose)(square[r - row] > LARGEST, NAME(all)(-(REAL)INFINITY), density);
                 for (int64_t lane = 0; lane < used; lane++)
                     log_prob[(c + lane) * stride + place[r]] = density[lane];
                 to += q * k;
