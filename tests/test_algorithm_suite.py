@@ -399,7 +399,10 @@ def test_auto_takes_mini_batches_where_rows_are_too_few_for_moves_on_a_sample(tm
     objectives = [info.objective for info in result.trace]
     assert sorted(objectives) == objectives
     assert bits(run(stop=MaxPasses(7), algorithm=VarianceReducedEM(rate=0.5)).params) == bits(result.params)
-    # A model that knows no moves is not meant.
+    # A model that knows no moves is not meant, nor is what windows of mini-batches would not fit into.
+    sizes = Sizes(n_rows=len(rows), n_units=14, row=16, piece=1 << 18, stats=4_000, params=4_000, room=1 << 20)
+    assert Auto().memory(sizes) <= sizes.room
+    assert Auto().memory(sizes._replace(room=1 << 30)) >= VarianceReducedEM(rate=0.5).memory(sizes)
     with caplog.at_level(logging.INFO, "daskem"):
         daskem.fit(KMeans(80), str(tmp_path / "x.zarr"), stop=MaxPasses(1), cache="none")
     assert "units: Progressive" in caplog.text

@@ -233,7 +233,10 @@ class Auto:
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the largest sample that might be drawn, and of the small one that is looked at first."""
-        return max(2 * Progressive().memory(sizes), self.noisy.memory(sizes)) if sizes.n_units > 1 else 0
+        if sizes.n_units == 1:
+            return 0
+        noisy = self.noisy.memory(sizes) if _roomy(sizes.n_rows, sizes.sample_room) else 0
+        return max(2 * Progressive().memory(sizes), noisy)
 
     def choose(self, problem: Problem, params: Params) -> Algorithm:
         """Return the algorithm for a problem."""
@@ -246,7 +249,8 @@ class Auto:
             if _settles(problem.subsample(look), params):
                 return BatchEM()
             few = NOISY_ROWS <= problem.n_rows < TRIAL_STEPS * MOVE_ROWS / TRIAL_PASSES * free
-            return self.noisy if few and offers(problem.model, HasMoves) else progressive
+            noisy = few and offers(problem.model, HasMoves) and _roomy(problem.n_rows, problem.sample_room)
+            return self.noisy if noisy else progressive
         return Anderson() if offers(problem.model, HasVector) else BatchEM()
 
     def init(self, problem: Problem, params: Params) -> State:
@@ -264,6 +268,11 @@ class Auto:
         elif isinstance(state, VarianceReducedState):
             chosen = self.noisy
         return chosen.step(problem, state)
+
+
+def _roomy(n_rows: int, room: int) -> bool:
+    """Return whether windows of mini-batches surely fit where there is memory for a sample of `room` rows."""
+    return room >= 2 * n_rows
 
 
 def _try(algorithm: Algorithm, problem: Problem, params: Params) -> tuple[State, float, float]:
