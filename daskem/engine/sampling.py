@@ -270,7 +270,7 @@ def _held_out(unit: Unit, n_rows: int, held_out: int, reach: int, seed: int) -> 
 
 
 def _sample_unit(data: Dataset, start: int, stop: int, sample: tuple[int, int, int, int], missing: bool) -> Chunk:
-    return take_rows(data, start, stop, sampled_rows(start, stop, *sample) - start, missing)
+    return join(take_rows(data, start, stop, sampled_rows(start, stop, *sample) - start, missing))
 
 
 def _shuffle(
@@ -280,15 +280,14 @@ def _shuffle(
 
     They are numbered from `first`: what a random E-step draws for a row depends on its number and the step.
     """
-    drawn = []
+    drawn: list[Chunk] = []
     for data, unit in zip(parts, units, strict=True):
         kept = np.ones(len(unit), bool)
         kept[_held_out(unit, *sample) - unit.start] = False
-        drawn.append(take_rows(data, unit.start, unit.stop, np.flatnonzero(kept), missing))
-    chunk = join(drawn)
+        drawn += take_rows(data, unit.start, unit.stop, np.flatnonzero(kept), missing)
     bits = np.random.Philox(key=sample[-1], counter=[0, units[0].start, epoch, SHUFFLE_WORD])
-    order = np.random.Generator(bits).permutation(len(chunk))
-    return _in_memory(f"shuffled rows of {parts[0].rows.name}", chunk.select(order), first)
+    order = np.random.Generator(bits).permutation(sum(map(len, drawn)))
+    return _in_memory(f"shuffled rows of {parts[0].rows.name}", join(drawn, order), first)
 
 
 def _in_memory(name: str, chunk: Chunk, first: int = 0) -> Dataset:

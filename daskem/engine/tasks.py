@@ -179,11 +179,11 @@ def draw_rows(data: Dataset, start: int, stop: int, share: int | None, seed: int
     if share is not None and share < len(chosen):
         rng = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 3, start]))
         chosen = np.sort(rng.choice(chosen, share, replace=False))
-    return take_rows(data, start, stop, chosen, missing)
+    return join(take_rows(data, start, stop, chosen, missing))
 
 
-def take_rows(data: Dataset, start: int, stop: int, chosen: Array, missing: bool) -> Chunk:
-    """Return the rows of ``start:stop`` at the ascending offsets `chosen`, with their weights and labels.
+def take_rows(data: Dataset, start: int, stop: int, chosen: Array, missing: bool) -> list[Chunk]:
+    """Return the rows of ``start:stop`` at the ascending offsets `chosen`, with their weights and labels, in parts.
 
     Pieces of which no row is chosen are not read. With `missing` rows may hold NaN.
     """
@@ -196,18 +196,32 @@ def take_rows(data: Dataset, start: int, stop: int, chosen: Array, missing: bool
             _check_rows(data, _present(chunk), missing)
             offset = chunk.start - start
             drawn.append(chunk.select(_between(chosen, offset, offset + len(chunk)) - offset))
-    return join(drawn)
+    return drawn
 
 
-def join(chunks: Sequence[Chunk]) -> Chunk:
-    """Return the rows of `chunks` as one; where they come from is forgotten."""
-    weight = [chunk.weight for chunk in chunks if chunk.weight is not None]
-    labels = [chunk.labels for chunk in chunks if chunk.labels is not None]
-    return Chunk(
-        np.concatenate([chunk.rows for chunk in chunks]),
-        np.concatenate(weight) if weight else None,
-        np.concatenate(labels) if labels else None,
+def join(chunks: Sequence[Chunk], order: Array | None = None) -> Chunk:
+    """Return the rows of `chunks` as one, in an order of theirs or as they are; where they come from is forgotten."""
+    place = None
+    if order is not None:
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+    rows, weight, labels = (
+        _joined([side for chunk in chunks if (side := getattr(chunk, name)) is not None], place)
+        for name in ("rows", "weight", "labels")
     )
+    return Chunk(rows, weight, labels)
+
+
+def _joined(parts: Sequence[Array], place: Array | None) -> Any:
+    """Return the rows of arrays, each in its `place`; None if there are no arrays."""
+    if place is None or not parts:
+        return np.concatenate(parts) if parts else None
+    out = np.empty((len(place), *parts[0].shape[1:]), np.result_type(*parts))
+    start = 0
+    for part in parts:
+        out[place[start : start + len(part)]] = part
+        start += len(part)
+    return out
 
 
 def _between(ascending: Array, low: int, high: int) -> Array:
