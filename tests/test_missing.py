@@ -541,6 +541,23 @@ def test_a_row_too_far_off_for_its_type_has_density_zero(dtype):
     assert model.log_prob(params, Chunk(far)) == -np.inf
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_kernels_that_take_turns_on_a_block_keep_their_own(dtype):
+    """The offsets of the holes share a buffer; each kernel must find its own there."""
+    rows = normal_rows(400, 4, seed=3).astype(dtype)
+    model, first = fitted("full", rows.astype(np.float64), k=2, steps=1)
+    second = model.m_step(model.e_step(first, Chunk(rows)).stats, first)
+    chunk, resp = Chunk(rows), np.full((2, len(rows)), 0.5, dtype)
+    kernels = [model.family.holes(params.components, chunk) for params in (first, second)]
+    for kernel in kernels:
+        kernel.log_prob(chunk)
+    for params, kernel in zip((first, second), kernels, strict=True):
+        alone = Chunk(rows)
+        expected = model.family.holes(params.components, alone).moments(alone, resp)
+        for one, other in zip(kernel.moments(chunk, resp), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_the_holes_of_a_product_are_planned_for():
     columns = {"a": list(range(8)), "b": list(range(8, 16))}
     without, holes = (

@@ -232,7 +232,7 @@ class Auto:
     noisy: ClassVar[VarianceReducedEM] = VarianceReducedEM(rate=RATE)
 
     def memory(self, sizes: Sizes) -> int:
-        """Return the bytes of the largest sample that might be drawn, and of the small one that is looked at first."""
+        """Return the bytes of the largest sample that might be drawn and the small one before, or of mini-batches."""
         if sizes.n_units == 1:
             return 0
         noisy = self.noisy.memory(sizes) if _roomy(sizes.n_rows, sizes.sample_room) else 0

@@ -171,7 +171,7 @@ class _MatrixHoles(HolesKernel):
         out = chunk.scratch.empty("log_prob with holes", (len(self.means), len(chunk)), self._dtype)
         if len(holes.kept):
             out[:, holes.kept] = self.kernel.log_prob(holes.complete)
-        chunk.scratch.keep("conditional", chunk, dict)[self] = self._condition(chunk, out)
+        self._conditional(chunk, out)
         return out
 
     def log_peak(self, chunk: Chunk) -> Float:
@@ -199,13 +199,15 @@ class _MatrixHoles(HolesKernel):
         holes: Holes = chunk.scratch.keep("holes", chunk, lambda: Holes.of(chunk, _missing(chunk)))
         return holes
 
-    def _conditional(self, chunk: Chunk) -> _Conditional:
-        """Return what log densities and moments of one block share."""
+    def _conditional(self, chunk: Chunk, out: Array | None = None) -> _Conditional:
+        """Return what log densities and moments of one block share; write the log densities to `out`, if asked for."""
+        # Of one kernel at a time: the next one's offsets take the place of this one's.
         cache = chunk.scratch.keep("conditional", chunk, dict)
-        if self not in cache:
-            unused = chunk.scratch.empty("log_prob of holes", (len(self.means), len(chunk)), self._dtype)
-            cache[self] = self._condition(chunk, unused)
-        return cache[self]  # type: ignore[no-any-return]
+        if out is not None or cache.get("owner") is not self:
+            if out is None:
+                out = chunk.scratch.empty("unused log_prob", (len(self.means), len(chunk)), self._dtype)
+            cache["owner"], cache["value"] = self, self._condition(chunk, out)
+        return cache["value"]  # type: ignore[no-any-return]
 
     def _condition(self, chunk: Chunk, out: Array) -> _Conditional:
         """Write the log densities of the rows with holes to their places in `out` (k, n)."""

@@ -71,6 +71,7 @@ class JointFamily(NaturalFamily):
         """Return what there is to say of rows with holes, None where there are none; computed once for a block."""
         cache: dict[Any, Lack | None] = chunk.scratch.keep((self, "lack"), chunk, dict)
         if params not in cache:
+            cache.clear()
             holed = np.flatnonzero(np.isnan(chunk.rows).any(axis=1))
             rows = chunk.rows[holed].astype(np.float64)
             holes = np.isnan(rows)
