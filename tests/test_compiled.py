@@ -25,6 +25,8 @@ from daskem.testing import model_trial
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ["-O2", "-std=gnu11", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC"]
+# What a library uses at most (LEVEL in kernels.c).
+LEVELS = {"installed": 2, "AVX2": 1, "portable": 0}
 TOLERANCE = {"f8": 1e-13, "f4": 5e-6}
 
 pytestmark = pytest.mark.skipif(compiled.library is None, reason="installed without a C compiler")
@@ -32,20 +34,23 @@ each_build = pytest.mark.usefixtures("build")
 each_type = pytest.mark.parametrize("dtype", ["f8", "f4"])
 
 
-@pytest.fixture(scope="module")
-def portable(tmp_path_factory):
-    """Return the library as it is on a processor without AVX2."""
-    path = tmp_path_factory.mktemp("portable") / "kernels.so"
+@pytest.fixture(scope="module", params=LEVELS)
+def library(request, tmp_path_factory):
+    """Return the library as installed, or as it is on a processor that has less."""
+    if request.param == "installed":
+        return compiled.library
+    path = tmp_path_factory.mktemp("kernels") / "kernels.so"
     source = ROOT / "daskem" / "compiled" / "c" / "kernels.c"
-    subprocess.run(["cc", *FLAGS, "-Wall", "-Wextra", "-Werror", "-DPORTABLE", "-o", path, source, "-lm"], check=True)
-    return compiled.load(path)
+    level = f"-DLEVEL={LEVELS[request.param]}"
+    subprocess.run(["cc", *FLAGS, "-Wall", "-Wextra", "-Werror", level, "-o", path, source, "-lm"], check=True)
+    built = compiled.load(path)
+    assert built.instructions() == min(LEVELS[request.param], compiled.library.instructions())
+    return built
 
 
-@pytest.fixture(params=["installed", "portable"])
-def build(request, monkeypatch):
-    if request.param == "portable":
-        monkeypatch.setattr(compiled, "library", request.getfixturevalue("portable"))
-        assert compiled.describe() == "compiled portably"
+@pytest.fixture
+def build(library, monkeypatch):
+    monkeypatch.setattr(compiled, "library", library)
 
 
 def features(form, u):

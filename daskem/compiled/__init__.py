@@ -174,7 +174,7 @@ def describe() -> str:
     """Return what the bits of results depend on."""
     if library is None:
         return "not compiled"
-    return "compiled for AVX2" if library.uses_avx2() else "compiled portably"
+    return ("compiled portably", "compiled for AVX2", "compiled for AVX-512")[library.instructions()]
 
 
 def shifted(rows: Array, shift: Float, scale: Float | None, out: Array) -> None:

@@ -8,15 +8,13 @@
 
 /* Components whose densities are summed at a time: two vectors of rows of each fill the registers. */
 #define GROUP 6
-/* A tile of densities has so many times two vectors of rows, which share the parameters that are fetched, and so many
- * of its features are made at a time: they stay in the first cache. */
-#define STRIP 4
+/* Bytes of a feature in a tile of densities, whose rows share the parameters that are fetched, and so many of its
+ * features are made at a time: they stay in the first cache. */
+#define DENSITY_BYTES 256
 #define PANEL 64
-/* Features of a tile of moments that are made at a time, a multiple of 3: they and the responsibilities of four
+/* Features of a tile of moments that are made at a time, a multiple of four: they and the responsibilities of GROUP
  * components stay in the first cache. */
-#define MOMENTS 6
-/* Rows that are given to their nearest centers at a time: two vectors of single precision. */
-#define ASSIGNED 16
+#define MOMENTS 8
 
 typedef double pair __attribute__((vector_size(16)));
 typedef double quad __attribute__((vector_size(32)));
@@ -51,6 +49,13 @@ static inline __attribute__((always_inline)) void transpose(quad *x) {
     x[3] = SHUFFLE(odd[0], odd[1], 2, 3, 6, 7);
 }
 
+/* Return the sum of the lanes of each of four. */
+static inline __attribute__((always_inline)) quad add_lanes(const quad *x) {
+    const quad left = SHUFFLE(x[0], x[1], 0, 4, 2, 6) + SHUFFLE(x[0], x[1], 1, 5, 3, 7);
+    const quad right = SHUFFLE(x[2], x[3], 0, 4, 2, 6) + SHUFFLE(x[2], x[3], 1, 5, 3, 7);
+    return SHUFFLE(left, right, 0, 1, 4, 5) + SHUFFLE(left, right, 2, 3, 6, 7);
+}
+
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 /* The features T(u) of a row u: 1 and u, and with them nothing, u^2 or the upper triangle of u u^T. */
@@ -77,27 +82,58 @@ static const double EXP_SERIES[] = {
     1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800,
 };
 
-#define VARIANT base
-#define TARGET
-#include "types.h"
-#undef VARIANT
-#undef TARGET
-
-/* PORTABLE leaves out what only some processors have, for tests. */
-#if defined(__x86_64__) && !defined(PORTABLE)
-#define VARIANT avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#include "types.h"
-#undef VARIANT
-#undef TARGET
-#define AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-#define CALL(name, type, ...) (AVX2 ? name##_##type##_avx2(__VA_ARGS__) : name##_##type##_base(__VA_ARGS__))
-#else
-#define AVX2 0
-#define CALL(name, type, ...) name##_##type##_base(__VA_ARGS__)
+/* How much is used of what only some processors have, 1: AVX2, 2: AVX-512; less for tests. */
+#ifndef __x86_64__
+#define LEVEL 0
+#elif !defined(LEVEL)
+#define LEVEL 2
 #endif
 
-int uses_avx2(void) { return AVX2; }
+#define VARIANT base
+#define TARGET
+#define BYTES 32
+#define SHARES 3
+#include "types.h"
+
+#if LEVEL >= 1
+#define VARIANT avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define BYTES 32
+#define SHARES 3
+#include "types.h"
+#endif
+
+#if LEVEL >= 2
+#define VARIANT avx512
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,fma")))
+#define BYTES 64
+#define SHARES 6
+#include "types.h"
+#endif
+
+/* Which of these levels this processor has. */
+int instructions(void) {
+#if LEVEL >= 2
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+#endif
+#if LEVEL >= 1
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+#if LEVEL >= 2
+#define CALL(name, type, ...)                                                                                          \
+    (instructions() == 2   ? name##_##type##_avx512(__VA_ARGS__)                                                       \
+     : instructions() == 1 ? name##_##type##_avx2(__VA_ARGS__)                                                         \
+                           : name##_##type##_base(__VA_ARGS__))
+#elif LEVEL == 1
+#define CALL(name, type, ...)                                                                                          \
+    (instructions() == 1 ? name##_##type##_avx2(__VA_ARGS__) : name##_##type##_base(__VA_ARGS__))
+#else
+#define CALL(name, type, ...) name##_##type##_base(__VA_ARGS__)
+#endif
 
 #define EXPORT(type)                                                                                                   \
     int shifted_##type(const type *rows, const double *shift, const double *scale, type *out, int64_t n, int64_t d) {  \

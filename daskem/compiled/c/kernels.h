@@ -4,6 +4,8 @@
  * INTEGER   the integer type of its size
  * NAME(x)   the name of the variant of x
  * TARGET    the attribute that allows its instructions
+ * BYTES     of a vector
+ * SHARES    components whose moments are summed at a time
  *
  * and what types.h says of a type. All but TARGET are undefined again at the end.
  *
@@ -12,14 +14,17 @@
  * depend on how many rows share its tile, and a tile's products are added to double precision sums.
  */
 
-#define LANES (32 / (int64_t)sizeof(REAL))
-#define DENSITY_ROWS (STRIP * 2 * LANES)
+#define LANES (BYTES / (int64_t)sizeof(REAL))
+/* Rows of a tile of densities, a multiple of four vectors, and of one of rows that are given to their nearest centers:
+ * two vectors of single precision. */
+#define DENSITY_ROWS (DENSITY_BYTES / (int64_t)sizeof(REAL))
+#define ASSIGNED (2 * BYTES / (int64_t)sizeof(float))
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define vector NAME(vector)
 #define mask NAME(mask)
 
-typedef REAL vector __attribute__((vector_size(32)));
-typedef INTEGER mask __attribute__((vector_size(32)));
+typedef REAL vector __attribute__((vector_size(BYTES)));
+typedef INTEGER mask __attribute__((vector_size(BYTES)));
 
 INLINE vector NAME(all)(REAL value) {
     /* Not 0 + value, which is another number for -0 and costs an addition. */
@@ -53,6 +58,13 @@ INLINE void NAME(gather)(const REAL *from, int64_t stride, int64_t count, int64_
     }
 }
 
+/* Have numbers fetched that the next tile is made of, while this one is computed: the processor's own foresight comes
+ * too late. They may lie beyond the last row: nothing is read. */
+INLINE void NAME(fetch)(const REAL *next, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(REAL))
+        __builtin_prefetch(next + i);
+}
+
 /* Return (x - shift) * scale of four features of a row. Single precision is kept from rounding the shift, which would
  * move the means. */
 INLINE quad NAME(shift_four)(const REAL *x, const double *shift, const double *scale) {
@@ -61,28 +73,30 @@ INLINE quad NAME(shift_four)(const REAL *x, const double *shift, const double *s
     return (value - less) * by;
 }
 
-/* Write (x - shift) * scale of `count` rows of d to as many columns of `out`, whose lines lie `stride` apart. */
+/* Write (x - shift) * scale of columns j to `end` of `count` rows of d to as many lines of `out`, `stride` apart. */
 INLINE void NAME(shift_tile)(const REAL *rows, const double *shift, const double *scale, REAL *out, int64_t stride,
-                             int64_t count, int64_t d) {
-    const int64_t whole = count / 4 * 4, square = d / 4 * 4;
-    for (int64_t j = 0; j < square; j += 4)
-        for (int64_t r = 0; r < whole; r += 4) {
+                             int64_t count, int64_t d, int64_t j, int64_t end) {
+    const int64_t whole = count / 4 * 4, square = j + (end - j) / 4 * 4;
+    for (int64_t r = 0; r < whole; r += 4)
+        for (int64_t q = j; q < square; q += 4) {
             quad x[4];
             for (int i = 0; i < 4; i++)
-                x[i] = NAME(shift_four)(rows + (r + i) * d + j, shift + j, scale + j);
+                x[i] = NAME(shift_four)(rows + (r + i) * d + q, shift + q, scale + q);
             transpose(x);
             for (int i = 0; i < 4; i++)
                 for (int lane = 0; lane < 4; lane++)
-                    out[(j + i) * stride + r + lane] = (REAL)x[i][lane];
+                    out[(q + i) * stride + r + lane] = (REAL)x[i][lane];
         }
-    for (int64_t j = 0; j < d; j++)
+    for (; j < end; j++)
         for (int64_t r = j < square ? whole : 0; r < count; r++)
             out[j * stride + r] = (REAL)(((double)rows[r * d + j] - shift[j]) * scale[j]);
 }
 
 TARGET static int NAME(shifted)(const REAL *rows, const double *shift, const double *scale, REAL *out, int64_t n,
                                 int64_t d) {
-    NAME(shift_tile)(rows, shift, scale, out, n, n, d);
+    /* A few lines at a time: all of them do not stay in a cache. */
+    for (int64_t j = 0; j < d; j += 4)
+        NAME(shift_tile)(rows, shift, scale, out, n, n, d, j, d - j < 4 ? d : j + 4);
     return 0;
 }
 
@@ -178,41 +192,52 @@ TARGET static int NAME(log_prob)(enum form form, const REAL *u, const REAL *natu
     return 0;
 }
 
-/* Return the sum of the lanes, in double precision. */
-INLINE double NAME(total)(vector value) {
-    pair sum = {0, 0};
-    REAL lanes[LANES];
-    NAME(store)(lanes, value);
-    for (int lane = 0; lane < LANES; lane += 2)
-        sum += (pair){lanes[lane], lanes[lane + 1]};
-    return sum[0] + sum[1];
+/* Return sums of the lanes, of every fourth one, in double precision. */
+INLINE quad NAME(fold)(vector value) {
+    quad sum = {0};
+    for (int64_t lane = 0; lane < LANES; lane += 4) {
+        sum += (quad){value[lane], value[lane + 1], value[lane + 2], value[lane + 3]};
+    }
+    return sum;
 }
 
-/* Add to sums[c * p + f], for m components and three features (of which `used` count), their products over a tile. */
-INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int used, double *sums, int64_t p) {
-    vector sum[4][3];
+/* Return the sum of the lanes, in double precision. */
+INLINE double NAME(total)(vector value) {
+    const quad sum = NAME(fold)(value);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* Add to sums[c * p + f], for m components and four features (of which `used` count), their products over a tile. */
+INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int64_t used, double *sums, int64_t p) {
+    vector sum[GROUP][4];
     for (int c = 0; c < m; c++)
-        for (int f = 0; f < 3; f++)
+        for (int f = 0; f < 4; f++)
             sum[c][f] = (vector){0};
     for (int64_t r = 0; r < TILE_ROWS; r += LANES) {
-        vector x = NAME(load)(t + r), y = NAME(load)(t + TILE_ROWS + r), z = NAME(load)(t + 2 * TILE_ROWS + r);
-        for (int c = 0; c < m; c++) {
-            vector share = NAME(load)(resp + c * TILE_ROWS + r);
-            sum[c][0] += share * x;
-            sum[c][1] += share * y;
-            sum[c][2] += share * z;
+        vector share[GROUP];
+        for (int c = 0; c < m; c++)
+            share[c] = NAME(load)(resp + c * TILE_ROWS + r);
+        for (int f = 0; f < 4; f++) {
+            const vector feature = NAME(load)(t + f * TILE_ROWS + r);
+            for (int c = 0; c < m; c++)
+                sum[c][f] += share[c] * feature;
         }
     }
-    for (int c = 0; c < m; c++)
-        for (int f = 0; f < used; f++)
-            sums[c * p + f] += NAME(total)(sum[c][f]);
+    for (int c = 0; c < m; c++, sums += p) {
+        quad four[4];
+        for (int f = 0; f < 4; f++)
+            four[f] = NAME(fold)(sum[c][f]);
+        const quad total = add_lanes(four);
+        for (int f = 0; f < used && f < 4; f++)
+            sums[f] += total[f];
+    }
 }
 
 /* Add to sums (k, p) the moments of `tile` under `shares`, d and k lines of TILE_ROWS; `t` has room for MOMENTS lines.
  */
 TARGET static void NAME(moment_tile)(enum form form, const REAL *tile, const REAL *shares, REAL *t, double *sums,
                                      int64_t d, int64_t k) {
-    const int64_t p = n_features(form, d);
+    const int64_t p = n_features(form, d), groups = (k + SHARES - 1) / SHARES;
     for (int64_t c = 0; c < k; c++) {
         vector sum = {0};
         for (int64_t r = 0; r < TILE_ROWS; r += LANES)
@@ -223,14 +248,15 @@ TARGET static void NAME(moment_tile)(enum form form, const REAL *tile, const REA
     for (int64_t f = 1; f < p; f += MOMENTS) {
         const int64_t count = p - f < MOMENTS ? p - f : MOMENTS;
         NAME(features)(form, tile, d, TILE_ROWS, count, &i, &j, t);
-        for (int64_t c = 0; c < k; c += 4) {
+        for (int64_t group = 0, c = 0; group < groups; group++) {
+            const int64_t m = (k - c + groups - group - 1) / (groups - group);
             const REAL *share = shares + c * TILE_ROWS;
-            for (int64_t g = 0; g < count; g += 3) {
+            for (int64_t g = 0; g < count; g += 4) {
                 double *to = sums + c * p + f + g;
                 const REAL *of = t + g * TILE_ROWS;
-                const int used = count - g < 3 ? (int)(count - g) : 3;
-                UP_TO_4(k - c < 4 ? k - c : 4, NAME(moment_group), share, of, used, to, p)
+                UP_TO_6(m, NAME(moment_group), share, of, count - g, to, p)
             }
+            c += m;
         }
     }
 }
@@ -412,7 +438,8 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
             for (int64_t g = 0; g < groups; of += terms[g++].d * width) {
                 const struct terms *own = terms + g;
                 const REAL *rows = (const REAL *)own->rows + first * own->d;
-                NAME(shift_tile)(rows, own->shift, own->scale, of, width, count, own->d);
+                NAME(shift_tile)(rows, own->shift, own->scale, of, width, count, own->d, 0, own->d);
+                NAME(fetch)(rows + width * own->d, width * own->d);
                 NAME(density_tile)(own->form, of, own->natural, g > 0, resp, t, own->d, k);
             }
             if (tails) NAME(tail_tile)(resp, tails, u + at, log_w + at, TILE_ROWS, k);
@@ -556,9 +583,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
     memset(sums, 0, k * (d + 2) * sizeof(double));
     for (int64_t row = 0; row < n; row += width) {
         const int64_t count = n - row < width ? n - row : width;
-        /* The next tile is fetched while this one is computed: the processor's own foresight comes too late. */
-        for (int64_t i = 0; i < width * d; i += 64 / (int64_t)sizeof(REAL))
-            __builtin_prefetch(rows + (row + width) * d + i);
+        NAME(fetch)(rows + (row + width) * d, width * d);
         for (int64_t r = 0; r < count; r++) {
             const REAL *from = rows + (row + r) * d;
             for (int64_t j = 0; j < d; j++)
@@ -631,6 +656,7 @@ TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
 
 #undef LANES
 #undef DENSITY_ROWS
+#undef ASSIGNED
 #undef INLINE
 #undef vector
 #undef mask

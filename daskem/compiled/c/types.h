@@ -1,4 +1,5 @@
-/* The kernels for both floating types with one set of vector instructions, named VARIANT and allowed by TARGET.
+/* The kernels for both floating types with one set of vector instructions, named VARIANT and allowed by TARGET, whose
+ * vectors have so many BYTES and whose registers hold the sums of so many SHARES (see kernels.h); all undefined again.
  *
  * TILE_ROWS are the rows of a tile of moments: 2 KiB of each feature.
  *
@@ -43,5 +44,9 @@
 #define SCREEN JOINED(settled, float, VARIANT)
 #include "kernels.h"
 
+#undef VARIANT
+#undef TARGET
+#undef BYTES
+#undef SHARES
 #undef JOIN
 #undef JOINED
