@@ -56,12 +56,12 @@ def map_leaves(function: Callable[..., Any], tree: T, *others: T) -> T:
 
 def add(a: T, b: T) -> T:
     """Return ``a + b``."""
-    return map_leaves(lambda x, y: x + y, a, b)
+    return _add(a, b, False)  # type: ignore[no-any-return]
 
 
 def accumulate(total: T, part: T) -> T:
     """Return ``total + part``, reusing the arrays of `total`, which the caller must own."""
-    return _accumulate(total, part)  # type: ignore[no-any-return]
+    return _add(total, part, True)  # type: ignore[no-any-return]
 
 
 def sub(a: T, b: T) -> T:
@@ -126,20 +126,23 @@ def max_change(old: Any, new: Any) -> float:
     return change
 
 
-def _accumulate(total: Any, part: Any) -> Any:
-    # This runs once a block, so that records of one type are walked without the checks (and the names for their errors)
-    # of `map_leaves`, which anything else is left to.
-    kind: Any = type(total)
-    if kind is type(part):
+def _add(a: Any, b: Any, in_place: bool, path: str = "") -> Any:
+    # This runs once a block and unit, so that records of one type are walked without the checks of `_map`, which
+    # anything else is left to.
+    kind: Any = type(a)
+    if kind is type(b):
         if kind is float:
-            return total + part
-        if kind is np.ndarray and total.ndim and total.shape == part.shape:
-            return np.add(total, part, out=total)
-        if kind is tuple and len(total) == len(part):
-            return tuple(map(_accumulate, total, part))
+            return a + b
+        if kind is np.ndarray and a.ndim and a.shape == b.shape:
+            return np.add(a, b, out=a if in_place else None)
+        if kind is tuple and len(a) == len(b):
+            return tuple([_add(x, y, in_place, f"{path}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True))])
         if names := _field_names(kind):  # type: ignore[arg-type]  # a class is hashable
-            return kind(*[_accumulate(getattr(total, name), getattr(part, name)) for name in names])
-    return map_leaves(lambda x, y: np.add(x, y, out=x) if isinstance(x, np.ndarray) and x.ndim else x + y, total, part)
+            pairs = [(getattr(a, name), getattr(b, name), in_place, f"{path}.{name}") for name in names]
+            return kind(*[_add(*pair) for pair in pairs])
+    return _map(
+        lambda x, y: np.add(x, y, out=x) if in_place and isinstance(x, np.ndarray) and x.ndim else x + y, a, (b,), path
+    )
 
 
 @functools.cache

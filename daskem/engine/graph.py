@@ -1,16 +1,20 @@
-"""Nodes of Dask graphs: values that tasks share, calls, and reduction trees of a fixed shape."""
+"""Nodes of Dask graphs: values that tasks share, calls, and reduction trees of a fixed shape.
+
+Calls are made by the layer, all that run side by side at once: merging the graphs of one node after the other would
+take longer than many a pass.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
 from dask.delayed import Delayed, delayed
+from dask.highlevelgraph import HighLevelGraph
 
-__all__ = ["call", "call_on", "node", "reduction", "rows_of"]
+__all__ = ["calls", "calls_on", "node", "reduction", "rows_of"]
 
 # Of a task on rows: function, first row, row after the last, and what makes the name unique.
 ON_ROWS = re.compile(r"\w+-(\d+)-(\d+)-\w+")
@@ -22,34 +26,48 @@ def node(value: Any) -> Delayed:
     return delayed(value, traverse=False, name=f"daskem-{type(value).__name__}-{uuid4().hex}")
 
 
-def call(function: Callable[..., Any], *args: Any) -> Delayed:
-    """Return a task of its own, whatever the arguments."""
-    return _task(function.__name__, function, args)
+def calls(function: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> list[Delayed]:
+    """Return the tasks ``function(*each)``; arguments are nodes, lists of nodes, or values."""
+    return _layer(function, [(function.__name__, each) for each in arguments])
 
 
-def call_on(function: Callable[..., Any], part: Any, start: int, stop: int, *args: Any) -> Delayed:
-    """Return the task ``function(part, start, stop, *args)``, whose name says which rows of the data it reads."""
-    return _task(f"{function.__name__}-{start}-{stop}", function, (part, start, stop, *args))
+def calls_on(function: Callable[..., Any], runs: Sequence[Sequence[Any]], *shared: Any) -> list[Delayed]:
+    """Return the tasks ``function(*run, *shared)``, whose names say which rows of the data they read.
+
+    A run begins with a part of the data, the first row and the row after the last.
+    """
+    return _layer(function, [(f"{function.__name__}-{run[1]}-{run[2]}", (*run, *shared)) for run in runs])
 
 
 def rows_of(key: Any) -> tuple[int, int] | None:
-    """Return which rows the task of that name reads; None if it is not one of `call_on`."""
+    """Return which rows the task of that name reads; None if it is not one of `calls_on`."""
     match = ON_ROWS.fullmatch(str(key))
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _task(name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Delayed:
-    node: Delayed = _delayed(function)(*args, dask_key_name=f"{name}-{uuid4().hex}")
-    return node
+def reduction(nodes: Sequence[Delayed], arity: int, function: Callable[..., Any], *first: Any) -> Delayed:
+    """Build a tree of ``function(*first, *run)`` over runs of nodes.
 
-
-@cache
-def _delayed(function: Callable[..., Any]) -> Any:
-    return delayed(function, pure=False)
-
-
-def reduction(nodes: list[Delayed], arity: int, join_run: Callable[[list[Delayed]], Delayed]) -> Delayed:
-    """Build a reduction tree: its shape depends on positions alone, so that results do not depend on arrival."""
+    Its shape depends on positions alone, so that results do not depend on arrival.
+    """
     while len(nodes) > 1:
-        nodes = [join_run(nodes[i : i + arity]) for i in range(0, len(nodes), arity)]
+        nodes = calls(function, [(*first, *nodes[i : i + arity]) for i in range(0, len(nodes), arity)])
     return nodes[0]
+
+
+def _layer(function: Callable[..., Any], named: Sequence[tuple[str, Sequence[Any]]]) -> list[Delayed]:
+    layer, used = uuid4().hex, dict[Any, Delayed]()
+
+    def reference(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [reference(one) for one in argument]
+        if argument is None or isinstance(argument, (bool, int)):
+            return argument
+        # Dask would look into other values for tasks and their names.
+        own = argument if isinstance(argument, Delayed) else node(argument)
+        used.setdefault((id(own.dask), own.__dask_layers__()), own)
+        return own.key
+
+    tasks = {f"{name}-{layer}_{i}": (function, *map(reference, each)) for i, (name, each) in enumerate(named)}
+    graph = HighLevelGraph.from_collections(layer, tasks, dependencies=list(used.values()))
+    return [Delayed(key, graph, layer=layer) for key in tasks]

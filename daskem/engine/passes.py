@@ -15,7 +15,7 @@ from daskem.core import Chunk, Expectation, Model, Params, Sizes, used_columns
 from daskem.data.dataset import PIECE_BYTES, Dataset
 from daskem.data.units import Unit
 from daskem.engine.executor import Executor, find_executor
-from daskem.engine.graph import call, call_on, node, reduction, rows_of
+from daskem.engine.graph import calls_on, node, reduction, rows_of
 from daskem.engine.planner import Plan, make_plan
 from daskem.engine.remote import DeadlyTasksError
 from daskem.engine.tasks import (
@@ -73,9 +73,8 @@ class Engine:
         """
         chosen = self.plan.units if units is None else [self.plan.units[i] for i in units]
         task = ExpectTask(model, tuple(members), self.plan.block_rows, self.plan.segment_rows, self.seed, step)
-        shared = node(task)
-        leaves = [call_on(expect_unit, self.parts[u.index], u.start, u.stop, u.index, shared) for u in chosen]
-        work = reduction(leaves, self.plan.arity, lambda run: call(combine, *run))
+        leaves = calls_on(expect_unit, [(*self._run(u), u.index) for u in chosen], node(task))
+        work = reduction(leaves, self.plan.arity, combine)
         with self.executor.span(step, work):
             total: Partial = self.compute(work)
         _check_complete(total, chosen)
@@ -83,20 +82,13 @@ class Engine:
 
     def map_units(self, function: Callable[[Chunk], Any]) -> list[Delayed]:
         """Return one delayed list per unit: `function` of each of its blocks."""
-        shared = node(function)
-        return [
-            call_on(map_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, shared)
-            for u in self.plan.units
-        ]
+        return calls_on(map_unit, [self._run(u) for u in self.plan.units], self.plan.block_rows, node(function))
 
     def call_runs(self, task: Callable[..., Any], runs: Sequence[tuple[int, int]], *args: Any) -> list[Delayed]:
         """Return one delayed call per run of rows: ``task(data, start, stop, block_rows, *args)``."""
-        shared = [node(arg) for arg in args]
         parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop) in enumerate(runs)])
-        return [
-            call_on(task, part, start, stop, self.plan.block_rows, *shared)
-            for part, (start, stop) in zip(parts, runs, strict=True)
-        ]
+        bound = [(part, *run) for part, run in zip(parts, runs, strict=True)]
+        return calls_on(task, bound, self.plan.block_rows, *map(node, args))
 
     def gather(self, function: Callable[[Chunk], Any]) -> list[Any]:
         """Return `function` of every block, in row order. For results that are small beside the rows."""
@@ -109,12 +101,10 @@ class Engine:
         ----------
         merge : takes what two consecutive runs of rows say, and returns what they say together.
         """
-        what, how = node(function), node(merge)
-        leaves = [
-            call_on(fold_unit, self.parts[u.index], u.start, u.stop, self.plan.block_rows, what, how)
-            for u in self.plan.units
-        ]
-        return self.compute(reduction(leaves, self.plan.arity, lambda run: call(fold, how, *run)))
+        how = node(merge)
+        runs = [self._run(u) for u in self.plan.units]
+        leaves = calls_on(fold_unit, runs, self.plan.block_rows, node(function), how)
+        return self.compute(reduction(leaves, self.plan.arity, fold, how))
 
     def sample(self, rows: int, rng: np.random.Generator, *, missing: bool = False) -> Chunk:
         """Return about `rows` rows with their weights and labels, without those of weight zero.
@@ -125,9 +115,8 @@ class Engine:
         draws = [(0, self.plan.n_rows, None)] if rows >= self.plan.n_rows else self._draws(rows, rng)
         parts = _bind(self.data, [Unit(i, start, stop) for i, (start, stop, _) in enumerate(draws)])
         seed = int(rng.integers(1 << 62))
-        drawn: list[Chunk] = self.compute_all(
-            [call_on(draw_rows, part, *draw, seed, missing) for part, draw in zip(parts, draws, strict=True)]
-        )
+        runs = [(part, *draw) for part, draw in zip(parts, draws, strict=True)]
+        drawn: list[Chunk] = self.compute_all(calls_on(draw_rows, runs, seed, missing))
         sample = replace(join(drawn), seed=self.seed)
         if len(sample) == 0:
             raise DataError(
@@ -165,15 +154,19 @@ class Engine:
             "(--memory-limit) or fewer threads for each worker help; else a library crashed on these rows."
         )
 
+    def _run(self, unit: Unit) -> tuple[Any, int, int]:
+        """Return what a task over a unit is given first: what to read from, and which rows."""
+        return self.parts[unit.index], unit.start, unit.stop
+
     def _draws(self, rows: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
         if self.data.rows.in_process:
             return [(0, self.plan.n_rows, rows)]
         n_units = min(len(self.plan.units), SAMPLE_UNITS)
         units = [self.plan.units[i] for i in np.sort(rng.choice(len(self.plan.units), n_units, replace=False))]
         share = -(-rows // n_units)
-        return [(*self._run(unit, share, rng), share) for unit in units]
+        return [(*self._part(unit, share, rng), share) for unit in units]
 
-    def _run(self, unit: Unit, share: int, rng: np.random.Generator) -> tuple[int, int]:
+    def _part(self, unit: Unit, share: int, rng: np.random.Generator) -> tuple[int, int]:
         """Return where to draw `share` rows of a unit: all of a small unit, else a random run of its chunks."""
         if len(unit) * self.data.row_bytes <= PIECE_BYTES:
             return unit.start, unit.stop
@@ -229,7 +222,7 @@ def start_engine(
             len(plan.units),
             plan.cache * plan.processes / 1e9,
         )
-        kept = [call_on(load_unit, parts[u.index], u.start, u.stop) for u in plan.units[: plan.cached_units]]
+        kept = calls_on(load_unit, [(parts[u.index], u.start, u.stop) for u in plan.units[: plan.cached_units]])
         parts = [*executor.keep(kept, plan.slots), *parts[plan.cached_units :]]
     return Engine(data, plan, executor, seed, tuple(parts))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from daskem.core import Array, Chunk, Float, HasObjectiveError, HasSupport, Model, Params
 from daskem.data.dataset import Dataset, Memory, blocks
-from daskem.engine.graph import call, call_on, node, reduction
+from daskem.engine.graph import calls_on, reduction
 from daskem.engine.passes import Engine, start_engine
 from daskem.engine.problem import DataProblem
 from daskem.errors import OptionError
@@ -141,12 +141,9 @@ def _over(problem: DataProblem, rows: Array, found: _Patterns) -> CompressedProb
 
 def _count(engine: Engine, limit: int) -> _Patterns | None:
     """Return the distinct rows of all data, or None if there are more than `limit`; one pass."""
-    block_rows = engine.plan.block_rows
-    shared = node(limit)
-    leaves = [
-        call_on(_count_unit, engine.parts[u.index], u.start, u.stop, block_rows, shared) for u in engine.plan.units
-    ]
-    total = engine.compute(reduction(leaves, engine.plan.arity, lambda run: call(_join, shared, *run)))
+    runs = [(engine.parts[u.index], u.start, u.stop) for u in engine.plan.units]
+    leaves = calls_on(_count_unit, runs, engine.plan.block_rows, limit)
+    total = engine.compute(reduction(leaves, engine.plan.arity, _join, limit))
     merged = None if total is None else _merged(total)
     return None if merged is None or len(merged) > limit else merged
 

@@ -16,7 +16,7 @@ from daskem import tree
 from daskem.core import Batch, Chunk, Expectation, Int, Model, Params
 from daskem.data.dataset import Dataset, Memory
 from daskem.data.units import Unit
-from daskem.engine.graph import call, call_on, node, reduction
+from daskem.engine.graph import calls, calls_on, node, reduction
 from daskem.engine.passes import Engine
 from daskem.engine.planner import Plan, size
 from daskem.engine.tasks import ExpectTask, Partial, combine, expect_unit, join, take_rows
@@ -105,11 +105,11 @@ def draw_sample(engine: Engine, rows: int, missing: bool) -> Dataset:
             "left of the memory limit. "
             "Raise memory_limit, or use a smaller sample. Nothing was read."
         )
-    shared = (data.n_rows, rows, data.usual_piece_rows(), engine.seed)
-    calls = [call_on(_sample_unit, engine.parts[u.index], u.start, u.stop, shared, missing) for u in plan.units]
+    shared = node((data.n_rows, rows, data.usual_piece_rows(), engine.seed))
+    runs = [(engine.parts[u.index], u.start, u.stop) for u in plan.units]
     drawn: list[Chunk] = []
-    for first in range(0, len(calls), together := _units_together(plan, rows)):
-        drawn += engine.compute_all(calls[first : first + together])
+    for first in range(0, len(runs), together := _units_together(plan, rows)):
+        drawn += engine.compute_all(calls_on(_sample_unit, runs[first : first + together], shared, missing))
     return _in_memory(f"a sample of {data.rows.name}", join(drawn))
 
 
@@ -212,11 +212,8 @@ class Stream:
             index, data, start, stop = runs[0]
             return expect_unit(data, start, stop, index, task)
         shared = node(task)
-        leaves = [
-            call(expect_unit, node(data) if isinstance(data, Dataset) else data, start, stop, index, shared)
-            for index, data, start, stop in runs
-        ]
-        total: Partial = self.engine.compute(reduction(leaves, self.engine.plan.arity, lambda run: call(combine, *run)))
+        leaves = calls(expect_unit, [(data, start, stop, index, shared) for index, data, start, stop in runs])
+        total: Partial = self.engine.compute(reduction(leaves, self.engine.plan.arity, combine))
         return total
 
     def _loaded(self, window: int) -> list[Any]:
@@ -233,13 +230,12 @@ class Stream:
 
     def _load(self, window: int) -> list[Any]:
         data, epoch = self.engine.data, window // self.n_windows
-        shared = node(data)
-        nodes: list[Any] = []
-        for group in self._groups(window):
+        shared, sample = node(data), node(self._sample)
+        shuffles = []
+        for i, group in enumerate(self._groups(window)):
             given = [shared if part is data else part for part in map(data.bind, group)]
-            first = len(nodes) * data.n_rows
-            nodes.append(call(_shuffle, given, node(group), self._sample, first, epoch, self.missing))
-        return self.engine.executor.load(nodes, self.engine.plan.slots)
+            shuffles.append((given, node(group), sample, i * data.n_rows, epoch, self.missing))
+        return self.engine.executor.load(calls(_shuffle, shuffles), self.engine.plan.slots)
 
     def _groups(self, window: int) -> list[list[Unit]]:
         epoch, place = divmod(window, self.n_windows)
