@@ -161,14 +161,15 @@ TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const RE
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += PANEL) {
         const int64_t count = p - f < PANEL ? p - f : PANEL;
-        NAME(features)(form, tile, d, width, count, &i, &j, t);
+        const REAL *of = form == LINEAR ? tile + (f - 1) * width : t;
+        if (form != LINEAR) NAME(features)(form, tile, d, width, count, &i, &j, t);
         for (int64_t g = 0, c = 0; g < groups; g++) {
             /* Components are shared out evenly: a group of one or two would leave the arithmetic units idle. */
             const int64_t m = (k - c + groups - g - 1) / (groups - g);
             for (int64_t r = 0; r < width; r += 2 * LANES) {
-                const REAL *of = natural + c * p + f;
+                const REAL *parameters = natural + c * p + f;
                 REAL *to = out + c * width + r;
-                UP_TO_6(m, NAME(density_group), of, p, t + r, count, to)
+                UP_TO_6(m, NAME(density_group), parameters, p, of + r, count, to)
             }
             c += m;
         }
@@ -247,13 +248,14 @@ TARGET static void NAME(moment_tile)(enum form form, const REAL *tile, const REA
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += MOMENTS) {
         const int64_t count = p - f < MOMENTS ? p - f : MOMENTS;
-        NAME(features)(form, tile, d, TILE_ROWS, count, &i, &j, t);
+        const REAL *lines = form == LINEAR ? tile + (f - 1) * TILE_ROWS : t;
+        if (form != LINEAR) NAME(features)(form, tile, d, TILE_ROWS, count, &i, &j, t);
         for (int64_t group = 0, c = 0; group < groups; group++) {
             const int64_t m = (k - c + groups - group - 1) / (groups - group);
             const REAL *share = shares + c * TILE_ROWS;
             for (int64_t g = 0; g < count; g += 4) {
                 double *to = sums + c * p + f + g;
-                const REAL *of = t + g * TILE_ROWS;
+                const REAL *of = lines + g * TILE_ROWS;
                 UP_TO_6(m, NAME(moment_group), share, of, count - g, to, p)
             }
             c += m;
