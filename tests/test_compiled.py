@@ -128,6 +128,22 @@ def test_terms_of_several_groups_add_up(dtype):
 
 @each_build
 @each_type
+@pytest.mark.parametrize("stranger", [np.nan, 0.5, 3.0, -1.0, np.inf])
+def test_e_steps_see_rows_that_do_not_hold_whole_numbers(stranger, dtype):
+    rng = np.random.default_rng(11)
+    for n, d, k in shapes():
+        rows, natural = rng.integers(3, size=(n, d)).astype(dtype), rng.standard_normal((k, d + 1)).astype(dtype)
+        terms = compiled.Terms("linear", rows, natural)
+        asked, found = (compiled.e_step([part], np.zeros(k), None) for part in (terms, replace(terms, most=2)))
+        np.testing.assert_array_equal(found[0][0], asked[0][0])
+        np.testing.assert_array_equal(found[1], asked[1])
+        rows[rng.integers(n), rng.integers(d)] = stranger
+        with pytest.raises(compiled.NotWholeError):
+            compiled.e_step([replace(terms, most=2)], np.zeros(k), None)
+
+
+@each_build
+@each_type
 def test_a_row_has_the_same_bits_whatever_its_neighbours(dtype):
     rng = np.random.default_rng(1)
     u, natural = rng.standard_normal((5, 203)).astype(dtype), rng.standard_normal((7, 21)).astype(dtype)

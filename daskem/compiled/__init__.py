@@ -18,6 +18,7 @@ __all__ = [
     "MOST_HOLED",
     "MOST_WHOLE",
     "Components",
+    "NotWholeError",
     "Rows",
     "Terms",
     "available",
@@ -99,6 +100,7 @@ class Terms:
     rows, natural : (n, d) and (k, p), C ordered and of one floating type.
     shift, scale : (d,), or None for zeros, and for ones.
     constant : (k,) what to add for each component, in double precision. base : (n,) what to add for each row.
+    most : rows must hold whole numbers from 0 to this, at most `MOST_WHOLE`; None where they may hold anything.
     """
 
     form: str
@@ -108,6 +110,7 @@ class Terms:
     scale: Float | None = None
     constant: Float | float = 0.0
     base: Float | float = 0.0
+    most: int | None = None
 
     def arrays(self, sums: Float) -> tuple[Array, ...]:
         """Return what compiled code is given, in its order."""
@@ -117,11 +120,16 @@ class Terms:
         return self.rows, shift, scale, self.natural, sums
 
 
+class NotWholeError(ValueError):
+    """Rows do not hold the whole numbers that they were to hold."""
+
+
 class _Terms(ctypes.Structure):
     """`Terms` as compiled code knows them."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("rows", "shift", "scale", "natural", "sums")),
+        ("most", ctypes.c_double),
         ("d", ctypes.c_int64),
         ("form", ctypes.c_int),
     )
@@ -236,6 +244,11 @@ def e_step(
         w = 1 + squared distance / dof.
     log_prob : (n,) log p(x).
     tallies : (k, 2) sums of resp, and of resp * log w, of Student-t components.
+
+    Raises
+    ------
+    NotWholeError
+        If rows that must hold whole numbers hold others.
     """
     n, k, dtype = len(terms[0].rows), len(log_weights), terms[0].rows.dtype
     tallies, largest, total = np.empty((k, 2)), np.empty(n), np.empty(n, dtype)
@@ -245,11 +258,13 @@ def e_step(
     arrays = [part.arrays(np.empty(part.natural.shape)) for part in terms]
     records = (_Terms * len(terms))(
         *(
-            _Terms(*(array.ctypes.data for array in own), part.rows.shape[1], FORMS[part.form])
+            _Terms(*(array.ctypes.data for array in own), most, part.rows.shape[1], FORMS[part.form])
             for part, own in zip(terms, arrays, strict=True)
+            for most in [-1.0 if part.most is None else float(part.most)]
         )
     )
-    _call("e_step", dtype, records, len(terms), tails, log_weights, weight, tallies, largest, total, n, k)
+    if _call("e_step", dtype, records, len(terms), tails, log_weights, weight, tallies, largest, total, n, k):
+        raise NotWholeError("rows hold other than whole numbers, or too large ones.")
     log_prob = np.log(total, dtype=np.float64) + largest
     return [own[-1] for own in arrays], log_prob + sum(part.base for part in terms), tallies
 
@@ -313,7 +328,9 @@ def filled(rows: Rows, components: Components, offset: Array, resp: Array, loose
     return first, second
 
 
-def _call(name: str, dtype: np.dtype[Any], *arguments: Any) -> None:
+def _call(name: str, dtype: np.dtype[Any], *arguments: Any) -> int:
     pointers = (a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments)
-    if getattr(library, f"{name}_{TYPES[dtype.char]}")(*pointers):
+    code = int(getattr(library, f"{name}_{TYPES[dtype.char]}")(*pointers))
+    if code < 0:
         raise MemoryError(f"no memory was left for the workspace of {name}.")
+    return code

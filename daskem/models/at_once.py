@@ -25,7 +25,10 @@ def posterior_stats(
     terms = own.terms(params, chunk) if knows(family, "terms") else None
     if terms is None:
         return None
-    sums, log_prob, _ = compiled.e_step(terms, log_weights, chunk.weight)
+    try:
+        sums, log_prob, _ = compiled.e_step(terms, log_weights, chunk.weight)
+    except compiled.NotWholeError:
+        return None
     return np.array(sums[0][:, 0]), own.stats_of_terms(params, chunk, sums), log_prob
 
 

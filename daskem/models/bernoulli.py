@@ -43,6 +43,7 @@ class Bernoulli(ColumnFamily):
     takes: ClassVar[str] = "0, 1 or NaN (missing)"
     keeps_float32: ClassVar[bool] = True
     discrete: ClassVar[bool] = True
+    most: ClassVar[int] = 1
     fields: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def draw(self, params: BernoulliParams, components: Array, rng: np.random.Generator) -> Float:
@@ -54,7 +55,7 @@ class Bernoulli(ColumnFamily):
         return np.asarray((rows == 0) | (rows == 1))
 
     def _surely_valid(self, rows: Array, params: BernoulliParams) -> bool:
-        return are_whole(rows, 1)
+        return are_whole(rows, self.most)
 
     def _filling(self, params: BernoulliParams, resp: Array) -> Float:
         return np.asarray(resp @ params.probabilities, np.float64)

@@ -128,6 +128,9 @@ class NaturalFamily(ABC):
     keeps_float32: ClassVar[bool] = False
     # Whether columns hold counts or codes, so that rows may repeat each other.
     discrete: ClassVar[bool] = False
+    # Where rows are their own features, and whole numbers from 0 to this all that a column may hold: see that there is
+    # nothing else while computing.
+    most: ClassVar[int | None] = None
     # Fields of the parameters with an entry for each component.
     fields: ClassVar[tuple[str, ...]]
 
@@ -188,12 +191,14 @@ class NaturalFamily(ABC):
         """Return the log densities as terms that are linear in features, None where they are not taken so."""
         if not compiled.available():
             return None
+        slope, constant, dtype = self._coefficients(params, chunk)
+        natural = np.column_stack([constant.sum(axis=1), slope]).astype(dtype)
+        if self.most is not None and slope.shape[1] <= MOST_AT_ONCE and compiled.available(chunk.rows, natural):
+            return (compiled.Terms("linear", chunk.rows, natural, most=self.most),)
         seen = self._seen(params, chunk)
         dense = isinstance(seen.features, np.ndarray) and seen.features.shape[1] <= MOST_AT_ONCE
         if not dense or seen.observed is not None or seen.outside is not None:
             return None
-        slope, constant, dtype = self._coefficients(params, chunk)
-        natural = np.column_stack([constant.sum(axis=1), slope]).astype(dtype)
         rows, base = np.ascontiguousarray(seen.features, dtype), 0.0 if seen.log_base is None else seen.log_base
         return (compiled.Terms("linear", rows, natural, base=base),)
 

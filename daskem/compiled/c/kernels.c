@@ -66,12 +66,14 @@ static int64_t n_features(enum form form, int64_t d) {
 }
 
 /* Terms of log densities: those of u = (row - shift) * scale of rows (n, d), where `natural` (k, p) multiplies T(u);
- * and the sums (k, p) of T(u) that are asked for. */
+ * and the sums (k, p) of T(u) that are asked for. Rows are to hold whole numbers from 0 to `most`; anything where that
+ * is negative. */
 struct terms {
     const void *rows;
     const double *shift, *scale;
     const void *natural;
     double *sums;
+    double most;
     int64_t d;
     enum form form;
 };

@@ -413,10 +413,28 @@ TARGET static void NAME(weigh_tile)(REAL *shares, const REAL *u, const REAL *log
     }
 }
 
+/* Return whether all numbers are whole ones from 0 to `most`, which is less than half of ROUND. */
+TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
+    int64_t i = 0;
+    while (i + LANES <= n) {
+        const int64_t end = n - i < 64 * LANES ? n - LANES + 1 : i + 64 * LANES;
+        mask bad = {0};
+        for (; i < end; i += LANES) {
+            const vector x = NAME(load)(numbers + i);
+            bad |= (x < 0) | (x > (REAL)most) | ((x + ROUND) - ROUND != x);
+        }
+        for (int lane = 0; lane < LANES; lane++)
+            if (bad[lane]) return 0;
+    }
+    for (; i < n; i++)
+        if (!(numbers[i] >= 0 && numbers[i] <= (REAL)most && (numbers[i] + ROUND) - ROUND == numbers[i])) return 0;
+    return 1;
+}
+
 /* Do what shifted, log_prob, normalise and moments do one after the other, tile by tile: what stands between them does
  * not leave the second cache. Log densities are sums of `groups` terms, each over rows of its own. With `tails` (see
  * tail_tile) components are Student-t, the sums those under the responsibilities times u, and `tallies` the sums of
- * responsibilities and of these times log w. */
+ * responsibilities and of these times log w. Return 1, and no results, where rows hold what they are not to. */
 TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const double *tails,
                                const double *log_weights, const double *weight, double *tallies, double *largest,
                                REAL *total, int64_t n, int64_t k) {
@@ -442,6 +460,10 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
                 const REAL *rows = (const REAL *)own->rows + first * own->d;
                 NAME(shift_tile)(rows, own->shift, own->scale, of, width, count, own->d, 0, own->d);
                 NAME(fetch)(rows + width * own->d, width * own->d);
+                if (own->most >= 0 && !NAME(whole)(rows, own->most, count * own->d)) {
+                    free(tile);
+                    return 1;
+                }
                 NAME(density_tile)(own->form, of, own->natural, g > 0, resp, t, own->d, k);
             }
             if (tails) NAME(tail_tile)(resp, tails, u + at, log_w + at, TILE_ROWS, k);
@@ -636,22 +658,6 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
 #endif
     free(tile);
     return 0;
-}
-
-/* Return whether all numbers are whole ones from 0 to `most`, which is less than half of ROUND. */
-TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
-    int64_t i = 0;
-    for (mask bad = {0}; i + 64 * LANES <= n; i += 64 * LANES) {
-        for (int64_t j = 0; j < 64 * LANES; j += LANES) {
-            const vector x = NAME(load)(numbers + i + j);
-            bad |= (x < 0) | (x > (REAL)most) | ((x + ROUND) - ROUND != x);
-        }
-        for (int lane = 0; lane < LANES; lane++)
-            if (bad[lane]) return 0;
-    }
-    for (; i < n; i++)
-        if (!(numbers[i] >= 0 && numbers[i] <= (REAL)most && (numbers[i] + ROUND) - ROUND == numbers[i])) return 0;
-    return 1;
 }
 
 #include "holes.h"
