@@ -13,8 +13,8 @@ from dask.distributed import Client, LocalCluster
 from zarr.storage import LocalStore
 
 import daskem
-from daskem.algorithms import Progressive
-from daskem.core import Chunk
+from daskem.algorithms import Progressive, progressive
+from daskem.core import Chunk, StepInfo
 from daskem.models import Gaussian, Mixture, NormalWishart, VariationalMixture
 from daskem.models.mixture import MixtureParams
 from daskem.models.split_merge import exchanges
@@ -82,14 +82,15 @@ def test_a_move_brings_at_least_what_it_promises(rows, weighted):
     resp = MODEL.posterior(params, sample)
     pair = replace(MODEL, n_components=2)
     found = exchanges(MODEL.family, params.components, resp, sample, pair, np.random.default_rng(0))
-    assert len(found) == 4
+    assert len(found) == len({(one.merged, one.split) for one in found}) == 12
     assert [one.gain for one in found] == sorted((one.gain for one in found), reverse=True)
     before = MODEL.e_step(params, sample).objective
     assert found[0].gain > 0.3 * sample.total_weight
     for one in found:
-        np.testing.assert_allclose(one.resp.sum(axis=1), 1.0)
-        n = one.resp.sum(axis=0) if weight is None else sample.weight @ one.resp
-        new = MixtureParams(n / n.sum(), MODEL.family.init(sample, one.resp))
+        exchanged = one.exchanged(resp)
+        np.testing.assert_allclose(exchanged.sum(axis=1), 1.0)
+        n = exchanged.sum(axis=0) if weight is None else sample.weight @ exchanged
+        new = MixtureParams(n / n.sum(), MODEL.family.init(sample, exchanged))
         # Rows of which a component has less than a twentieth are shared evenly between its halves.
         assert MODEL.e_step(new, sample).objective > before + one.gain - 0.01 * sample.total_weight
 
@@ -128,14 +129,47 @@ def test_a_fit_on_samples_first_leaves_a_local_maximum(store, caplog):
     assert "2,000 rows: components 0 and 1 made one, and component 3 two" in caplog.text
 
 
-def test_trials_are_counted_in_passes_and_seconds(store):
+def test_trials_are_counted_in_passes(store, monkeypatch):
+    steps, climb = [], progressive._climb
+
+    def counted(algorithm, problem, *rest):
+        found = climb(algorithm, problem, *rest)
+        steps.append(found[2])
+        return found
+
+    monkeypatch.setattr(progressive, "_climb", counted)
     trace, plain = fit(store).trace, fit(store, moves=False).trace
-    last = max(i for i, info in enumerate(trace) if info.stage == "500 rows")
-    # The first stage is too small for a move; after the next, 15 steps on a sixteenth of the rows were tried.
-    assert [info.passes for info in trace[: last + 1]] == [info.passes for info in plain[: last + 1]]
-    jumps = np.diff([info.passes for info in trace])
-    assert jumps.max() == pytest.approx(1.0 + 1 / 16 + 15 / 16, abs=0.13)
+    # The first stage is too small for a move.
+    first = [info.passes for info in trace if info.stage == "500 rows"]
+    assert first == [info.passes for info in plain if info.stage == "500 rows"]
+    passes = np.array([info.passes for info in trace if info.stage == "2,000 rows"])
+    # A trial's first step looks at its start, too. One that led higher began the stage again; then others were tried
+    # until a pass was spent.
+    trials = np.diff(passes) * 16 - 1
+    assert trials.sum() == sum(steps)
+    assert trials[:-1].max() == steps[0] < 16 <= trials[-1] < 16 + progressive.TRIAL_STEPS
     assert all(np.diff([info.passes for info in trace]) > 0)
+
+
+def test_a_trial_that_would_not_get_there_ends_early(rows):
+    sample, _, params = stuck(rows)
+
+    class Slow:
+        """Gains ten, nine, eight, ... nats a row."""
+
+        def init(self, problem, params):
+            return 10, 0.0
+
+        def step(self, problem, state):
+            gain, objective = state
+            info = StepInfo(1, objective, 1.0, 11.0 - gain, 0.0, 0.0)
+            return (gain - 1, objective + gain), info
+
+    climb = progressive._climb
+    assert climb(Slow(), sample, params, 26.0)[1:] == (27.0, 4.0)
+    # After five steps it is at 34, at a pace of eight: 35 more steps would lead to 314.
+    assert climb(Slow(), sample, params, 313.0)[2] > 5.0
+    assert climb(Slow(), sample, params, 315.0)[1:] == (34.0, 5.0)
 
 
 def test_a_given_start_is_kept_to(rows, store):

@@ -52,9 +52,10 @@ STAGE_STEPS, STAGE_PASSES = 100, 2.0
 MOVE_SHARE = 0.1
 # Rows of a sample for each free parameter, and at most, that moves out of a local maximum are tried on.
 MOVE_ROWS, MOST_MOVE_ROWS = 50, 1 << 18
-# Trials after a stage, and passes over all rows that these may cost; steps of a trial; moves at most; and rows by which
-# they are found.
-TRIALS, TRIAL_PASSES, TRIAL_STEPS, MOST_MOVES, FIND_ROWS = 4, 1.0, 15, 20, 1 << 15
+# Passes over all rows that trials after a stage may cost, moves at most, and rows by which they are found.
+TRIAL_PASSES, MOST_MOVES, FIND_ROWS = 1.0, 20, 1 << 15
+# Steps of a trial at most, usually (measured), before it may be given up, and by which its pace is told.
+TRIAL_STEPS, USUAL_STEPS, FIRST_STEPS, PACE_STEPS = 40, 15, 5, 3
 # Rate of `Auto`'s mini-batches, which fail from a start that is far off with a rate of one (measured), and the rows
 # that there must be for an epoch to have 64 of them.
 RATE, NOISY_ROWS = 0.5, 1 << 17
@@ -176,26 +177,26 @@ class Progressive:
         """Return the state after the first move that leads higher; else the next stage's first."""
         here, algorithm = self._stage(problem, state.sizes, state.stage)
         share, passes = here.n_rows / problem.n_rows, state.passes
-        for what, params in self._moves(problem, here, state):
-            try:
-                inner, objective, spent = _try(algorithm, here, params)
-            except TOO_FAR:
-                continue
+        bar = state.objective + MOVE_SHARE * _precision(here, state.params, state.objective)
+        for what, params in self._moves(here, state):
+            if passes >= state.passes + TRIAL_PASSES:
+                break
+            inner, objective, spent = _climb(algorithm, here, params, bar)
             before, passes = passes, passes + share * spent
-            if objective > state.objective + MOVE_SHARE * _precision(here, inner.params, objective):
+            if objective > bar:
                 told = (f"{here.n_rows:,}", what, objective - state.objective)
                 logger.info("%s rows: %s, %.3g nats per row more", *told)
                 moved = ProgressiveState(inner.params, inner, state.sizes, state.stage, step=state.step)
                 return replace(moved, before=before, passes=passes, objective=objective, moves=state.moves + 1)
         return self._begin(problem, replace(state, passes=passes), state.stage + 1)
 
-    def _moves(self, problem: Problem, here: Problem, state: ProgressiveState) -> Sequence[tuple[str, Params]]:
+    def _moves(self, here: Problem, state: ProgressiveState) -> Sequence[tuple[str, Params]]:
         """Return the moves to try on a sample: none where they would cost too much, or could be chance."""
-        trials = min(TRIALS, int(TRIAL_PASSES * problem.n_rows / here.n_rows / TRIAL_STEPS))
-        few = here.n_rows < MOVE_ROWS * _n_free(problem, state.params)
-        if not self.moves or not trials or few or here.n_rows > MOST_MOVE_ROWS or state.moves >= MOST_MOVES:
+        few = here.n_rows < MOVE_ROWS * _n_free(here, state.params)
+        dear = here.n_rows > min(MOST_MOVE_ROWS, TRIAL_PASSES / USUAL_STEPS * state.sizes[-1])
+        if not self.moves or few or dear or state.moves >= MOST_MOVES:
             return ()
-        return here.subsample(min(here.n_rows, FIND_ROWS)).moves(state.params)[:trials]
+        return here.subsample(min(here.n_rows, FIND_ROWS)).moves(state.params)
 
     def _begin(self, problem: Problem, state: ProgressiveState, stage: int) -> ProgressiveState:
         here, algorithm = self._stage(problem, state.sizes, stage)
@@ -248,7 +249,7 @@ class Auto:
             look = min(largest, max(QUICK_ROWS, round(FIRST_ROWS * free)))
             if _settles(problem.subsample(look), params):
                 return BatchEM()
-            few = NOISY_ROWS <= problem.n_rows < TRIAL_STEPS * MOVE_ROWS / TRIAL_PASSES * free
+            few = NOISY_ROWS <= problem.n_rows < USUAL_STEPS * MOVE_ROWS / TRIAL_PASSES * free
             noisy = few and offers(problem.model, HasMoves) and _roomy(problem.n_rows, problem.sample_room)
             return self.noisy if noisy else progressive
         return Anderson() if offers(problem.model, HasVector) else BatchEM()
@@ -275,12 +276,24 @@ def _roomy(n_rows: int, room: int) -> bool:
     return room >= 2 * n_rows
 
 
-def _try(algorithm: Algorithm, problem: Problem, params: Params) -> tuple[State, float, float]:
-    """Return the state after `TRIAL_STEPS` steps, the objective that the last began at, and passes."""
-    state = algorithm.init(problem, params)
-    for _ in range(TRIAL_STEPS):
-        state, info = algorithm.step(problem, state)
-    return state, info.objective, info.passes
+def _climb(algorithm: Algorithm, problem: Problem, params: Params, bar: float) -> tuple[State, float, float]:
+    """Return the state after some steps, the objective that the last began at, and passes.
+
+    They end where the objective is above `bar`, or would not get there in `TRIAL_STEPS` at the pace of the last steps.
+    """
+    state, objectives, passes = algorithm.init(problem, params), [-math.inf], 0.0
+    while len(objectives) <= TRIAL_STEPS and objectives[-1] <= bar:
+        try:
+            state, info = algorithm.step(problem, state)
+        except TOO_FAR:
+            return state, -math.inf, passes
+        objectives.append(info.objective)
+        passes = info.passes
+        if len(objectives) > FIRST_STEPS:
+            pace = (objectives[-1] - objectives[-1 - PACE_STEPS]) / PACE_STEPS
+            if objectives[-1] + pace * (TRIAL_STEPS - len(objectives) + 1) < bar:
+                break
+    return state, objectives[-1], passes
 
 
 def _settles(sample: Problem, params: Params) -> bool:

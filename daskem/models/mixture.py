@@ -174,7 +174,7 @@ class Mixture:
         with np.errstate(all="ignore"):
             resp = self.posterior(params, sample).astype(np.float64)
             found = exchanges(calm.family, params.components, resp, sample, replace(calm, n_components=2), rng)
-            return [(str(one), self._from_resp(sample, one.resp)) for one in found]
+            return [(str(one), self._from_resp(sample, one.exchanged(resp))) for one in found]
 
     def e_step(self, params: MixtureParams, chunk: Chunk) -> Expectation:
         """Return weights and the family's statistics under the posterior of the component, and the log-likelihood.

@@ -16,7 +16,7 @@ __all__ = ["Exchange", "exchanges"]
 
 # Pairs of components that are looked at, those that share most; exchanges that are proposed, and how many of them may
 # merge the same pair, or split the same component: where one is mistaken, so are others like it.
-PAIRS, PROPOSED, ALIKE = 12, 4, 2
+PAIRS, PROPOSED, ALIKE = 20, 12, 4
 # Steps of EM that share the rows of a component out among two.
 STEPS = 10
 # Rows that a component must have to be split, and the share of a row that it must have for the row to matter.
@@ -32,16 +32,25 @@ class _Pair(Model, Protocol):
 class Exchange(NamedTuple):
     """Components `merged` become one, the first of them, and `split` becomes two, itself and the second of them.
 
-    `gain` (nats, all rows) is what that brings while rows keep to these components.
+    `gain` (nats, all rows) is what that brings while rows keep to these components, `share` (n,) what of each row of
+    `split` stays with it.
     """
 
     gain: float
     merged: tuple[int, int]
     split: int
-    resp: Float
+    share: Float
 
     def __str__(self) -> str:
         return f"components {self.merged[0]} and {self.merged[1]} made one, and component {self.split} two"
+
+    def exchanged(self, resp: Float) -> Float:
+        """Return responsibilities (n, k) after the exchange."""
+        new = resp.copy()
+        new[:, self.merged[0]] = resp[:, list(self.merged)].sum(axis=1)
+        new[:, self.merged[1]] = resp[:, self.split] * (1.0 - self.share)
+        new[:, self.split] = resp[:, self.split] * self.share
+        return new
 
 
 class _Halves(NamedTuple):
@@ -88,7 +97,7 @@ def exchanges(
         alike = max(sum(other[place] == one[place] for other in chosen) for place in (1, 2))
         if alike < ALIKE and len(chosen) < PROPOSED:
             chosen.append(one)
-    return [Exchange(gain, merged, k, _exchanged(resp, merged, k, halves[k].share)) for gain, merged, k in chosen]
+    return [Exchange(gain, merged, k, halves[k].share) for gain, merged, k in chosen]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +146,3 @@ def _sharing(rows: Float) -> list[tuple[int, int]]:
     cosine = rows.T @ rows / np.outer(size, size)
     pairs = itertools.combinations(range(len(size)), 2)
     return sorted(pairs, key=lambda pair: -cosine[pair])[:PAIRS]
-
-
-def _exchanged(resp: Float, merged: tuple[int, int], split: int, share: Float) -> Float:
-    """Return responsibilities (n, k) after an exchange."""
-    new = resp.copy()
-    new[:, merged[0]] = resp[:, list(merged)].sum(axis=1)
-    new[:, merged[1]] = resp[:, split] * (1.0 - share)
-    new[:, split] = resp[:, split] * share
-    return new
