@@ -26,6 +26,7 @@ __all__ = [
     "describe",
     "e_step",
     "filled",
+    "instructions",
     "load",
     "log_prob",
     "moments",
@@ -182,7 +183,12 @@ def describe() -> str:
     """Return what the bits of results depend on."""
     if library is None:
         return "not compiled"
-    return ("compiled portably", "compiled for AVX2", "compiled for AVX-512")[library.instructions()]
+    return ("compiled portably", "compiled for AVX2", "compiled for AVX-512")[instructions()]
+
+
+def instructions() -> int:
+    """Return which vector instructions are used: 0 those that every processor has, 1 AVX2, 2 AVX-512; 0 if none."""
+    return 0 if library is None else int(library.instructions())
 
 
 def shifted(rows: Array, shift: Float, scale: Float | None, out: Array) -> None:
