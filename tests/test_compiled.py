@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -19,39 +20,29 @@ from test_contract import suite
 
 from daskem import BatchEM, MaxSteps, compiled, fit, tree
 from daskem.core import Chunk, Scratch
+from daskem.errors import OptionError
 from daskem.models import Gaussian, KMeans, Mixture, NormalWishart, StudentT, VariationalMixture
 from daskem.models.at_once import posterior_stats
 from daskem.testing import model_trial
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ["-O2", "-std=gnu11", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC"]
-# What a library uses at most (LEVEL in kernels.c): the builds that differ from the installed one on this machine.
-LEVELS = {"AVX2": 1, "portable": 0}
-BUILDS = ["installed", *(name for name, level in LEVELS.items() if level < compiled.instructions())]
+FLAGS = ["-std=gnu11", "-Wno-psabi", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+# What processors have, as far as this one does.
+KNOWN = 0 if compiled.library is None else compiled.library.instructions()
+LEVELS = {name: level for name, level in compiled.INSTRUCTIONS.items() if level <= KNOWN}
 TOLERANCE = {"f8": 1e-13, "f4": 5e-6}
 
 pytestmark = pytest.mark.skipif(compiled.library is None, reason="installed without a C compiler")
-each_build = pytest.mark.usefixtures("build")
+on_each_processor = pytest.mark.usefixtures("instructions")
 each_type = pytest.mark.parametrize("dtype", ["f8", "f4"])
 
 
-@pytest.fixture(scope="module", params=BUILDS)
-def library(request, tmp_path_factory):
-    """Return the library as installed, or as it is on a processor that has less."""
-    if request.param == "installed":
-        return compiled.library
-    path = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    source = ROOT / "daskem" / "compiled" / "c" / "kernels.c"
-    level = f"-DLEVEL={LEVELS[request.param]}"
-    subprocess.run(["cc", *FLAGS, "-Wall", "-Wextra", "-Werror", level, "-o", path, source, "-lm"], check=True)
-    built = compiled.load(path)
-    assert built.instructions() == LEVELS[request.param]
-    return built
-
-
-@pytest.fixture
-def build(library, monkeypatch):
-    monkeypatch.setattr(compiled, "library", library)
+@pytest.fixture(params=LEVELS)
+def instructions(request):
+    """Have no more used than some processors have."""
+    assert compiled.library.limit(LEVELS[request.param]) == LEVELS[request.param]
+    yield
+    compiled.library.limit(KNOWN)
 
 
 def features(form, u):
@@ -64,7 +55,7 @@ def shapes():
     yield from [(1, 1, 1), (7, 2, 3), (64, 3, 6), (65, 5, 7), (300, 4, 12), (520, 11, 13), (1100, 17, 5), (130, 40, 64)]
 
 
-@each_build
+@on_each_processor
 @each_type
 @pytest.mark.parametrize("form", list(compiled.FORMS))
 def test_densities_and_moments(form, dtype):
@@ -84,7 +75,7 @@ def test_densities_and_moments(form, dtype):
         assert (np.abs(sums - resp.astype(float) @ t.T) <= TOLERANCE[dtype] * scale).all(), (n, d, k)
 
 
-@each_build
+@on_each_processor
 @each_type
 @pytest.mark.parametrize("form", list(compiled.FORMS))
 @pytest.mark.parametrize("weighted", [False, True])
@@ -104,7 +95,7 @@ def test_e_steps_in_one_go_have_the_bits_of_their_parts(form, weighted, dtype):
         np.testing.assert_array_equal(log_prob, np.log(total.astype(float)) + largest, err_msg=f"{(n, d, k)}")
 
 
-@each_build
+@on_each_processor
 @each_type
 def test_terms_of_several_groups_add_up(dtype):
     rng = np.random.default_rng(10)
@@ -127,7 +118,7 @@ def test_terms_of_several_groups_add_up(dtype):
             assert (np.abs(found - resp @ t.T) <= (1e-11 if dtype == "f8" else 1e-3) * scale).all(), (n, d, k)
 
 
-@each_build
+@on_each_processor
 @each_type
 @pytest.mark.parametrize("stranger", [np.nan, 0.5, 3.0, -1.0, np.inf])
 def test_e_steps_see_rows_that_do_not_hold_whole_numbers(stranger, dtype):
@@ -143,7 +134,7 @@ def test_e_steps_see_rows_that_do_not_hold_whole_numbers(stranger, dtype):
             compiled.e_step([replace(terms, most=2)], np.zeros(k), None)
 
 
-@each_build
+@on_each_processor
 @each_type
 def test_a_row_has_the_same_bits_whatever_its_neighbours(dtype):
     rng = np.random.default_rng(1)
@@ -160,7 +151,7 @@ def test_a_row_has_the_same_bits_whatever_its_neighbours(dtype):
         np.testing.assert_array_equal(part, resp[:, :n])
 
 
-@each_build
+@on_each_processor
 @each_type
 def test_float32_sums_do_not_stall(dtype):
     u = np.ones((1, 1 << 21), dtype)
@@ -169,7 +160,7 @@ def test_float32_sums_do_not_stall(dtype):
     np.testing.assert_allclose(compiled.moments("diag", u, u * u.dtype.type(0.1))[0, 0], 0.1 * (1 << 21), rtol=2e-6)
 
 
-@each_build
+@on_each_processor
 @each_type
 def test_shifted(dtype):
     rng = np.random.default_rng(2)
@@ -182,7 +173,7 @@ def test_shifted(dtype):
         np.testing.assert_array_equal(out, (rows - shift).T.astype(dtype))
 
 
-@each_build
+@on_each_processor
 @each_type
 def test_responsibilities(dtype):
     rng = np.random.default_rng(3)
@@ -198,7 +189,7 @@ def test_responsibilities(dtype):
         np.testing.assert_allclose(resp, softmax(joint, axis=0) * weight, rtol=tolerance, atol=tolerance * 1e-1)
 
 
-@each_build
+@on_each_processor
 @each_type
 def test_responsibilities_of_rows_that_nothing_explains(dtype):
     density = np.array([[-np.inf, np.nan, -1.0, -np.inf, -5000.0], [-np.inf, -1.0, np.nan, 3.0, -4000.0]], dtype)
@@ -209,7 +200,7 @@ def test_responsibilities_of_rows_that_nothing_explains(dtype):
     assert np.isnan(density[:, 1:3]).all()
 
 
-@each_build
+@on_each_processor
 def test_exp_is_right_to_the_last_digit():
     x = -np.concatenate([np.linspace(0.0, 40.0, 20_001), np.geomspace(1e-300, 700.0, 20_001), [708.5, 1e300]])
     density = np.stack([np.zeros_like(x), x])
@@ -217,7 +208,7 @@ def test_exp_is_right_to_the_last_digit():
     np.testing.assert_allclose(density[1], np.exp(x), rtol=1e-15, atol=3e-308)
 
 
-@each_build
+@on_each_processor
 @pytest.mark.parametrize("form", list(compiled.FORMS))
 def test_student_t_components_in_one_go(form):
     rng = np.random.default_rng(9)
@@ -241,7 +232,7 @@ def test_student_t_components_in_one_go(form):
         assert (np.abs(sums - shares @ t.T) <= 1e-9 * scale).all(), (n, d, k)
 
 
-@each_build
+@on_each_processor
 @each_type
 def test_nearest(dtype):
     rng = np.random.default_rng(4)
@@ -259,14 +250,14 @@ def test_nearest(dtype):
             np.testing.assert_allclose(sums, expected, rtol=1e-5 if dtype == "f4" else 1e-12, atol=2e-5)
 
 
-@each_build
+@on_each_processor
 def test_of_equally_near_centers_the_first_is_taken():
     centers = np.array([[3.0], [1.0], [-1.0], [1.0]])
     sums = compiled.nearest(np.zeros((9, 1)), np.zeros(1), 1.0, centers, 0.5 * centers[:, 0] ** 2, None, None)
     assert sums[:, 1].tolist() == [0, 9, 0, 0]
 
 
-@each_build
+@on_each_processor
 @each_type
 def test_whole_numbers(dtype):
     rng = np.random.default_rng(8)
@@ -282,7 +273,7 @@ def test_whole_numbers(dtype):
         assert compiled.whole(np.full(n, compiled.MOST_WHOLE, dtype), compiled.MOST_WHOLE)
 
 
-@each_build
+@on_each_processor
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_rows_between_centers_go_where_double_precision_says(size):
     rng = np.random.default_rng(7)
@@ -300,6 +291,24 @@ def test_rows_between_centers_go_where_double_precision_says(size):
         assert sums[:, 5].tolist() == [(by[order] < 0).sum(), (by[order] > 0).sum(), 0]
     sums = compiled.nearest(rows, np.zeros(5), 1.0, centers, half_squares, None, None)
     np.testing.assert_allclose(sums[:2, :5], expected, rtol=1e-13)
+
+
+def test_the_sources_give_no_warnings():
+    subprocess.run(["cc", *FLAGS, ROOT / "daskem" / "compiled" / "c" / "kernels.c"], check=True)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_the_environment_says_what_is_used(name):
+    code = "from daskem import compiled; print(compiled.describe())"
+    environment = os.environ | {compiled.VARIABLE: name}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == f"compiled, {name}"
+
+
+def test_the_environment_names_what_there_is(monkeypatch):
+    monkeypatch.setenv(compiled.VARIABLE, "sse9")
+    with pytest.raises(OptionError, match="DASKEM_INSTRUCTIONS is 'sse9'; it can be portable, avx2, avx512"):
+        compiled._limited(compiled.library)
 
 
 def test_kernels_of_other_sources_are_not_called(tmp_path):
@@ -348,7 +357,7 @@ def test_e_steps_are_those_of_numpy(model, dtype, d, labels, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(), err_msg=path)
 
 
-@each_build
+@on_each_processor
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_e_steps_of_each_case_are_those_of_numpy(case, monkeypatch):
     chunk = case.chunk()

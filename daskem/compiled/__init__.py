@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from daskem.chunk import Array, Float, Int
+from daskem.errors import OptionError
 
 __all__ = [
     "MOST_HOLED",
@@ -26,7 +28,6 @@ __all__ = [
     "describe",
     "e_step",
     "filled",
-    "instructions",
     "load",
     "log_prob",
     "moments",
@@ -41,6 +42,10 @@ logger = logging.getLogger(__name__)
 # Features of a row u: 1 and u, and with them nothing, u^2 or the upper triangle of u u^T.
 FORMS = {"linear": 0, "diag": 1, "full": 2}
 TYPES = {"d": "double", "f": "float"}
+# What compiled code uses of what only some processors have, at most what the environment variable names; the most that
+# the processor has if it is not set. Machines that are to compute the same bits must use the same.
+INSTRUCTIONS = {"portable": 0, "avx2": 1, "avx512": 2}
+VARIABLE = "DASKEM_INSTRUCTIONS"
 # Halfway to where single precision does not tell whole numbers apart.
 MOST_WHOLE = 1 << 22
 # With more features BLAS is better at rows with holes than `condition` and `filled`.
@@ -167,7 +172,17 @@ def _installed() -> ctypes.CDLL | None:
     return load(path)
 
 
-library = _installed()
+def _limited(library: ctypes.CDLL | None) -> ctypes.CDLL | None:
+    """Return the library, which uses no more than the environment allows."""
+    name = os.environ.get(VARIABLE, "avx512")
+    if name not in INSTRUCTIONS:
+        raise OptionError(f"the environment variable {VARIABLE} is {name!r}; it can be {', '.join(INSTRUCTIONS)}.")
+    if library is not None:
+        library.limit(INSTRUCTIONS[name])
+    return library
+
+
+library = _limited(_installed())
 
 
 def available(*arrays: Array) -> bool:
@@ -183,12 +198,7 @@ def describe() -> str:
     """Return what the bits of results depend on."""
     if library is None:
         return "not compiled"
-    return ("compiled portably", "compiled for AVX2", "compiled for AVX-512")[instructions()]
-
-
-def instructions() -> int:
-    """Return which vector instructions are used: 0 those that every processor has, 1 AVX2, 2 AVX-512; 0 if none."""
-    return 0 if library is None else int(library.instructions())
+    return f"compiled, {list(INSTRUCTIONS)[library.instructions()]}"
 
 
 def shifted(rows: Array, shift: Float, scale: Float | None, out: Array) -> None:

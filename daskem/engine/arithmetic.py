@@ -54,8 +54,8 @@ def warn_of_unlike(reports: Mapping[str, str]) -> None:
     warnings.warn(
         f"workers compute with different libraries or processors: {n} of {len(reports)} with {most}; but "
         f"{'; '.join(told)}. The last bits of results then depend on which worker did what, and a run cannot be "
-        "repeated to the bit. Use one environment and one kind of machine, or set OPENBLAS_CORETYPE and "
-        "NPY_DISABLE_CPU_FEATURES alike everywhere.",
+        "repeated to the bit. Use one environment and one kind of machine, or set OPENBLAS_CORETYPE, "
+        f"NPY_DISABLE_CPU_FEATURES and {compiled.VARIABLE} ({', '.join(compiled.INSTRUCTIONS)}) alike everywhere.",
         DaskEMWarning,
         stacklevel=3,
     )

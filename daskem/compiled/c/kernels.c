@@ -84,58 +84,52 @@ static const double EXP_SERIES[] = {
     1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800,
 };
 
-/* How much is used of what only some processors have, 1: AVX2, 2: AVX-512; less for tests. */
-#ifndef __x86_64__
-#define LEVEL 0
-#elif !defined(LEVEL)
-#define LEVEL 2
-#endif
-
 #define VARIANT base
 #define TARGET
 #define BYTES 32
 #define SHARES 3
 #include "types.h"
 
-#if LEVEL >= 1
+/* The most that is used of what only some processors have: 1 is AVX2, 2 AVX-512. */
+static int most = 2;
+
+#ifdef __x86_64__
 #define VARIANT avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #define BYTES 32
 #define SHARES 3
 #include "types.h"
-#endif
 
-#if LEVEL >= 2
 #define VARIANT avx512
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,fma")))
 #define BYTES 64
 #define SHARES 6
 #include "types.h"
-#endif
 
-/* Which of these levels this processor has. */
-int instructions(void) {
-#if LEVEL >= 2
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return 2;
-#endif
-#if LEVEL >= 1
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
-#endif
-    return 0;
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+static int has_avx512(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && has_avx2();
 }
 
-#if LEVEL >= 2
+int instructions(void) { return most >= 2 && has_avx512() ? 2 : most >= 1 && has_avx2() ? 1 : 0; }
+
 #define CALL(name, type, ...)                                                                                          \
     (instructions() == 2   ? name##_##type##_avx512(__VA_ARGS__)                                                       \
      : instructions() == 1 ? name##_##type##_avx2(__VA_ARGS__)                                                         \
                            : name##_##type##_base(__VA_ARGS__))
-#elif LEVEL == 1
-#define CALL(name, type, ...)                                                                                          \
-    (instructions() == 1 ? name##_##type##_avx2(__VA_ARGS__) : name##_##type##_base(__VA_ARGS__))
 #else
+int instructions(void) { return 0; }
+
 #define CALL(name, type, ...) name##_##type##_base(__VA_ARGS__)
 #endif
+
+/* Use no more than `level`; return what is used then. */
+int limit(int level) {
+    most = level;
+    return instructions();
+}
 
 #define EXPORT(type)                                                                                                   \
     int shifted_##type(const type *rows, const double *shift, const double *scale, type *out, int64_t n, int64_t d) {  \
