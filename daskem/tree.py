@@ -138,8 +138,8 @@ def _add(a: Any, b: Any, in_place: bool, path: str = "") -> Any:
         if kind is tuple and len(a) == len(b):
             return tuple([_add(x, y, in_place, f"{path}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True))])
         if names := _field_names(kind):  # type: ignore[arg-type]  # a class is hashable
-            pairs = [(getattr(a, name), getattr(b, name), in_place, f"{path}.{name}") for name in names]
-            return kind(*[_add(*pair) for pair in pairs])
+            pairs = [(name, getattr(a, name), getattr(b, name)) for name in names]
+            return kind(**{name: _add(x, y, in_place, f"{path}.{name}") for name, x, y in pairs})
     return _map(
         lambda x, y: np.add(x, y, out=x) if in_place and isinstance(x, np.ndarray) and x.ndim else x + y, a, (b,), path
     )

@@ -147,7 +147,7 @@ def test_trials_are_counted_in_passes(store, monkeypatch):
     # until a pass was spent.
     trials = np.diff(passes) * 16 - 1
     assert trials.sum() == sum(steps)
-    assert trials[:-1].max() == steps[0] < 16 <= trials[-1] < 16 + progressive.TRIAL_STEPS
+    assert trials[:-1].max() == steps[0] < 16 <= trials[-1] <= 32 + 1
     assert all(np.diff([info.passes for info in trace]) > 0)
 
 
@@ -166,10 +166,12 @@ def test_a_trial_that_would_not_get_there_ends_early(rows):
             return (gain - 1, objective + gain), info
 
     climb = progressive._climb
-    assert climb(Slow(), sample, params, 26.0)[1:] == (27.0, 4.0)
+    assert climb(Slow(), sample, params, 26.0, 40.0)[1:] == (27.0, 4.0)
     # After five steps it is at 34, at a pace of eight: 35 more steps would lead to 314.
-    assert climb(Slow(), sample, params, 313.0)[2] > 5.0
-    assert climb(Slow(), sample, params, 315.0)[1:] == (34.0, 5.0)
+    assert climb(Slow(), sample, params, 313.0, 40.0)[2] > 5.0
+    assert climb(Slow(), sample, params, 315.0, 40.0)[1:] == (34.0, 5.0)
+    # Or where it has cost what it may.
+    assert climb(Slow(), sample, params, 313.0, 3.0)[1:] == (19.0, 3.0)
 
 
 def test_a_given_start_is_kept_to(rows, store):

@@ -91,6 +91,17 @@ def test_accumulate_adds_in_place(a: Record, b: Record) -> None:
     assert result.x is total.x
 
 
+def test_records_may_have_fields_by_keyword_alone() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Sums:
+        n: float
+        x: np.ndarray
+
+    one = Sums(n=1.0, x=np.ones(2))
+    for total in (tree.add(one, one), tree.reduce([one, one]), tree.accumulate(Sums(n=1.0, x=np.ones(2)), one)):
+        assert (total.n, total.x.tolist()) == (2.0, [2.0, 2.0])
+
+
 def test_operations_leave_their_inputs_alone() -> None:
     a, b = example(), example(1.0)
     before = values(a), values(b)

@@ -52,8 +52,9 @@ STAGE_STEPS, STAGE_PASSES = 100, 2.0
 MOVE_SHARE = 0.1
 # Rows of a sample for each free parameter, and at most, that moves out of a local maximum are tried on.
 MOVE_ROWS, MOST_MOVE_ROWS = 50, 1 << 18
-# Passes over all rows that trials after a stage may cost, moves at most, and rows by which they are found.
-TRIAL_PASSES, MOST_MOVES, FIND_ROWS = 1.0, 20, 1 << 15
+# Passes over all rows after which no other trial is begun, and after which the one that runs ends; moves at most, and
+# rows by which they are found.
+TRIAL_PASSES, MOST_TRIAL_PASSES, MOST_MOVES, FIND_ROWS = 1.0, 2.0, 20, 1 << 15
 # Steps of a trial at most, usually (measured), before it may be given up, and by which its pace is told.
 TRIAL_STEPS, USUAL_STEPS, FIRST_STEPS, PACE_STEPS = 40, 15, 5, 3
 # Rate of `Auto`'s mini-batches, which fail from a start that is far off with a rate of one (measured), and the rows
@@ -181,7 +182,8 @@ class Progressive:
         for what, params in self._moves(here, state):
             if passes >= state.passes + TRIAL_PASSES:
                 break
-            inner, objective, spent = _climb(algorithm, here, params, bar)
+            most = (state.passes + MOST_TRIAL_PASSES - passes) / share
+            inner, objective, spent = _climb(algorithm, here, params, bar, most)
             before, passes = passes, passes + share * spent
             if objective > bar:
                 told = (f"{here.n_rows:,}", what, objective - state.objective)
@@ -276,23 +278,26 @@ def _roomy(n_rows: int, room: int) -> bool:
     return room >= 2 * n_rows
 
 
-def _climb(algorithm: Algorithm, problem: Problem, params: Params, bar: float) -> tuple[State, float, float]:
-    """Return the state after some steps, the objective that the last began at, and passes.
+def _climb(
+    algorithm: Algorithm, problem: Problem, params: Params, bar: float, most: float
+) -> tuple[State, float, float]:
+    """Return the state after some steps, the objective that the last began at, and passes, about `most` at most.
 
     They end where the objective is above `bar`, or would not get there in `TRIAL_STEPS` at the pace of the last steps.
     """
-    state, objectives, passes = algorithm.init(problem, params), [-math.inf], 0.0
-    while len(objectives) <= TRIAL_STEPS and objectives[-1] <= bar:
-        try:
+    state, objectives, passes = None, [-math.inf], 0.0
+    try:
+        state = algorithm.init(problem, params)
+        while len(objectives) <= TRIAL_STEPS and objectives[-1] <= bar and passes < most:
             state, info = algorithm.step(problem, state)
-        except TOO_FAR:
-            return state, -math.inf, passes
-        objectives.append(info.objective)
-        passes = info.passes
-        if len(objectives) > FIRST_STEPS:
-            pace = (objectives[-1] - objectives[-1 - PACE_STEPS]) / PACE_STEPS
-            if objectives[-1] + pace * (TRIAL_STEPS - len(objectives) + 1) < bar:
-                break
+            objectives.append(info.objective)
+            passes = info.passes
+            if len(objectives) > FIRST_STEPS:
+                pace = (objectives[-1] - objectives[-1 - PACE_STEPS]) / PACE_STEPS
+                if objectives[-1] + pace * (TRIAL_STEPS - len(objectives) + 1) < bar:
+                    break
+    except TOO_FAR:
+        return state, -math.inf, passes
     return state, objectives[-1], passes
 
 

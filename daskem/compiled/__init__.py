@@ -174,11 +174,12 @@ def _installed() -> ctypes.CDLL | None:
 
 def _limited(library: ctypes.CDLL | None) -> ctypes.CDLL | None:
     """Return the library, which uses no more than the environment allows."""
-    name = os.environ.get(VARIABLE, "avx512")
+    name = os.environ.get(VARIABLE) or "avx512"
+    if library is None:
+        return None
     if name not in INSTRUCTIONS:
         raise OptionError(f"the environment variable {VARIABLE} is {name!r}; it can be {', '.join(INSTRUCTIONS)}.")
-    if library is not None:
-        library.limit(INSTRUCTIONS[name])
+    library.limit(INSTRUCTIONS[name])
     return library
 
 

@@ -147,7 +147,8 @@ class _Watch:
 
 def _suspects(client: Client, nodes: Sequence[Delayed], error: KilledWorker) -> list[Delayed]:
     """Return the tasks that were there at each death; Dask blames all that a worker had when it died."""
-    graph = nodes[0].dask if len(nodes) == 1 else {key: task for node in nodes for key, task in node.dask.items()}
+    graphs = {id(node.dask): node.dask for node in nodes}
+    graph = {key: task for own in graphs.values() for key, task in own.items()}
     return [
         Delayed(key, graph)
         for key, deaths in _at_deaths(client).most_common()

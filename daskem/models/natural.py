@@ -128,8 +128,7 @@ class NaturalFamily(ABC):
     keeps_float32: ClassVar[bool] = False
     # Whether columns hold counts or codes, so that rows may repeat each other.
     discrete: ClassVar[bool] = False
-    # Where rows are their own features, and whole numbers from 0 to this all that a column may hold: see that there is
-    # nothing else while computing.
+    # The largest of the whole numbers from 0 that are all that a column may hold; None where there are other ones.
     most: ClassVar[int | None] = None
     # Fields of the parameters with an entry for each component.
     fields: ClassVar[tuple[str, ...]]
@@ -193,7 +192,8 @@ class NaturalFamily(ABC):
             return None
         slope, constant, dtype = self._coefficients(params, chunk)
         natural = np.column_stack([constant.sum(axis=1), slope]).astype(dtype)
-        if self.most is not None and slope.shape[1] <= MOST_AT_ONCE and compiled.available(chunk.rows, natural):
+        if self._are_features(chunk.rows) and compiled.available(chunk.rows, natural):
+            # Rows are looked at while they are computed with.
             return (compiled.Terms("linear", chunk.rows, natural, most=self.most),)
         seen = self._seen(params, chunk)
         dense = isinstance(seen.features, np.ndarray) and seen.features.shape[1] <= MOST_AT_ONCE
@@ -340,6 +340,12 @@ class NaturalFamily(ABC):
         # Products cancel against the constants, so that these are what single precision must hold.
         single = single and float(np.abs(constant).sum(axis=1).max()) <= SINGLE_TERMS
         return slope, constant, np.dtype(np.float32 if single else np.float64)
+
+    def _are_features(self, rows: Array) -> bool:
+        """Return whether rows that hold nothing but whole numbers up to `most` are all that densities need."""
+        own = type(self)
+        plain = own._features is NaturalFamily._features and own._log_base is NaturalFamily._log_base
+        return self.most is not None and plain and rows.shape[1] <= MOST_AT_ONCE
 
     def _complete(self, n: Float, x: Float, chunk: Chunk) -> Float:
         """Return what `observed` is of components of weight n (k,) and sums x (k, p), where nothing is missing."""

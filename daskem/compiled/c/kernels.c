@@ -6,17 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Components whose densities are summed at a time: two vectors of rows of each fill the registers. */
+/* Components whose densities are summed at a time: two vectors of rows of each fill the sixteen registers of AVX2, and
+ * keep the arithmetic units of AVX-512 busy. */
 #define GROUP 6
 /* Bytes of a feature in a tile of densities, whose rows share the parameters that are fetched, and so many of its
  * features are made at a time: they stay in the first cache. */
 #define DENSITY_BYTES 256
 #define PANEL 64
-/* Features of a tile of moments that are made at a time, a multiple of four: they and the responsibilities of GROUP
+/* Features of a tile of moments that are made at a time, a multiple of four: they and the responsibilities of SHARES
  * components stay in the first cache. */
 #define MOMENTS 8
 
-typedef double pair __attribute__((vector_size(16)));
 typedef double quad __attribute__((vector_size(32)));
 
 /* Call `function` with a number of components that is known when it is compiled, so that its sums stay in registers. */
@@ -91,7 +91,7 @@ static const double EXP_SERIES[] = {
 #include "types.h"
 
 /* The most that is used of what only some processors have: 1 is AVX2, 2 AVX-512. */
-static int most = 2;
+static int allowed = 2;
 
 #ifdef __x86_64__
 #define VARIANT avx2
@@ -113,7 +113,7 @@ static int has_avx512(void) {
            __builtin_cpu_supports("avx512vl") && has_avx2();
 }
 
-int instructions(void) { return most >= 2 && has_avx512() ? 2 : most >= 1 && has_avx2() ? 1 : 0; }
+int instructions(void) { return allowed >= 2 && has_avx512() ? 2 : allowed >= 1 && has_avx2() ? 1 : 0; }
 
 #define CALL(name, type, ...)                                                                                          \
     (instructions() == 2   ? name##_##type##_avx512(__VA_ARGS__)                                                       \
@@ -127,7 +127,7 @@ int instructions(void) { return 0; }
 
 /* Use no more than `level`; return what is used then. */
 int limit(int level) {
-    most = level;
+    allowed = level;
     return instructions();
 }
 

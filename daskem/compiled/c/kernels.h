@@ -235,7 +235,7 @@ INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int
 }
 
 /* Add to sums (k, p) the moments of `tile` under `shares`, d and k lines of TILE_ROWS; `t` has room for MOMENTS lines.
- */
+ * Of linear features three lines beyond those of `tile` may be read, and are not used. */
 TARGET static void NAME(moment_tile)(enum form form, const REAL *tile, const REAL *shares, REAL *t, double *sums,
                                      int64_t d, int64_t k) {
     const int64_t p = n_features(form, d), groups = (k + SHARES - 1) / SHARES;
