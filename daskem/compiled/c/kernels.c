@@ -115,15 +115,23 @@ static int has_avx512(void) {
 
 int instructions(void) { return allowed >= 2 && has_avx512() ? 2 : allowed >= 1 && has_avx2() ? 1 : 0; }
 
-#define CALL(name, type, ...)                                                                                          \
-    (instructions() == 2   ? name##_##type##_avx512(__VA_ARGS__)                                                       \
-     : instructions() == 1 ? name##_##type##_avx2(__VA_ARGS__)                                                         \
-                           : name##_##type##_base(__VA_ARGS__))
+#define CALL_AT(level, name, type, ...)                                                                                \
+    (level == 2   ? name##_##type##_avx512(__VA_ARGS__)                                                                \
+     : level == 1 ? name##_##type##_avx2(__VA_ARGS__)                                                                  \
+                  : name##_##type##_base(__VA_ARGS__))
 #else
 int instructions(void) { return 0; }
 
-#define CALL(name, type, ...) name##_##type##_base(__VA_ARGS__)
+#define CALL_AT(level, name, type, ...) name##_##type##_base(__VA_ARGS__)
 #endif
+
+#define CALL(name, type, ...) CALL_AT(instructions(), name, type, __VA_ARGS__)
+
+/* Which of these levels suits vectors of k components of `size` bytes: no wider ones than they fill. */
+static inline int level_for(int64_t k, size_t size) {
+    const int level = instructions();
+    return level == 2 && k * (int64_t)size <= 32 ? 1 : level;
+}
 
 /* Use no more than `level`; return what is used then. */
 int limit(int level) {
@@ -161,16 +169,17 @@ int limit(int level) {
                          const double *precision, const double *peak, const double *constant, type *log_prob,          \
                          type *offset, double *peaks, int64_t n, int64_t stride, int64_t d, int64_t k, int64_t points, \
                          int64_t precisions) {                                                                         \
-        return CALL(condition, type, rows, feature, first, pattern, place, point, scale, delta, precision, peak,       \
-                    constant, log_prob, offset, peaks, n, stride, d, k, points, precisions);                           \
+        return CALL_AT(level_for(k, sizeof(type)), condition, type, rows, feature, first, pattern, place, point,       \
+                       scale, delta, precision, peak, constant, log_prob, offset, peaks, n, stride, d, k, points,      \
+                       precisions);                                                                                    \
     }                                                                                                                  \
     int filled_##type(const type *rows, const int64_t *feature, const int64_t *first, const int64_t *pattern,          \
                       const int64_t *place, const double *point, const double *scale, const double *delta,             \
                       const double *precision, const type *offset, const type *resp, const type *loose, double *sum,   \
                       double *product, int64_t n, int64_t stride, int64_t d, int64_t k, int64_t points,                \
                       int64_t precisions) {                                                                            \
-        return CALL(filled, type, rows, feature, first, pattern, place, point, scale, delta, precision, offset, resp,  \
-                    loose, sum, product, n, stride, d, k, points, precisions);                                         \
+        return CALL_AT(level_for(k, sizeof(type)), filled, type, rows, feature, first, pattern, place, point, scale,   \
+                       delta, precision, offset, resp, loose, sum, product, n, stride, d, k, points, precisions);      \
     }
 
 EXPORT(double)
