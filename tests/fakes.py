@@ -129,9 +129,11 @@ class Balls:
         joint = self.joint(params, chunk)
         log_prob = logsumexp(joint, axis=1)
         weight = np.ones(len(chunk)) if chunk.weight is None else chunk.weight
+        # Some BLAS fill up with zeros what is multiplied by the infinity of a bad row.
         with np.errstate(invalid="ignore"):
             resp = np.exp(joint - log_prob[:, None]) * weight[:, None]
-        return Expectation(Sums(resp.sum(axis=0), resp.T @ chunk.rows), float(weight @ log_prob), chunk.total_weight)
+            stats = Sums(resp.sum(axis=0), resp.T @ chunk.rows)
+        return Expectation(stats, float(weight @ log_prob), chunk.total_weight)
 
     def m_step(self, stats: Sums, params: Centers) -> Centers:
         return Centers(stats.n / stats.n.sum(), stats.x / stats.n[:, None])
