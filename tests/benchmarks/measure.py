@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from threadpoolctl import threadpool_limits
+
+from daskem.engine.arithmetic import describe_arithmetic
 
 CORES = os.cpu_count() or 1
 
@@ -58,7 +59,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def start(title: str) -> Report:
     """Print what is measured and on what."""
     report = Report()
-    report.say(f"== {title}\n{CORES} cores, numpy {np.__version__}, load average {load()}")
+    # A peer's BLAS may be held to other instructions (OPENBLAS_CORETYPE) than the processor has.
+    report.say(f"== {title}\n{CORES} cores, load average {load()}; {describe_arithmetic()}")
     return report
 
 
