@@ -275,9 +275,13 @@ def e_step(
     arrays = [part.arrays(np.empty(part.natural.shape)) for part in terms]
     records = (_Terms * len(terms))(
         *(
-            _Terms(*(array.ctypes.data for array in own), most, part.rows.shape[1], FORMS[part.form])
+            _Terms(
+                *(array.ctypes.data for array in own),
+                -1.0 if part.most is None else part.most,
+                part.rows.shape[1],
+                FORMS[part.form],
+            )
             for part, own in zip(terms, arrays, strict=True)
-            for most in [-1.0 if part.most is None else float(part.most)]
         )
     )
     if _call("e_step", dtype, records, len(terms), tails, log_weights, weight, tallies, largest, total, n, k):

@@ -89,28 +89,16 @@ class Mark(NamedTuple):
 
 def run(problem: DataProblem, params: Params, algorithm: Algorithm, most: float) -> list[Mark]:
     """Return the marks of a run of `most` passes, about two a pass."""
-    stop, trace, seen, looks = MaxPasses(most), [], [params], []
+    stop, trace, seen = MaxPasses(most), [], [params]
     state = algorithm.init(problem, params)
     while not (trace and stop(trace)):
         state, info = algorithm.step(problem, state)
         trace.append(info)
         seen.append(state.params)
-        looks.append(_looked(state, info))
-    return _marks(problem, trace, seen, looks)
+    return _marks(problem, trace, seen)
 
 
-def _looked(state: Any, info: StepInfo) -> float:
-    """Return the passes of a step that were but a look at the parameters that it led to.
-
-    Some algorithms must know the objective there; of batch EM the next step tells it, and that is not counted either.
-    """
-    point = getattr(getattr(state, "inner", state), "point", None)
-    return 1.0 if info.exact and point is not None and point.params is state.params else 0.0
-
-
-def _marks(
-    problem: DataProblem, trace: Sequence[StepInfo], seen: Sequence[Params], looks: Sequence[float]
-) -> list[Mark]:
+def _marks(problem: DataProblem, trace: Sequence[StepInfo], seen: Sequence[Params]) -> list[Mark]:
     """Look at the objective over all rows where the trace does not tell it; those looks are not counted."""
     marks, unknown, spent, last = [], [], 0.0, -1.0
     for i, info in enumerate(trace):
@@ -120,9 +108,9 @@ def _marks(
             continue
         last = info.passes
         if following is not None and following.exact:
-            marks.append(Mark(info.passes - looks[i], spent, following.objective))
+            marks.append(Mark(info.passes, spent, following.objective))
         else:
-            unknown.append((info.passes - looks[i], spent, seen[i + 1]))
+            unknown.append((info.passes, spent, seen[i + 1]))
     for first in range(0, len(unknown), 8):
         some = unknown[first : first + 8]
         found = problem.expect_each([params for _, _, params in some])

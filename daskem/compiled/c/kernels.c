@@ -93,7 +93,8 @@ static const double EXP_SERIES[] = {
 /* The most that is used of what only some processors have: 1 is AVX2, 2 AVX-512. */
 static int allowed = 2;
 
-#ifdef __x86_64__
+/* PORTABLE leaves them out, as other processors do, for a test. */
+#if defined(__x86_64__) && !defined(PORTABLE)
 #define VARIANT avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #define BYTES 32
