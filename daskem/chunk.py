@@ -66,8 +66,9 @@ class Chunk:
 
     Attributes
     ----------
-    rows : (n, d) array, C-contiguous, never written to; float32 or float64. NaN, a missing value, reaches only models
-        that say they handle it (see `daskem.core.HandlesMissing`).
+    rows : (n, d) array, never written to; float32 or float64. C-contiguous, but that a family may get columns of wider
+        rows, as it does in a product. NaN, a missing value, reaches only models that say they handle it (see
+        `daskem.core.HandlesMissing`).
     weight : (n,) float64, not negative, or None for ones. A row of weight 2 counts as two rows, of weight 0 as none.
     labels : (n,) int64, the known component of a row or -1; or (n, k) float64 label probabilities, what evidence beside
         the row says of its component: p(evidence | component), 0 where that is forbidden, so that a row of ones says

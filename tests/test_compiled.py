@@ -261,16 +261,49 @@ def test_of_equally_near_centers_the_first_is_taken():
 @each_type
 def test_whole_numbers(dtype):
     rng = np.random.default_rng(8)
-    for n in (0, 1, 63, 64 * 8, 1500):
-        numbers = rng.integers(5, size=n).astype(dtype)
+    # The last of them are columns of wider rows, which hold other numbers.
+    for n, d, width in (
+        (0, 3, 3),
+        (1, 1, 1),
+        (63, 1, 1),
+        (64, 8, 8),
+        (4, 375, 375),
+        (9, 1, 2),
+        (40, 5, 7),
+        (3, 300, 301),
+    ):
+        numbers = np.full((n, width), 0.5, dtype)[:, :d]
+        numbers[:] = rng.integers(5, size=(n, d))
         assert compiled.whole(numbers, 4)
-        assert n < 2 or not compiled.whole(numbers, 3)
+        assert n * d < 2 or not compiled.whole(numbers, 3)
         for other in (-1.0, 0.5, 5.0, np.nan, np.inf, -np.inf, 1e-30, np.nextafter(numbers.dtype.type(1), 0)):
-            for i in {0, n // 2, n - 1} if n else ():
-                changed = numbers.copy()
-                changed[i] = other
-                assert not compiled.whole(changed, 4), (n, i, other)
-        assert compiled.whole(np.full(n, compiled.MOST_WHOLE, dtype), compiled.MOST_WHOLE)
+            for i in {0, n * d // 2, n * d - 1} if n else ():
+                kept = numbers[i // d, i % d]
+                numbers[i // d, i % d] = other
+                assert not compiled.whole(numbers, 4), (n, d, i, other)
+                numbers[i // d, i % d] = kept
+        numbers[:] = compiled.MOST_WHOLE
+        assert compiled.whole(numbers, compiled.MOST_WHOLE)
+
+
+@on_each_processor
+@each_type
+def test_columns_of_wider_rows_are_read_where_they_are(dtype):
+    rng = np.random.default_rng(14)
+    for n, d, k in shapes():
+        table = rng.integers(3, size=(n, 2 * d + 3)).astype(dtype)
+        natural, log_weights = rng.standard_normal((k, d + 1)).astype(dtype), np.zeros(k)
+        for rows in (table[:, 2 : d + 2], table[::-1, :d], table[::2, d:][:, 1 : d + 1]):
+            assert compiled.in_place(rows, rows.dtype) is rows
+            alike = np.ascontiguousarray(rows)
+            here, there = (compiled.Terms("linear", x, natural, most=2) for x in (rows, alike))
+            found, expected = (compiled.e_step([part], log_weights, None) for part in (here, there))
+            np.testing.assert_array_equal(found[0][0], expected[0][0], err_msg=f"{(n, d, k)}")
+            np.testing.assert_array_equal(found[1], expected[1], err_msg=f"{(n, d, k)}")
+            u = np.empty((2, d, len(rows)), dtype)
+            for x, out in zip((rows, alike), u, strict=True):
+                compiled.shifted(x, np.ones(d), None, out)
+            np.testing.assert_array_equal(*u)
 
 
 @on_each_processor
@@ -344,6 +377,14 @@ def test_kernels_are_not_used_for_what_they_cannot_take():
     assert not compiled.available(rows, rows.astype("f4"))
     assert not compiled.available(rows.astype(int))
     assert not compiled.available(rows[:, :2])
+    assert compiled.readable(rows[:, :2])
+    assert not compiled.readable(rows[:, ::2])
+    assert compiled.readable(rows[:, 3:][:, ::2])
+    assert not compiled.readable(rows.astype(int))
+    assert not compiled.readable(rows.T)
+    record = np.zeros(4, [("row", "f8", 2), ("flag", "i1")])
+    assert not compiled.readable(record["row"])
+    np.testing.assert_array_equal(compiled.in_place(rows.T, np.dtype("f4")), np.zeros((4, 4), "f4"))
 
 
 @each_type

@@ -320,8 +320,20 @@ class Standardises(Poisson):
         return super().log_prob(params, chunk) - chunk.rows.mean()
 
 
+class ReadsMemory(Poisson):
+    def log_prob(self, params: Any, chunk: Chunk) -> np.ndarray:
+        size, d = chunk.rows.itemsize, chunk.rows.shape[1]
+        rows = np.lib.stride_tricks.as_strided(chunk.rows, strides=(d * size, size))
+        return super().log_prob(params, replace(chunk, rows=rows))
+
+
 @pytest.mark.parametrize(
-    ("family", "name"), [(NormalisesResp(), "stats_are_linear_in_resp"), (Standardises(), "log_prob_is_per_row")]
+    ("family", "name"),
+    [
+        (NormalisesResp(), "stats_are_linear_in_resp"),
+        (Standardises(), "log_prob_is_per_row"),
+        (ReadsMemory(), "layout_does_not_matter"),
+    ],
 )
 def test_family_property_sees_its_violation(family: Any, name: str) -> None:
     rows = count_table(np.random.default_rng(3), 60).astype(float)

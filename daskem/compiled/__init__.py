@@ -28,11 +28,13 @@ __all__ = [
     "describe",
     "e_step",
     "filled",
+    "in_place",
     "load",
     "log_prob",
     "moments",
     "nearest",
     "normalise",
+    "readable",
     "shifted",
     "whole",
 ]
@@ -103,10 +105,10 @@ class Terms:
     Attributes
     ----------
     form : what T(u) is (see `FORMS`).
-    rows, natural : (n, d) and (k, p), C ordered and of one floating type.
+    rows : (n, d), `readable`. natural : (k, p), C ordered, of their type.
     shift, scale : (d,), or None for zeros, and for ones.
     constant : (k,) what to add for each component, in double precision. base : (n,) what to add for each row.
-    most : rows must hold whole numbers from 0 to this, at most `MOST_WHOLE`; None where they may hold anything.
+    most : u must hold whole numbers from 0 to this, at most `MOST_WHOLE`; None where it may hold anything.
     """
 
     form: str
@@ -137,6 +139,7 @@ class _Terms(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("rows", "shift", "scale", "natural", "sums")),
         ("most", ctypes.c_double),
         ("d", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
         ("form", ctypes.c_int),
     )
 
@@ -149,12 +152,12 @@ def load(path: Path) -> ctypes.CDLL | None:
         return None
     number, array = ctypes.c_int64, ctypes.c_void_p
     for name in TYPES.values():
-        getattr(library, f"shifted_{name}").argtypes = [array, array, array, array, number, number]
+        getattr(library, f"shifted_{name}").argtypes = [array, number, array, array, array, number, number]
         getattr(library, f"log_prob_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"moments_{name}").argtypes = [ctypes.c_int, array, array, array, number, number, number]
         getattr(library, f"normalise_{name}").argtypes = [array, array, array, array, array, number, number]
         getattr(library, f"e_step_{name}").argtypes = [array, number, *[array] * 6, number, number]
-        getattr(library, f"whole_{name}").argtypes = [array, ctypes.c_double, number]
+        getattr(library, f"whole_{name}").argtypes = [array, number, ctypes.c_double, number, number]
         inputs = [array, array, ctypes.c_double, array, array, array, array]
         getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
         for holed in ("condition", "filled"):
@@ -195,6 +198,18 @@ def available(*arrays: Array) -> bool:
     )
 
 
+def readable(rows: Array) -> bool:
+    """Return whether compiled code reads rows (n, d) where they are: floats, those of a row next to each other."""
+    across, along = rows.strides
+    beside = along == rows.itemsize or rows.shape[1] == 1
+    return library is not None and rows.dtype.char in TYPES and beside and across % rows.itemsize == 0
+
+
+def in_place(rows: Array, dtype: np.dtype[Any]) -> Array:
+    """Return rows of a floating type that compiled code reads: themselves where they are so."""
+    return rows if rows.dtype == dtype and readable(rows) else np.ascontiguousarray(rows, dtype)
+
+
 def describe() -> str:
     """Return what the bits of results depend on."""
     if library is None:
@@ -203,11 +218,11 @@ def describe() -> str:
 
 
 def shifted(rows: Array, shift: Float, scale: Float | None, out: Array) -> None:
-    """Write ``(rows - shift) * scale`` into `out`, (d, n), rounded once; `rows` (n, d) is of the same floating type."""
+    """Write ``(rows - shift) * scale`` into `out`, (d, n), rounded once; `rows` (n, d), `readable`, is of its type."""
     n, d = rows.shape
     scale = np.ones(d) if scale is None else scale
     exact = np.ascontiguousarray(shift, np.float64), np.ascontiguousarray(scale, np.float64)
-    _call("shifted", rows.dtype, rows, *exact, out, n, d)
+    _call("shifted", rows.dtype, rows, _stride(rows), *exact, out, n, d)
 
 
 def log_prob(form: str, u: Array, natural: Array, out: Array) -> None:
@@ -279,6 +294,7 @@ def e_step(
                 *(array.ctypes.data for array in own),
                 -1.0 if part.most is None else part.most,
                 part.rows.shape[1],
+                _stride(part.rows),
                 FORMS[part.form],
             )
             for part, own in zip(terms, arrays, strict=True)
@@ -313,9 +329,9 @@ def nearest(
     return sums
 
 
-def whole(numbers: Array, most: float) -> bool:
-    """Return whether all are whole numbers from 0 to `most`, itself at most `MOST_WHOLE`; C ordered floats."""
-    return bool(getattr(library, f"whole_{TYPES[numbers.dtype.char]}")(numbers.ctypes.data, most, numbers.size))
+def whole(rows: Array, most: float) -> bool:
+    """Return whether rows (n, d), `readable`, hold whole numbers from 0 to `most`, itself at most `MOST_WHOLE`."""
+    return bool(_call("whole", rows.dtype, rows, _stride(rows), most, *rows.shape))
 
 
 def condition(rows: Rows, components: Components, log_prob: Array, offset: Array) -> Float:
@@ -347,6 +363,11 @@ def filled(rows: Rows, components: Components, offset: Array, resp: Array, loose
     sizes = n, resp.shape[1], d, k, len(c.point), len(c.precision)
     _call("filled", rows.values.dtype, *given, first, second, *sizes)
     return first, second
+
+
+def _stride(rows: Array) -> int:
+    """Return how many numbers the rows lie apart."""
+    return rows.strides[0] // rows.itemsize
 
 
 def _call(name: str, dtype: np.dtype[Any], *arguments: Any) -> int:

@@ -224,7 +224,7 @@ class Kernel:
 
     def terms(self, chunk: Chunk) -> compiled.Terms:
         """Return the log densities as what compiled code takes for an E-step in one go."""
-        rows = np.ascontiguousarray(chunk.rows, self.dtype)
+        rows = compiled.in_place(chunk.rows, self.dtype)
         return compiled.Terms(self.covariance, rows, self.natural, self.shift, self.scale, self.lost)
 
     def moments(self, chunk: Chunk, resp: Array) -> Moments:
@@ -283,7 +283,7 @@ class Kernel:
     def _shifted(self, rows: Array, out: Array) -> Array:
         """Write (x - shift) * scale into `out` (d, n)."""
         if compiled.available():
-            compiled.shifted(np.ascontiguousarray(rows, out.dtype), self.shift, self.scale, out)
+            compiled.shifted(compiled.in_place(rows, out.dtype), self.shift, self.scale, out)
             return out
         shift = self.shift[:, None]
         # A point that single precision cannot hold is subtracted in double, else it would move the means.

@@ -192,14 +192,14 @@ class NaturalFamily(ABC):
             return None
         slope, constant, dtype = self._coefficients(params, chunk)
         natural = np.column_stack([constant.sum(axis=1), slope]).astype(dtype)
-        if self._are_features(chunk.rows) and compiled.available(chunk.rows, natural):
+        if self._are_features(chunk.rows) and chunk.rows.dtype == dtype and compiled.readable(chunk.rows):
             # Rows are looked at while they are computed with.
             return (compiled.Terms("linear", chunk.rows, natural, most=self.most),)
         seen = self._seen(params, chunk)
         dense = isinstance(seen.features, np.ndarray) and seen.features.shape[1] <= MOST_AT_ONCE
         if not dense or seen.observed is not None or seen.outside is not None:
             return None
-        rows, base = np.ascontiguousarray(seen.features, dtype), 0.0 if seen.log_base is None else seen.log_base
+        rows, base = compiled.in_place(seen.features, dtype), 0.0 if seen.log_base is None else seen.log_base
         return (compiled.Terms("linear", rows, natural, base=base),)
 
     def stats_of_terms(self, params: Params, chunk: Chunk, sums: Sequence[Float]) -> SufficientStats:
@@ -456,7 +456,7 @@ def valid_positive(rows: Array) -> Array:
 
 def are_whole(rows: Array, most: int = compiled.MOST_WHOLE) -> bool:
     """Return whether all are whole numbers from 0 to `most`; False may also mean that there is no quick way to tell."""
-    return compiled.available(rows) and compiled.whole(rows, most)
+    return compiled.readable(rows) and compiled.whole(rows, most)
 
 
 def where_seen(observed: Float, x: Float, previous: Float) -> Float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Expectation, Family, Float, HasLogPrior, Params, Stats
+from daskem.core import Array, Chunk, Expectation, Family, Float, HasLogPrior, Params, Scratch, Stats
 from daskem.testing.models import MODEL_PROPERTIES
 from daskem.testing.trial import ADDITIVE_RTOL, ModelTrial, Property, model_trial, run_properties, take
 
@@ -125,9 +125,20 @@ def _stats_are_linear_in_resp(trial: ModelTrial) -> None:
         raise trial.fail(f"{type(family).__name__}.stats is not linear in resp (differs by {moved:.3g}, relative)", why)
 
 
+def _layout_does_not_matter(trial: ModelTrial) -> None:
+    rows = trial.chunk.rows
+    # As a product hands a group its columns.
+    wider = np.ones((len(rows), rows.shape[1] + 3), rows.dtype)
+    wider[:, 2:-1] = rows
+    found = trial.e_step(replace(trial.chunk, rows=wider[:, 2:-1], scratch=Scratch()))
+    why = "Rows may be columns of wider ones: what reads memory itself needs np.ascontiguousarray(chunk.rows)."
+    trial.agree("columns of wider rows give other statistics", found, trial.whole, why)
+
+
 FAMILY_PROPERTIES: Mapping[str, Property] = MappingProxyType(
     {
         "log_prob_is_per_row": Property(_log_prob_is_per_row),
         "stats_are_linear_in_resp": Property(_stats_are_linear_in_resp),
+        "layout_does_not_matter": Property(_layout_does_not_matter),
     }
 )

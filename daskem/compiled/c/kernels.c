@@ -65,16 +65,16 @@ static int64_t n_features(enum form form, int64_t d) {
     return 1 + d + (form == FULL ? d * (d + 1) / 2 : form == DIAGONAL ? d : 0);
 }
 
-/* Terms of log densities: those of u = (row - shift) * scale of rows (n, d), where `natural` (k, p) multiplies T(u);
- * and the sums (k, p) of T(u) that are asked for. Rows are to hold whole numbers from 0 to `most`; anything where that
- * is negative. */
+/* Terms of log densities: those of u = (row - shift) * scale of rows (n, d), which lie `stride` numbers apart, where
+ * `natural` (k, p) multiplies T(u); and the sums (k, p) of T(u) that are asked for. u is to hold whole numbers from 0
+ * to `most`; anything where that is negative. */
 struct terms {
     const void *rows;
     const double *shift, *scale;
     const void *natural;
     double *sums;
     double most;
-    int64_t d;
+    int64_t d, stride;
     enum form form;
 };
 
@@ -141,8 +141,9 @@ int limit(int level) {
 }
 
 #define EXPORT(type)                                                                                                   \
-    int shifted_##type(const type *rows, const double *shift, const double *scale, type *out, int64_t n, int64_t d) {  \
-        return CALL(shifted, type, rows, shift, scale, out, n, d);                                                     \
+    int shifted_##type(const type *rows, int64_t stride, const double *shift, const double *scale, type *out,          \
+                       int64_t n, int64_t d) {                                                                         \
+        return CALL(shifted, type, rows, stride, shift, scale, out, n, d);                                             \
     }                                                                                                                  \
     int log_prob_##type(enum form form, const type *u, const type *natural, type *out, int64_t n, int64_t d,           \
                         int64_t k) {                                                                                   \
@@ -160,7 +161,9 @@ int limit(int level) {
                       const double *weight, double *tallies, double *largest, type *total, int64_t n, int64_t k) {     \
         return CALL(e_step, type, terms, groups, tails, log_weights, weight, tallies, largest, total, n, k);           \
     }                                                                                                                  \
-    int whole_##type(const type *numbers, double most, int64_t n) { return CALL(whole, type, numbers, most, n); }      \
+    int whole_##type(const type *rows, int64_t stride, double most, int64_t n, int64_t d) {                            \
+        return CALL(whole, type, rows, stride, most, n, d);                                                            \
+    }                                                                                                                  \
     int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \
                        const double *weight, const int64_t *labels, double *sums, int64_t n, int64_t d, int64_t k) {   \
         return CALL(nearest, type, rows, shift, scale, centers, half, weight, labels, sums, n, d, k);                  \

@@ -58,11 +58,13 @@ INLINE void NAME(gather)(const REAL *from, int64_t stride, int64_t count, int64_
     }
 }
 
-/* Have numbers fetched that the next tile is made of, while this one is computed: the processor's own foresight comes
- * too late. They may lie beyond the last row: nothing is read. */
-INLINE void NAME(fetch)(const REAL *next, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(REAL))
-        __builtin_prefetch(next + i);
+/* Have rows of d numbers fetched that the next tile is made of, while this one is computed: the processor's own
+ * foresight comes too late. They may lie beyond the last one: nothing is read. */
+INLINE void NAME(fetch)(const REAL *next, int64_t stride, int64_t rows, int64_t d) {
+    const int64_t lines = stride == d ? 1 : rows, numbers = stride == d ? rows * d : d;
+    for (int64_t r = 0; r < lines; r++, next += stride)
+        for (int64_t i = 0; i < numbers; i += 64 / (int64_t)sizeof(REAL))
+            __builtin_prefetch(next + i);
 }
 
 /* Return (x - shift) * scale of four features of a row. Single precision is kept from rounding the shift, which would
@@ -73,30 +75,31 @@ INLINE quad NAME(shift_four)(const REAL *x, const double *shift, const double *s
     return (value - less) * by;
 }
 
-/* Write (x - shift) * scale of columns j to `end` of `count` rows of d to as many lines of `out`, `stride` apart. */
-INLINE void NAME(shift_tile)(const REAL *rows, const double *shift, const double *scale, REAL *out, int64_t stride,
-                             int64_t count, int64_t d, int64_t j, int64_t end) {
+/* Write (x - shift) * scale of columns j to `end` of `count` rows, which lie `stride` apart, to as many lines of `out`,
+ * which lie `apart`. */
+INLINE void NAME(shift_tile)(const REAL *rows, int64_t stride, const double *shift, const double *scale, REAL *out,
+                             int64_t apart, int64_t count, int64_t j, int64_t end) {
     const int64_t whole = count / 4 * 4, square = j + (end - j) / 4 * 4;
     for (int64_t r = 0; r < whole; r += 4)
         for (int64_t q = j; q < square; q += 4) {
             quad x[4];
             for (int i = 0; i < 4; i++)
-                x[i] = NAME(shift_four)(rows + (r + i) * d + q, shift + q, scale + q);
+                x[i] = NAME(shift_four)(rows + (r + i) * stride + q, shift + q, scale + q);
             transpose(x);
             for (int i = 0; i < 4; i++)
                 for (int lane = 0; lane < 4; lane++)
-                    out[(q + i) * stride + r + lane] = (REAL)x[i][lane];
+                    out[(q + i) * apart + r + lane] = (REAL)x[i][lane];
         }
     for (; j < end; j++)
         for (int64_t r = j < square ? whole : 0; r < count; r++)
-            out[j * stride + r] = (REAL)(((double)rows[r * d + j] - shift[j]) * scale[j]);
+            out[j * apart + r] = (REAL)(((double)rows[r * stride + j] - shift[j]) * scale[j]);
 }
 
-TARGET static int NAME(shifted)(const REAL *rows, const double *shift, const double *scale, REAL *out, int64_t n,
-                                int64_t d) {
+TARGET static int NAME(shifted)(const REAL *rows, int64_t stride, const double *shift, const double *scale, REAL *out,
+                                int64_t n, int64_t d) {
     /* A few lines at a time: all of them do not stay in a cache. */
     for (int64_t j = 0; j < d; j += 4)
-        NAME(shift_tile)(rows, shift, scale, out, n, n, d, j, d - j < 4 ? d : j + 4);
+        NAME(shift_tile)(rows, stride, shift, scale, out, n, n, j, d - j < 4 ? d : j + 4);
     return 0;
 }
 
@@ -414,7 +417,7 @@ TARGET static void NAME(weigh_tile)(REAL *shares, const REAL *u, const REAL *log
 }
 
 /* Return whether all numbers are whole ones from 0 to `most`, which is less than half of ROUND. */
-TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
+INLINE int NAME(whole_line)(const REAL *numbers, double most, int64_t n) {
     int64_t i = 0;
     while (i + LANES <= n) {
         const int64_t end = n - i < 64 * LANES ? n - LANES + 1 : i + 64 * LANES;
@@ -428,6 +431,14 @@ TARGET static int NAME(whole)(const REAL *numbers, double most, int64_t n) {
     }
     for (; i < n; i++)
         if (!(numbers[i] >= 0 && numbers[i] <= (REAL)most && (numbers[i] + ROUND) - ROUND == numbers[i])) return 0;
+    return 1;
+}
+
+/* Return the same of n rows of d numbers, which lie `stride` apart. */
+TARGET static int NAME(whole)(const REAL *rows, int64_t stride, double most, int64_t n, int64_t d) {
+    if (stride == d) return NAME(whole_line)(rows, most, n * d);
+    for (int64_t r = 0; r < n; r++)
+        if (!NAME(whole_line)(rows + r * stride, most, d)) return 0;
     return 1;
 }
 
@@ -457,10 +468,10 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
             REAL *of = part;
             for (int64_t g = 0; g < groups; of += terms[g++].d * width) {
                 const struct terms *own = terms + g;
-                const REAL *rows = (const REAL *)own->rows + first * own->d;
-                NAME(shift_tile)(rows, own->shift, own->scale, of, width, count, own->d, 0, own->d);
-                NAME(fetch)(rows + width * own->d, width * own->d);
-                if (own->most >= 0 && !NAME(whole)(rows, own->most, count * own->d)) {
+                const REAL *rows = (const REAL *)own->rows + first * own->stride;
+                NAME(shift_tile)(rows, own->stride, own->shift, own->scale, of, width, count, 0, own->d);
+                NAME(fetch)(rows + width * own->stride, own->stride, width, own->d);
+                if (own->most >= 0 && !NAME(whole_line)(of, own->most, own->d * width)) {
                     free(tile);
                     return 1;
                 }
@@ -607,7 +618,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
     memset(sums, 0, k * (d + 2) * sizeof(double));
     for (int64_t row = 0; row < n; row += width) {
         const int64_t count = n - row < width ? n - row : width;
-        NAME(fetch)(rows + (row + width) * d, width * d);
+        NAME(fetch)(rows + (row + width) * d, d, width, d);
         for (int64_t r = 0; r < count; r++) {
             const REAL *from = rows + (row + r) * d;
             for (int64_t j = 0; j < d; j++)
