@@ -145,7 +145,7 @@ class Holes:
         new = np.ones(len(rows), bool)
         np.any(codes[:, 1:] != codes[:, :-1], axis=0, out=new[1:])
         starts = np.flatnonzero(new)
-        features = np.ascontiguousarray(np.nonzero(np.take(missing, rows[starts], axis=0))[1])
+        features = np.flatnonzero(np.take(missing, rows[starts], axis=0)) % missing.shape[1]
         first = np.concatenate([[0], np.cumsum(codes[-1, starts], dtype=np.int64)])
         complete = Chunk(np.take(chunk.rows, kept, axis=0), scratch=chunk.scratch)
         values = np.take(chunk.rows, rows, axis=0)

@@ -456,10 +456,12 @@ def block_rows(row_bytes: float, shrink: float = 1.0) -> int:
 
 def tells(chunk: Chunk, used: tuple[int, ...] | None) -> Array:
     """Return which rows (n,) have a value, in a column that is used, or a label."""
-    columns = np.arange(chunk.rows.shape[1]) if used is None else np.array(used)
-    suspects = np.flatnonzero(np.isnan(chunk.rows[:, columns[0]]))
+    first, *others = range(chunk.rows.shape[1]) if used is None else used
+    silent = np.flatnonzero(np.isnan(chunk.rows[:, first]))
+    for column in others:
+        silent = silent[np.isnan(chunk.rows[silent, column])]
     telling = np.ones(len(chunk), bool)
-    telling[suspects] = ~np.isnan(chunk.rows[np.ix_(suspects, columns)]).all(axis=1)
+    telling[silent] = False
     if chunk.labels is not None:
         telling |= chunk.labels >= 0 if chunk.labels.ndim == 1 else (chunk.labels != 1).any(axis=1)
     return telling

@@ -23,20 +23,22 @@ INLINE void NAME(abreast)(const double *from, int64_t c, int64_t k, int64_t coun
 }
 
 /* Write u = (x - point) * scale of a row about the points of components c, c + 1, ..., or about the one that they
- * share; features lie `apart`. `line` has room for d numbers. */
-INLINE void NAME(about)(const REAL *x, const double *point, int64_t points, int64_t c, const double *scale, int64_t d,
-                        REAL *line, vector *u, int64_t apart) {
+ * share, less `mean` unless that is NULL; features lie `apart`. `line` has room for d numbers. */
+INLINE void NAME(about)(const REAL *x, const double *point, int64_t points, int64_t c, const double *scale,
+                        const REAL *mean, int64_t d, REAL *line, vector *u, int64_t apart) {
     if (points == 1) {
         for (int64_t j = 0; j < d; j++)
             line[j] = (REAL)((x[j] - point[j]) * scale[j]);
         for (int64_t j = 0; j < d; j++)
-            u[j * apart] = NAME(all)(line[j]);
+            u[j * apart] = mean ? line[j] - NAME(load)(mean + j * LANES) : NAME(all)(line[j]);
     } else {
         for (int64_t lane = 0; lane < LANES; lane++) {
             const double *own = point + (c + lane < points ? c + lane : points - 1) * d;
             for (int64_t j = 0; j < d; j++)
                 u[j * apart][lane] = (REAL)((x[j] - own[j]) * scale[j]);
         }
+        for (int64_t j = 0; j < d && mean; j++)
+            u[j * apart] -= NAME(load)(mean + j * LANES);
     }
 }
 
@@ -147,9 +149,7 @@ TARGET static int NAME(condition)(const REAL *rows, const int64_t *feature, cons
         for (int64_t row = 0; row < n; row += CONDITIONED) {
             for (int64_t r = 0; r < CONDITIONED; r++) {
                 const int64_t at = row + r < n ? row + r : n - 1;
-                NAME(about)(rows + at * d, point, points, c, scale, d, flat, z + r, CONDITIONED);
-                for (int64_t j = 0; j < d; j++)
-                    z[j * CONDITIONED + r] -= NAME(load)(mean + j * LANES);
+                NAME(about)(rows + at * d, point, points, c, scale, mean, d, flat, z + r, CONDITIONED);
                 for (int64_t a = first[pattern[at]]; a < first[pattern[at] + 1]; a++)
                     z[feature[a] * CONDITIONED + r] = (vector){0};
             }
@@ -219,7 +219,7 @@ INLINE void NAME(add)(double *sums, vector value) {
 INLINE void NAME(fill)(const REAL *x, const double *point, int64_t points, int64_t c, const double *scale,
                        const REAL *mean, const int64_t *hole, int64_t q, const REAL *offset, int64_t apart,
                        int64_t used, vector share, int64_t d, REAL *flat, vector *u, vector *shared) {
-    NAME(about)(x, point, points, c, scale, d, flat, u, 1);
+    NAME(about)(x, point, points, c, scale, NULL, d, flat, u, 1);
     for (int64_t a = 0; a < q; a++) {
         vector *to = u + hole[a];
         *to = NAME(load)(mean + hole[a] * LANES);
