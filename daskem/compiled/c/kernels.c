@@ -16,6 +16,8 @@
 /* Features of a tile of moments that are made at a time, a multiple of four: they and the responsibilities of SHARES
  * components stay in the first cache. */
 #define MOMENTS 8
+/* Rows of a cluster that are summed in the type of the rows. */
+#define HELD 64
 
 typedef double quad __attribute__((vector_size(32)));
 

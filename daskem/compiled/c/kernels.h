@@ -541,35 +541,61 @@ INLINE void NAME(nearest_tile)(const REAL *u, int64_t apart, const REAL *centers
     }
 }
 
-/* Copy the columns of a tile of ASSIGNED rows (of d numbers) to the lines of `across`. */
-INLINE void NAME(turn)(const double *tile, int64_t d, REAL *across) {
-    int64_t j = 0;
-    for (; j + 4 <= d; j += 4)
-        for (int64_t r = 0; r < ASSIGNED; r += 4) {
-            quad x[4];
-            for (int i = 0; i < 4; i++)
-                memcpy(x + i, tile + (r + i) * d + j, sizeof(quad));
-            transpose(x);
-            for (int i = 0; i < 4; i++)
-                for (int lane = 0; lane < 4; lane++)
-                    across[(j + i) * ASSIGNED + r + lane] = (REAL)x[i][lane];
-        }
-    for (; j < d; j++)
-        for (int64_t r = 0; r < ASSIGNED; r++)
-            across[j * ASSIGNED + r] = (REAL)tile[r * d + j];
+/* Add `share` times u to `sum`, both of `length` numbers in whole vectors; return |u|^2. */
+INLINE double NAME(collect)(const REAL *u, REAL share, int64_t length, REAL *sum) {
+    vector squares = {0};
+    for (int64_t j = 0; j < length; j += LANES) {
+        const vector value = NAME(load)(u + j);
+        squares += value * value;
+        NAME(store)(sum + j, NAME(load)(sum + j) + share * value);
+    }
+    return NAME(total)(squares);
 }
 
+/* Add `part` (d) to `sums`; leave zeros. */
+INLINE void NAME(hand_over)(REAL *part, int64_t d, double *sums) {
+    for (int64_t j = 0; j < d; j++)
+        sums[j] += part[j];
+    memset(part, 0, d * sizeof(REAL));
+}
+
+/* Define a function that copies the d columns of a tile of ASSIGNED rows, which lie `stride` apart, to the lines of
+ * `across`. */
+#define TURN(name, type)                                                                                               \
+    INLINE void NAME(name)(const type *tile, int64_t stride, int64_t d, REAL *across) {                                \
+        int64_t j = 0;                                                                                                 \
+        for (; j + 4 <= d; j += 4)                                                                                     \
+            for (int64_t r = 0; r < ASSIGNED; r += 4) {                                                                \
+                quad x[4];                                                                                             \
+                for (int i = 0; i < 4; i++) {                                                                          \
+                    const type *from = tile + (r + i) * stride + j;                                                    \
+                    x[i] = (quad){from[0], from[1], from[2], from[3]};                                                 \
+                }                                                                                                      \
+                transpose(x);                                                                                          \
+                for (int i = 0; i < 4; i++)                                                                            \
+                    for (int lane = 0; lane < 4; lane++)                                                               \
+                        across[(j + i) * ASSIGNED + r + lane] = (REAL)x[i][lane];                                      \
+            }                                                                                                          \
+        for (; j < d; j++)                                                                                             \
+            for (int64_t r = 0; r < ASSIGNED; r++)                                                                     \
+                across[j * ASSIGNED + r] = (REAL)tile[r * stride + j];                                                 \
+    }
+TURN(turn, REAL)
+
 #ifdef SCREENS
-/* Find the nearest centers (k, d) of ASSIGNED rows of double precision in single precision; return whether they are the
- * nearest ones for certain, far enough from the second nearest that rounding cannot have decided.
+TURN(turn_double, double)
+
+/* Find the nearest centers (k, d) of ASSIGNED rows of double precision, which lie `stride` apart, in single precision;
+ * return whether they are the nearest ones for certain, far enough from the second nearest that rounding cannot have
+ * decided.
  *
  * A score is off by at most (d + 4) / 2^24 (|u| |c| + |c|^2 / 2), or by what is not a normal number (Higham 2002,
  * Accuracy and Stability of Numerical Algorithms, section 3.1); `longest` is the largest |c|. */
-TARGET static int NAME(settled)(const double *tile, const REAL *centers, const REAL *half, REAL longest, int64_t d,
-                                int64_t k, REAL *across, int64_t *number) {
+TARGET static int NAME(settled)(const double *tile, int64_t stride, const REAL *centers, const REAL *half, REAL longest,
+                                int64_t d, int64_t k, REAL *across, int64_t *number) {
     vector square[2] = {{0}, {0}}, best[2], second[2];
     mask nearest[2], sure;
-    NAME(turn)(tile, d, across);
+    NAME(turn_double)(tile, stride, d, across);
     for (int64_t j = 0; j < d; j++)
         for (int v = 0; v < 2; v++) {
             const vector value = NAME(load)(across + j * ASSIGNED + v * LANES);
@@ -589,6 +615,7 @@ TARGET static int NAME(settled)(const double *tile, const REAL *centers, const R
     return 1;
 }
 #endif
+#undef TURN
 
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
  * not negative, of weight (or 1) times u = (row - shift) * scale, then of the weight and of weight times |u|^2: (k,
@@ -596,14 +623,17 @@ TARGET static int NAME(settled)(const double *tile, const REAL *centers, const R
 TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double scale, const REAL *centers,
                                 const REAL *half, const double *weight, const int64_t *labels, double *sums, int64_t n,
                                 int64_t d, int64_t k) {
-    const int64_t width = ASSIGNED;
-    double *tile = allocate(d * width * (sizeof(double) + sizeof(REAL)));
-    if (!tile) return -1;
-    REAL *across = (REAL *)(tile + d * width);
+    /* Rows are filled up with zeros to whole vectors. */
+    const int64_t width = ASSIGNED, length = (d + LANES - 1) / LANES * LANES;
+    const size_t bytes = k * sizeof(int64_t) + ((width + k) * length + width * d) * sizeof(REAL);
+    int64_t *held = allocate(bytes);
+    if (!held) return -1;
+    memset(held, 0, bytes);
+    REAL *tile = (REAL *)(held + k), *part = tile + width * length, *across = part + k * length;
 #ifdef SCREEN
     float *screen = allocate((d * (width + k) + k) * sizeof(float)), longest = 0;
     if (!screen) {
-        free(tile);
+        free(held);
         return -1;
     }
     float *rough = screen + d * width, *rough_half = rough + k * d;
@@ -622,20 +652,20 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
         for (int64_t r = 0; r < count; r++) {
             const REAL *from = rows + (row + r) * d;
             for (int64_t j = 0; j < d; j++)
-                tile[r * d + j] = ((double)from[j] - shift[j]) * scale;
+                tile[r * length + j] = (REAL)(((double)from[j] - shift[j]) * scale);
         }
-        if (count < width) memset(tile + count * d, 0, (width - count) * d * sizeof(double));
+        if (count < width) memset(tile + count * length, 0, (width - count) * length * sizeof(REAL));
         int64_t number[ASSIGNED];
         int found = 0;
 #ifdef SCREEN
         /* Where half of the rows are in doubt, looking twice does not pay. */
         if (2 * doubts <= tiles + 8) {
-            found = SCREEN(tile, rough, rough_half, longest, d, k, screen, number);
+            found = SCREEN(tile, length, rough, rough_half, longest, d, k, screen, number);
             doubts += !found;
             tiles++;
         }
 #endif
-        if (!found) NAME(turn)(tile, d, across);
+        if (!found) NAME(turn)(tile, length, d, across);
         for (int64_t r = 0; r < width && !found; r += 2 * LANES) {
             vector best[2];
             mask nearest[2];
@@ -645,29 +675,23 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
         }
         for (int64_t r = 0; r < count; r++) {
             const int64_t known = labels ? labels[row + r] : -1;
-            const double share = weight ? weight[row + r] : 1.0, *u = tile + r * d;
-            double *to = sums + (d + 2) * (known >= 0 ? known : number[r]), square = 0;
-            quad squares = {0}, value, sum;
-            int64_t j = 0;
-            for (; j + 4 <= d; j += 4) {
-                memcpy(&value, u + j, sizeof value);
-                memcpy(&sum, to + j, sizeof sum);
-                squares += value * value;
-                sum += share * value;
-                memcpy(to + j, &sum, sizeof sum);
-            }
-            for (; j < d; j++) {
-                square += u[j] * u[j];
-                to[j] += share * u[j];
-            }
+            const int64_t c = known >= 0 ? known : number[r];
+            const double share = weight ? weight[row + r] : 1.0;
+            double *to = sums + (d + 2) * c;
             to[d] += share;
-            to[d + 1] += share * (square + (squares[0] + squares[1]) + (squares[2] + squares[3]));
+            to[d + 1] += share * NAME(collect)(tile + r * length, (REAL)share, length, part + c * length);
+            if (++held[c] == HELD) {
+                NAME(hand_over)(part + c * length, d, to);
+                held[c] = 0;
+            }
         }
     }
+    for (int64_t c = 0; c < k; c++)
+        NAME(hand_over)(part + c * length, d, sums + (d + 2) * c);
 #ifdef SCREEN
     free(screen);
 #endif
-    free(tile);
+    free(held);
     return 0;
 }
 
