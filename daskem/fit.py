@@ -34,7 +34,7 @@ from daskem.errors import OptionError
 from daskem.inference import Diagnosis, diagnose
 from daskem.persist import SavedFit, SavedRun
 from daskem.runs import begin, last_objective, open_checkpoints, run_all
-from daskem.starts import check_init_sample, check_rows, check_side_columns, components_of, draw_start
+from daskem.starts import check_features, check_init_sample, check_rows, check_side_columns, components_of, draw_start
 
 __all__ = ["FitResult", "check_whole", "fit"]
 
@@ -239,6 +239,8 @@ def fit(
     dataset, left_out = usable_rows(dataset, model, memory_limit) if skip else (dataset, ())
     n_starts = len(starts) if starts else n_init
     check_rows(dataset, components_of(model))
+    for start in starts or ():
+        check_features(dataset, model, start)
     dataset = check_side_columns(dataset, model, memory_limit)
     before = stamps(dataset)
     identity = {"model": model, "algorithm": algorithm, "stop": rules, "params": starts}

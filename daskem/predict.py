@@ -37,7 +37,7 @@ from daskem.engine import (
 from daskem.engine.rows import write_runs
 from daskem.errors import OptionError
 from daskem.persist import digest
-from daskem.starts import check_side_columns
+from daskem.starts import check_features, check_side_columns
 
 __all__ = ["RESULTS", "RowFunction", "evaluate", "predict_rows", "predict_to_store", "score"]
 
@@ -139,6 +139,7 @@ def predict_rows(
     width : k, the columns of ``"proba"`` and ``"transform"``.
     lazy : return a Dask array, computed when and where the caller wishes, instead of a numpy array.
     """
+    check_features(data, model, params)
     shape, dtype = _row(what, width, data)
     results = 16 * math.prod(shape) * max(map(len, data.units()))
     engine = start_engine(data, model, results=results, cache="none", memory_limit=memory_limit)
@@ -150,12 +151,14 @@ def predict_rows(
 
 def evaluate(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> Expectation:
     """Return what one pass of the E-step at `params` says: the sum of the objective, the weight, the statistics."""
+    check_features(data, model, params)
     check_side_columns(data, model, memory_limit)
     return start_engine(data, model, cache="none", memory_limit=memory_limit).expect(model, [params])[0]
 
 
 def score(model: Model, params: Params, data: Dataset, *, memory_limit: Any = None) -> tuple[float, float]:
     """Return the sum of log p(x) over all rows (nats, weighted) and the weight; one pass."""
+    check_features(data, model, params)
     check_side_columns(data, model, memory_limit)
     engine = start_engine(data, model, cache="none", memory_limit=memory_limit)
     total, weight = engine.fold(_SumLogProb(RowFunction(model, params, "log_prob")), tree.add)
@@ -200,6 +203,7 @@ def predict_to_store(
     unknown = [name for name in what if name not in RESULTS]
     if unknown or not what:
         raise OptionError(f"cannot write {unknown or 'nothing'}: choose from {', '.join(RESULTS)}.")
+    check_features(data, model, params)
     arrays = {name: _row(name, width, data) for name in what}
     row_bytes = sum(8 * math.prod(shape) for shape, _ in arrays.values())
     rows = _write_rows_of(data, width)

@@ -11,14 +11,24 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from daskem import tree
-from daskem.core import Array, Chunk, Float, HasSupport, Int, handles_missing
+from daskem.core import Array, Chunk, Float, HasSupport, Int, Params, handles_missing
 from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
 from daskem.models import Gaussian, StudentT
 from daskem.models.initialization import assign, fill_holes, means_present, unique_rows
 
-__all__ = ["ROUNDS", "check_init_sample", "check_rows", "check_side_columns", "components_of", "distinct", "draw_start"]
+__all__ = [
+    "ROUNDS",
+    "check_features",
+    "check_init_sample",
+    "check_rows",
+    "check_side_columns",
+    "components_of",
+    "distinct",
+    "draw_start",
+    "features_of",
+]
 
 # Bahmani et al. (2012), section 5: five rounds with l = 2k bring the cost to that of k-means++.
 ROUNDS = 5
@@ -275,6 +285,22 @@ def check_rows(data: Dataset, n_components: int | None) -> None:
         raise DataError(
             f"{data.rows.name} has {data.n_rows} rows (n_samples), fewer than the {n_components} components to fit. "
             "Use fewer components, or look whether the right array was chosen."
+        )
+
+
+def features_of(model: object, params: Params) -> int | None:
+    """Return the number of features that parameters are of, None where the model does not tell."""
+    tell = getattr(model, "n_features", None)
+    return tell(params) if callable(tell) else None
+
+
+def check_features(data: Dataset, model: object, params: Params) -> None:
+    """Raise `DataError` where rows have other features than parameters are of."""
+    d = features_of(model, params)
+    if d is not None and d != data.n_features:
+        raise DataError(
+            f"{data.rows.name} has {data.n_features} features, but the parameters are of {d}. Choose the columns that "
+            "they were fitted to (columns=)."
         )
 
 

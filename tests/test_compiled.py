@@ -251,6 +251,23 @@ def test_nearest(dtype):
 
 
 @on_each_processor
+@pytest.mark.parametrize("weight", [1e-60, 1e-44, 1e30, 1e200])
+def test_weights_that_single_precision_does_not_hold(weight):
+    rng = np.random.default_rng(15)
+    rows, centers = rng.standard_normal((300, 5)).astype("f4"), rng.standard_normal((3, 5)).astype("f4")
+    given = rows, np.zeros(5), 1.0, centers, 0.5 * (centers * centers).sum(axis=1)
+    expected = compiled.nearest(*given, None, None)
+    np.testing.assert_allclose(compiled.nearest(*given, np.full(300, weight), None), weight * expected, rtol=1e-5)
+
+
+@on_each_processor
+def test_squares_that_single_precision_does_not_hold():
+    rows = np.full((40, 3), 1e25, "f4")
+    sums = compiled.nearest(rows, np.zeros(3), 1.0, np.zeros((1, 3), "f4"), np.zeros(1, "f4"), None, None)
+    np.testing.assert_allclose(sums[0], [4e26, 4e26, 4e26, 40, 120e50], rtol=1e-6)
+
+
+@on_each_processor
 def test_of_equally_near_centers_the_first_is_taken():
     centers = np.array([[3.0], [1.0], [-1.0], [1.0]])
     sums = compiled.nearest(np.zeros((9, 1)), np.zeros(1), 1.0, centers, 0.5 * centers[:, 0] ** 2, None, None)

@@ -320,11 +320,17 @@ class Standardises(Poisson):
         return super().log_prob(params, chunk) - chunk.rows.mean()
 
 
+def as_if_contiguous(chunk: Chunk) -> Chunk:
+    size, d = chunk.rows.itemsize, chunk.rows.shape[1]
+    return replace(chunk, rows=np.lib.stride_tricks.as_strided(chunk.rows, strides=(d * size, size)))
+
+
 class ReadsMemory(Poisson):
     def log_prob(self, params: Any, chunk: Chunk) -> np.ndarray:
-        size, d = chunk.rows.itemsize, chunk.rows.shape[1]
-        rows = np.lib.stride_tricks.as_strided(chunk.rows, strides=(d * size, size))
-        return super().log_prob(params, replace(chunk, rows=rows))
+        return super().log_prob(params, as_if_contiguous(chunk))
+
+    def terms(self, params: Any, chunk: Chunk) -> Any:
+        return super().terms(params, as_if_contiguous(chunk))
 
 
 @pytest.mark.parametrize(

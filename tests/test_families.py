@@ -14,7 +14,7 @@ from cases import binary, codes, count_table, directions, waits, with_holes, wor
 from scipy import optimize, stats
 from scipy.special import logsumexp
 
-from daskem import fit, models
+from daskem import fit, models, tree
 from daskem.algorithms import Gain, MaxSteps
 from daskem.core import Chunk
 from daskem.data import open_dataset
@@ -29,6 +29,7 @@ from daskem.models import (
     Multinomial,
     Poisson,
     Product,
+    StudentT,
     VonMisesFisher,
 )
 from daskem.models.gamma import shape_of
@@ -474,6 +475,58 @@ def test_a_product_is_the_sum_of_its_parts() -> None:
     assert not family.handles_missing or Gaussian.handles_missing  # type: ignore[attr-defined]
     alone = Product({"a": Bernoulli(), "c": Poisson()}).resolved(["c", "b", "a"])
     assert alone.columns == {"a": (2,), "c": (0,)}
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("name", [*DENSITIES, "gaussian", "student"])
+def test_a_group_of_a_product_is_read_where_it_lies_or_copied_alike(name: str, dtype: str) -> None:
+    rng = np.random.default_rng(21)
+    own = {"gaussian": (Gaussian("full"), waits), "student": (StudentT("full"), waits)}
+    family, draw = own[name] if name in own else DENSITIES[name][:2]
+    rows = np.asarray(draw(rng, 400), dtype)
+    d, (weight, labels) = rows.shape[1], (rng.random(400), np.where(rng.random(400) < 0.9, -1, 1))
+    table = np.column_stack([np.full(400, 7), rows, np.full(400, -1)]).astype(dtype)
+    # Neighbours in reverse are picked, hence copied.
+    order = np.arange(d)[::-1]
+    slices = Mixture(Product({"own": family}, {"own": range(1, d + 1)}), 2, "random")
+    picked = Mixture(Product({"own": family}, {"own": order + 1}), 2, "random")
+    chunks = Chunk(table, weight, labels), Chunk(table[:, [0, *(order + 1), d + 1]], weight, labels)
+    params = slices.init(chunks[0], np.random.default_rng(3))
+    found, expected = (model.e_step(params, chunk) for model, chunk in zip((slices, picked), chunks, strict=True))
+    assert found.objective == expected.objective
+    for (_, here), (_, there) in zip(tree.leaves(found.stats), tree.leaves(expected.stats), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("columns", [[4, 2], [2, 3], [2, 3, 4]])
+def test_a_product_refuses_rows_that_lack_columns_of_it(columns: list[int]) -> None:
+    rng = np.random.default_rng(22)
+    rows = np.column_stack([waits(rng, 80)[:, :2], rng.integers(2, size=(80, 3))])
+    model = Mixture(Product({"g": Gaussian("diag"), "b": Bernoulli()}, {"g": [0, 1], "b": columns}), 2)
+    params = fit(model, rows, stop=MaxSteps(1)).params
+    for narrow in (rows[:, :3], rows[:, :4]):
+        with pytest.raises(DataError, match=r"rows have . columns; these parameters of a product are of 5"):
+            model.e_step(params, Chunk(narrow))
+
+
+@pytest.mark.parametrize("width", [2, 8])
+@pytest.mark.parametrize("family", [Gaussian(), StudentT(), Bernoulli(), Poisson(), Categorical(levels=2), None])
+def test_parameters_of_other_features_are_refused_before_any_work(family: Any, width: int) -> None:
+    rng = np.random.default_rng(23)
+    rows = rng.integers(2, size=(60, 8)) + (
+        0.1 * rng.random((60, 8)) if isinstance(family, Gaussian | StudentT) else 0.0
+    )
+    model = models.KMeans(2) if family is None else Mixture(family, 2)
+    result, others = fit(model, rows[:, :4], stop=MaxSteps(1)), rows[:, :width]
+    asked = [
+        lambda: fit(model, others, params=result.params),
+        lambda: predict_rows(model, result.params, open_dataset(others), "labels", 2, lazy=False),
+    ]
+    if family is not None:
+        asked += [lambda: result.diagnose(others), lambda: score(model, result.params, open_dataset(others))]
+    for ask in asked:
+        with pytest.raises(DataError, match=f"has {width} features, but the parameters are of 4"):
+            ask()
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

@@ -21,7 +21,7 @@ from daskem.cli.options import (
     weight_options,
 )
 from daskem.cli.own import load, model_option
-from daskem.cli.tables import n_components, n_features
+from daskem.cli.tables import n_components
 from daskem.core import HasLogProb, HasNParameters, HasPosterior, handles_missing, objective_kind, require
 from daskem.data import Dataset
 from daskem.engine.watch import watch_units
@@ -30,6 +30,7 @@ from daskem.models import KMeans
 from daskem.persist import LoadedModel, any_path
 from daskem.predict import evaluate, predict_to_store, score
 from daskem.report.progress import PassProgress
+from daskem.starts import features_of
 
 __all__ = ["open_for", "predict_command", "score_command"]
 
@@ -147,7 +148,7 @@ def open_for(loaded: LoadedModel, source: DataOptions, report: ReportOptions) ->
     """Open the data, which must have the features that the model was fitted to."""
     data = source.open()
     announce(f"daskem: {describe_data(data)}", report.quiet)
-    fitted, d = (loaded.metadata.get("data") or {}).get("columns"), n_features(loaded.model, loaded.params)
+    fitted, d = (loaded.metadata.get("data") or {}).get("columns"), features_of(loaded.model, loaded.params)
     if d is None:
         # A model of the user's own: what it was fitted to is noted beside it.
         d = int((loaded.metadata.get("data") or {}).get("shape", [0, data.n_features])[1])

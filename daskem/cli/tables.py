@@ -12,8 +12,9 @@ from daskem import models, tree
 from daskem.cli.app import columns_of
 from daskem.core import Array, Chunk, Float, Params
 from daskem.models.natural import NaturalFamily
+from daskem.starts import features_of
 
-__all__ = ["component_cells", "component_table", "n_components", "n_features", "shown"]
+__all__ = ["component_cells", "component_table", "n_components", "shown"]
 
 # Figures of a component that a table shows of each kind, such as the means of the first features.
 SHOWN = 6
@@ -36,17 +37,6 @@ def n_components(model: Any, params: Params, d: int) -> int:
     if isinstance(model, (models.Mixture, models.KMeans)):
         return int(model.n_clusters if isinstance(model, models.KMeans) else model.n_components)
     return int(np.shape(model.posterior(params, Chunk(np.zeros((0, d)))))[1]) if hasattr(model, "posterior") else 1
-
-
-def n_features(model: Any, params: Params) -> int | None:
-    """Return the number of features that parameters are about, None for a model that does not tell."""
-    if isinstance(model, models.KMeans):
-        return int(params.centers.shape[1])
-    if not isinstance(model, models.Mixture):
-        return None
-    tell = getattr(model.family, "n_features", None)
-    means = getattr(params.components, "means", None)
-    return int(tell(params.components)) if tell else None if means is None else int(means.shape[1])
 
 
 def shown(model: Any, params: Params) -> dict[str, Any]:
@@ -86,7 +76,7 @@ def component_cells(
 
 
 def _figures(model: Any, params: Params, columns: Sequence[str] | None = None) -> Iterator[_Figures]:
-    d = n_features(model, params)
+    d = features_of(model, params)
     names = list(columns) if columns else [str(j) for j in range(d or 0)]
     if isinstance(model, models.KMeans):
         yield _Figures("center", params.centers, names)

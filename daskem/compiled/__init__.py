@@ -202,7 +202,8 @@ def readable(rows: Array) -> bool:
     """Return whether compiled code reads rows (n, d) where they are: floats, those of a row next to each other."""
     across, along = rows.strides
     beside = along == rows.itemsize or rows.shape[1] == 1
-    return library is not None and rows.dtype.char in TYPES and beside and across % rows.itemsize == 0
+    plain = rows.dtype.char in TYPES and rows.dtype.isnative
+    return library is not None and plain and beside and across % rows.itemsize == 0
 
 
 def in_place(rows: Array, dtype: np.dtype[Any]) -> Array:
@@ -231,13 +232,14 @@ def log_prob(form: str, u: Array, natural: Array, out: Array) -> None:
     All three are C ordered and of one floating type; `natural` is (k, p) (see `daskem.models.gaussian_kernels`).
     """
     (d, n), k = u.shape, len(natural)
+    _check_natural(form, natural, d)
     _call("log_prob", u.dtype, FORMS[form], u, natural, out, n, d, k)
 
 
 def moments(form: str, u: Array, resp: Array) -> Float:
     """Return ``resp @ T(u).T``, (k, p), float64: products within a few rows in the type of `u`, added in double."""
     (d, n), k = u.shape, len(resp)
-    sums = np.empty((k, 1 + d + {"linear": 0, "diag": d, "full": d * (d + 1) // 2}[form]))
+    sums = np.empty((k, _n_terms(form, d)))
     _call("moments", u.dtype, FORMS[form], u, resp, sums, n, d, k)
     return sums
 
@@ -287,6 +289,8 @@ def e_step(
     log_weights = np.ascontiguousarray(log_weights + sum(part.constant for part in terms), np.float64)
     tails, weight = (array if array is None else np.ascontiguousarray(array, np.float64) for array in (tails, weight))
     # These hold the memory that the records point to.
+    for part in terms:
+        _check_natural(part.form, part.natural, part.rows.shape[1])
     arrays = [part.arrays(np.empty(part.natural.shape)) for part in terms]
     records = (_Terms * len(terms))(
         *(
@@ -321,6 +325,8 @@ def nearest(
     (k, d) are in the units of u and of the type of the rows (n, d), which is computed in; so are their |c|^2 / 2 (k,).
     """
     (n, d), k = rows.shape, len(centers)
+    if centers.shape[1] != d:
+        raise ValueError(f"rows have {d} features, centers {centers.shape[1]}.")
     sums = np.empty((k, d + 2))
     weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
     labels = None if labels is None else np.ascontiguousarray(labels, np.int64)
@@ -363,6 +369,17 @@ def filled(rows: Rows, components: Components, offset: Array, resp: Array, loose
     sizes = n, resp.shape[1], d, k, len(c.point), len(c.precision)
     _call("filled", rows.values.dtype, *given, first, second, *sizes)
     return first, second
+
+
+def _n_terms(form: str, d: int) -> int:
+    """Return p, the length of T(u)."""
+    return 1 + d + {"linear": 0, "diag": d, "full": d * (d + 1) // 2}[form]
+
+
+def _check_natural(form: str, natural: Array, d: int) -> None:
+    # Compiled code would read, and write, what is not theirs.
+    if natural.shape[1] != _n_terms(form, d):
+        raise ValueError(f"rows have {d} features, and {natural.shape[1]} parameters of a component are not theirs.")
 
 
 def _stride(rows: Array) -> int:

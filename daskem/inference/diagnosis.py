@@ -38,7 +38,7 @@ from daskem.inference.scores import (
     has_scores,
     merge,
 )
-from daskem.starts import check_side_columns, components_of
+from daskem.starts import check_features, check_side_columns, components_of
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -221,6 +221,7 @@ def diagnose(
     vector = require(model, HasVector, "a diagnosis").to_vector(params)
     free = np.isfinite(vector)
     dataset = open_dataset(data, sample_weight=sample_weight, y=y, **source)
+    check_features(dataset, model, params)
     dataset = check_side_columns(dataset, model, memory_limit)
     work = ScoreWork(model, len(vector), components_of(model) or 1)
     engine = start_engine(dataset, work, seed=seed, sample_rows=SAMPLE_ROWS, cache="none", memory_limit=memory_limit)

@@ -174,6 +174,10 @@ class KMeans:
         """Return (cluster, what happened) of each cluster that the M-step had to repair."""
         return describe(params.repaired)
 
+    def n_features(self, params: KMeansParams) -> int:
+        """Return the number of features that parameters are of."""
+        return int(params.centers.shape[1])
+
     def n_parameters(self, params: KMeansParams) -> int:
         """Return the number of coordinates of the centers."""
         return int(params.centers.size)

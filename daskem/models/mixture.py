@@ -256,6 +256,11 @@ class Mixture:
         events = getattr(self.family, "events", None)
         return () if events is None else cast(tuple[tuple[int, str], ...], events(params.components))
 
+    def n_features(self, params: MixtureParams) -> int | None:
+        """Return the number of features that parameters are of, None where the family does not tell."""
+        tell, means = getattr(self.family, "n_features", None), getattr(params.components, "means", None)
+        return int(tell(params.components)) if tell else None if means is None else int(means.shape[1])
+
     def n_parameters(self, params: MixtureParams) -> int:
         """Return the number of free parameters: k - 1 weights and the family's."""
         own = self._of_family("n_parameters", "the number of parameters of a mixture")

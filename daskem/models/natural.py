@@ -360,6 +360,10 @@ class NaturalFamily(ABC):
 
     def _observe(self, params: Params, chunk: Chunk) -> Observations:
         rows = chunk.rows
+        if not rows.flags.c_contiguous:
+            # Columns of wider rows: to walk them as often as follows costs more than to copy them once.
+            rows = chunk.scratch.empty("rows in a row", rows.shape, rows.dtype)
+            rows[:] = chunk.rows
         valid = None if self._surely_valid(rows, params) else self._valid(rows, params)
         if valid is None or valid.all():
             values = rows if self.keeps_float32 else rows.astype(np.float64, copy=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from daskem.compiled import Terms
 from daskem.core import Array, Chunk, Family, Float, Params
-from daskem.errors import MissingCapabilityError, OptionError
+from daskem.errors import DataError, MissingCapabilityError, OptionError
 from daskem.models.at_once import knows
 from daskem.models.natural import filled
 from daskem.models.repair import RESEEDED
@@ -280,9 +280,8 @@ class Product:
             family.row_numbers(k, len(columns)) if hasattr(family, "row_numbers") else 8 * len(columns) + 4 * k
             for columns, family in zip(self._columns.values(), self.families.values(), strict=True)
         )
-        # Each group has log densities of its own, and a copy of columns that do not follow each other.
-        copied = sum(len(columns) for columns in self._columns.values() if not isinstance(_span(columns), slice))
-        return sum(numbers) + copied + k * len(self.families)
+        # Each group has log densities of its own, and may have a copy of its columns.
+        return sum(numbers) + sum(map(len, self._columns.values())) + k * len(self.families)
 
     def missing_bytes(self, rows: int, k: int, d: int) -> int:
         """Return the bytes of scratch that a block with missing values takes beside those of one without."""
@@ -315,6 +314,11 @@ class Product:
                 raise OptionError(f"group {group!r} has column {max(columns)}; the data have {n_features}.")
 
     def _groups(self, params: ProductParams, chunk: Chunk) -> Iterable[tuple[Family, Params, Chunk]]:
+        if chunk.rows.shape[1] != params.n_features:
+            raise DataError(
+                f"rows have {chunk.rows.shape[1]} columns; these parameters of a product are of {params.n_features}. "
+                "Give the columns that it was fitted to."
+            )
         parts = chunk.scratch.keep("groups", chunk, lambda: self._parts(chunk))
         return zip(self.families.values(), params.groups, parts, strict=True)
 

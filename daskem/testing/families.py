@@ -128,7 +128,7 @@ def _stats_are_linear_in_resp(trial: ModelTrial) -> None:
 def _layout_does_not_matter(trial: ModelTrial) -> None:
     rows = trial.chunk.rows
     # As a product hands a group its columns.
-    wider = np.ones((len(rows), rows.shape[1] + 3), rows.dtype)
+    wider = np.full((len(rows), rows.shape[1] + 3), 0.5, rows.dtype)
     wider[:, 2:-1] = rows
     found = trial.e_step(replace(trial.chunk, rows=wider[:, 2:-1], scratch=Scratch()))
     why = "Rows may be columns of wider ones: what reads memory itself needs np.ascontiguousarray(chunk.rows)."

@@ -541,15 +541,18 @@ INLINE void NAME(nearest_tile)(const REAL *u, int64_t apart, const REAL *centers
     }
 }
 
-/* Add `share` times u to `sum`, both of `length` numbers in whole vectors; return |u|^2. */
-INLINE double NAME(collect)(const REAL *u, REAL share, int64_t length, REAL *sum) {
+/* Return |u|^2; u has `length` numbers in whole vectors. */
+INLINE double NAME(square)(const REAL *u, int64_t length) {
     vector squares = {0};
-    for (int64_t j = 0; j < length; j += LANES) {
-        const vector value = NAME(load)(u + j);
-        squares += value * value;
-        NAME(store)(sum + j, NAME(load)(sum + j) + share * value);
-    }
-    return NAME(total)(squares);
+    for (int64_t j = 0; j < length; j += LANES)
+        squares += NAME(load)(u + j) * NAME(load)(u + j);
+    double sum = NAME(total)(squares);
+    if (sum <= DBL_MAX) return sum;
+    /* Too large for the type of u, or NaN. */
+    sum = 0;
+    for (int64_t j = 0; j < length; j++)
+        sum += (double)u[j] * u[j];
+    return sum;
 }
 
 /* Add `part` (d) to `sums`; leave zeros. */
@@ -677,11 +680,21 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
             const int64_t known = labels ? labels[row + r] : -1;
             const int64_t c = known >= 0 ? known : number[r];
             const double share = weight ? weight[row + r] : 1.0;
+            const REAL *u = tile + r * length;
             double *to = sums + (d + 2) * c;
             to[d] += share;
-            to[d + 1] += share * NAME(collect)(tile + r * length, (REAL)share, length, part + c * length);
+            to[d + 1] += share * NAME(square)(u, length);
+            if (weight) {
+                /* Single precision does not hold all weights. */
+                for (int64_t j = 0; j < d; j++)
+                    to[j] += share * u[j];
+                continue;
+            }
+            REAL *sum = part + c * length;
+            for (int64_t j = 0; j < length; j += LANES)
+                NAME(store)(sum + j, NAME(load)(sum + j) + NAME(load)(u + j));
             if (++held[c] == HELD) {
-                NAME(hand_over)(part + c * length, d, to);
+                NAME(hand_over)(sum, d, to);
                 held[c] = 0;
             }
         }
