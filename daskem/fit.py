@@ -300,6 +300,11 @@ def _check_suited(model: Model, algorithm: Algorithm) -> None:
     for name, value in (("model", model), ("algorithm", algorithm)):
         if isinstance(value, type):
             raise OptionError(f"{name}={value.__name__} is a class. Give an object of it: {value.__name__}(...).")
+    if hasattr(model, "get_params") and callable(getattr(model, "fit", None)):
+        raise OptionError(
+            f"model={model!r:.60} is an estimator: call its own fit(X). daskem.fit takes a model, such as "
+            "daskem.models.Mixture(daskem.models.Gaussian(), 3)."
+        )
     for capability in getattr(algorithm, "needs", ()):
         require(model, capability, type(algorithm).__name__)
 

@@ -13,6 +13,7 @@ from typing import Any
 from daskem.algorithms import AnyOf, decrease, rounding_of, step_together
 from daskem.core import Algorithm, Params, State, StepInfo, has_floor
 from daskem.data import Dataset, fingerprint
+from daskem.data.writers import check_apart
 from daskem.engine import DataProblem
 from daskem.errors import CheckpointError, DaskEMWarning, OptionError
 from daskem.persist import Checkpoints, SavedFit, SavedRun, any_path, describe, record_classes
@@ -60,7 +61,7 @@ def open_checkpoints(
     Raises
     ------
     OptionError
-        If an option makes no sense.
+        If an option makes no sense, or the directory lies in the data.
     ContractError
         If model, algorithm or stop rules cannot be told from others, not being dataclasses.
     """
@@ -68,6 +69,7 @@ def open_checkpoints(
         if resume == "must":
             raise OptionError("resume='must' needs a directory to go on from: give checkpoint= (--checkpoint).")
         return Unkept()
+    check_apart(str(any_path(directory)), data.sources, replaced=False)
     described = {"data": fingerprint(data), **describe(**identity)}
     return Checkpoints(any_path(directory), described, record_classes(*identity.values()), interval, resume)
 

@@ -289,6 +289,17 @@ def test_a_note_added_to_an_array_changes_no_rows(tmp_path):
 # Who owns a directory
 
 
+@pytest.mark.parametrize("inside", ["", "checkpoints"])
+def test_checkpoints_are_not_written_into_the_data(inside, tmp_path):
+    store = zarr.create_array(tmp_path / "x.zarr", data=np.random.default_rng(0).normal(size=(50, 2)))
+    before = sorted(path.name for path in (tmp_path / "x.zarr").iterdir())
+    with pytest.raises(OptionError, match="one inside the other"):
+        daskem.fit(Mixture(Gaussian(), 2), store, checkpoint=tmp_path / "x.zarr" / inside)
+    assert sorted(path.name for path in (tmp_path / "x.zarr").iterdir()) == before
+    # A directory that the data are in is not replaced.
+    daskem.fit(Mixture(Gaussian(), 2), tmp_path / "x.zarr", checkpoint=tmp_path, stop=daskem.MaxSteps(2))
+
+
 def test_two_fits_do_not_share_a_directory(tmp_path):
     def second(info: StepInfo, params: Any) -> None:
         fit(checkpoint=tmp_path)

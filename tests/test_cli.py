@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -433,6 +434,33 @@ def test_predictions_never_replace_the_data(array, place, tmp_path):
     args = ["predict", place / "kmeans.safetensors", f"{data}{array}", "-o", data, "--overwrite"]
     assert "one inside the other" in fail(*args)
     assert np.array_equal(zarr.open_array(data / "x", mode="r")[:], zarr.open_array(place / "data.zarr" / "x")[:])
+
+
+def test_fits_and_reports_never_replace_what_they_are_made_from(place, tmp_path):
+    x, weights, model, pipe = (tmp_path / name for name in ("x.npy", "w.npy", "m.safetensors", "pipe"))
+    np.save(x, zarr.open_array(place / "data.zarr" / "x")[:])
+    np.save(weights, np.ones(N_ROWS))
+    shutil.copy(place / "gaussian-mixture.safetensors", model)
+    os.mkfifo(pipe)
+    fitted = ["fit", "kmeans", x, "-k", 2, "--weights", weights, "--overwrite", "-o"]
+    report = ["report", model, x, "--overwrite", "-o"]
+    before = [path.read_bytes() for path in (x, weights, model)]
+    for args in ([*fitted, x], [*fitted, weights], [*report, x]):
+        assert "one inside the other" in fail(*args)
+    assert "would replace the model" in fail(*report, model)
+    assert "is a device or a pipe" in fail(*fitted, pipe)
+    assert [path.read_bytes() for path in (x, weights, model)] == before
+    # Beside what it is made from is another matter.
+    succeed(*report, tmp_path / "report.html")
+
+
+def test_columns_by_number_are_remembered(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal([0, 5, 9], size=(300, 3)))
+    model = tmp_path / "m.safetensors"
+    succeed("fit", "gaussian-mixture", tmp_path / "x.npy", "-k", 2, "--columns", "2,0", "-o", model)
+    assert "warning" not in succeed("score", model, tmp_path / "x.npy", "--columns", "2,0").stderr
+    told = succeed("score", model, tmp_path / "x.npy", "--columns", "0,2").stderr
+    assert "warning: the model was fitted to --columns 2,0; these are 0,2." in told
 
 
 def test_a_model_is_applied_to_the_features_it_was_fitted_to(place, tmp_path):

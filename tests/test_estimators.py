@@ -363,7 +363,13 @@ def test_labels_may_lie_in_a_store_beside_the_rows(tmp_path):
     assert (memory.predict(X) == TRUTH).mean() > 0.95
 
 
-@pytest.mark.parametrize("y", [TRUTH, TRUTH.tolist(), TRUTH.astype(str)])
+@pytest.mark.parametrize("kind", [object, str, float])
+def test_labels_may_be_numbers_of_any_type(kind):
+    labels = np.where(np.random.default_rng(0).random(len(X)) < 0.3, TRUTH, -1)
+    assert_same_fit(MAKE["mixture"]().fit(X, labels.astype(kind)), MAKE["mixture"]().fit(X, labels))
+
+
+@pytest.mark.parametrize("y", [TRUTH, TRUTH.tolist(), TRUTH.astype(str), np.where(TRUTH, "star", "-1")])
 def test_labels_without_an_unknown_one_are_ignored_with_a_word(y):
     with pytest.warns(DaskEMWarning, match="y has no -1 and is ignored"):
         mixture = MAKE["mixture"]().fit(X, y)
@@ -530,6 +536,9 @@ def test_labelled_rows_steer_k_means_oversampling_too(seed):
 
 
 def test_what_is_not_fitted_or_no_object_says_so():
+    for estimator in (daskem.GaussianMixture(3), daskem.KMeans(3)):
+        with pytest.raises(errors.OptionError, match=r"is an estimator: call its own fit"):
+            daskem.fit(estimator, X)
     with pytest.raises(NotFittedError):
         daskem.GaussianMixture().diagnose(X)
     with pytest.raises(errors.OptionError, match="tol='statistical'"):

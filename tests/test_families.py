@@ -364,6 +364,8 @@ def test_a_code_that_the_sample_did_not_have_is_an_error() -> None:
         (lambda: Mixture(Bernoulli(), 2, weight_prior=0.5), "weight_prior is 0.5"),
         (lambda: Mixture(Bernoulli(), 2, "best"), "init_method is 'best'"),
         (lambda: Product({}), "families must map"),
+        (lambda: Product({"a": Bernoulli}, {"a": [0]}), "Give a family"),
+        (lambda: Product({"a": "bernoulli"}, {"a": [0]}), "'a' is 'bernoulli'. Give a family"),
         (lambda: Product({"a": Bernoulli()}, {"b": [0]}), "each group needs both"),
         (lambda: Product({"a": Bernoulli()}, {"a": []}), "give a list of indices or names"),
         (lambda: Product({"a": Bernoulli()}, {"a": [-1]}), "count columns from 0"),

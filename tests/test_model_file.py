@@ -234,6 +234,11 @@ def test_save_overwrites_only_when_told(saved: Path) -> None:
     assert read(saved).params == 1.5
 
 
+def test_others_may_read_what_the_user_lets_them_read(saved: Path) -> None:
+    saved.with_name("plain").touch()
+    assert saved.stat().st_mode == saved.with_name("plain").stat().st_mode
+
+
 def test_save_names_a_missing_directory(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="is not a directory"):
         save_model(tmp_path / "no" / "m.st", Bare(), None)

@@ -549,6 +549,17 @@ def test_the_index_of_a_data_frame_is_no_feature(tmp_path):
     np.testing.assert_array_equal(open_source(tmp_path / "named.parquet", columns="star").read(0, 3), [[2], [0], [3]])
 
 
+def test_text_in_columns_that_are_not_chosen_does_no_harm():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": [1.0, 2.0], "name": ["x", "y"], "b": [3, 4]})
+    source = open_source(frame, columns=["b", "a"])
+    assert source.columns == ("b", "a")
+    np.testing.assert_array_equal(source.read(0, 2), [[3, 1], [4, 2]])
+    np.testing.assert_array_equal(open_source(frame, columns=[2], rows=slice(1, 2)).read(0, 1), [[4]])
+    with pytest.raises(OptionError, match="nope"):
+        open_source(frame, columns=["nope"])
+
+
 def test_paths_are_spelled_out(tmp_path, monkeypatch):
     x = table("float32")
     path = make_zarr(tmp_path, x, "v3")

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from daskem.cli.app import announce, to_json
-from daskem.cli.fitting import describe_data
+from daskem.cli.fitting import chosen_columns, describe_data
 from daskem.cli.options import (
     DataOptions,
     EngineOptions,
@@ -163,6 +163,10 @@ def open_for(loaded: LoadedModel, source: DataOptions, report: ReportOptions) ->
             f"{data.rows.name} has the columns {', '.join(data.rows.columns)}, in this order.{known} "
             "Choose these with --columns, in their order."
         )
+    before, now = (loaded.metadata.get("data") or {}).get("chosen"), chosen_columns(data)
+    if not fitted and before and now and before != now:
+        had, have = (",".join(map(str, columns)) for columns in (before, now))
+        announce(f"daskem: warning: the model was fitted to --columns {had}; these are {have}.", report.quiet)
     return data
 
 

@@ -29,6 +29,7 @@ from daskem.cli.signals import stop_signals
 from daskem.cli.tables import component_table, shown
 from daskem.core import HasMemory, objective_kind
 from daskem.data import Dataset
+from daskem.data.writers import check_apart
 from daskem.engine.executor import find_executor
 from daskem.engine.planner import make_plan
 from daskem.engine.watch import watch_units
@@ -37,6 +38,7 @@ from daskem.persist import any_path, check_new_file, save_model
 from daskem.report.progress import PassProgress, duration, size
 
 __all__ = [
+    "chosen_columns",
     "data_summary",
     "describe_data",
     "describe_fit",
@@ -176,6 +178,7 @@ def _fit(
     check_new_file(output, overwrite)
     with where.connect():
         data = source.open()
+        check_apart(output, data.sources)
         announce(f"daskem: {describe_data(data)}", report.quiet)
         result = run_fit(
             spec,
@@ -250,4 +253,11 @@ def data_summary(data: Dataset) -> dict[str, Any]:
         "shape": list(data.rows.shape),
         "dtype": str(data.rows.dtype),
         "columns": list(columns) if columns else None,
+        "chosen": chosen_columns(data),
     }
+
+
+def chosen_columns(data: Dataset) -> list[int] | None:
+    """Return the numbers of the columns that were chosen, None where all were taken."""
+    selection = getattr(data.rows, "selection", None)
+    return None if selection is None or selection.picked is None else list(selection.picked)

@@ -347,6 +347,8 @@ KINDS: Mapping[str, Kind] = {
         _variational,
         (_K, *(_OWN[name] for name in ("covariance", "reg_covar", "missing")), *_CONCENTRATION),
         ("kmeans", *(name for name in ("auto", *get_args(Init), "k-means||") if name != "kmeans")),
+        # Components empty slowly.
+        tol=1e-6,
     ),
     "kmeans": Kind(
         "k-means",

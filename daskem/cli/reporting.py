@@ -22,6 +22,7 @@ from daskem.cli.own import load, model_option
 from daskem.cli.tables import component_cells
 from daskem.core import Chunk, handles_missing
 from daskem.data import Dataset
+from daskem.data.writers import check_apart
 from daskem.engine import start_engine
 from daskem.errors import OptionError
 from daskem.inference import diagnose
@@ -57,10 +58,13 @@ def report_command(
         raise OptionError("--diagnose goes through the data: give DATA after MODEL.")
     if source.labels is not None and not diagnosed:
         raise OptionError("--labels matter to nothing in a report but --diagnose: add that, or leave them out.")
+    if os.path.realpath(output) == os.path.realpath(model):
+        raise OptionError(f"the report would replace the model that it is about, {model}. Choose another output.")
     loaded, views, diagnosis = load(model, own), [], None
     if source.data is not None:
         with where.connect():
             data = open_for(loaded, source, report)
+            check_apart(output, data.sources)
             sample = _sample(loaded, data, where)
             views = Projections.of(loaded.model, loaded.params, sample, data.rows.columns).views()
             diagnosis = str(diagnose(loaded, data, memory_limit=where.memory_limit)) if diagnosed else None

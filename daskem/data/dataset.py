@@ -244,11 +244,12 @@ def open_dataset(x: Any, *, sample_weight: Any = None, y: Any = None, **options:
         None if sample_weight is None else open_source(sample_weight, what="sample_weight", ndim=1, **aside),
         None if y is None else open_source(y, what="labels (y)", ndim=None, **aside),
     )
+    among = "" if aside["rows"] is None else " among the chosen rows (rows= applies to it too)"
     for what, source in (("sample_weight", data.weight), ("labels (y)", data.labels)):
         if source is not None and source.shape[0] != data.n_rows:
             raise DataError(
-                f"{what}: {source.name} has {source.shape[0]} values, but {data.rows.name} has {data.n_rows} rows. "
-                "Give one value per row, in the order of the rows."
+                f"{what}: {source.name} has {source.shape[0]} values{among}, but {data.rows.name} has {data.n_rows} "
+                "rows. Give one value per row, in the order of the rows."
             )
     return data
 

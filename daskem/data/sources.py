@@ -15,7 +15,7 @@ from zarr.abc.store import Store
 from daskem.data.array_sources import open_array, open_npy
 from daskem.data.dask_source import open_dask, refuse_query_planning
 from daskem.data.integrity import check_missing
-from daskem.data.selection import check_shape
+from daskem.data.selection import check_shape, select
 from daskem.data.source import Source, absolute
 from daskem.data.table_sources import open_hdf5, open_parquet
 from daskem.data.zarr_source import ZarrSource, open_zarr
@@ -146,7 +146,13 @@ def _open_object(x: Any, columns: Any, rows: slice | None, what: str, ndim: int 
             raise DataTypeError(f"{what} is an xarray {type(x).__name__}. Choose one DataArray, as in ds['x'].")
         names, x = _coordinate_names(x), x.data
     elif hasattr(x, "columns") and hasattr(x, "to_numpy"):
-        names, x = text_names(x.columns), x.to_numpy()
+        names = text_names(x.columns)
+        if columns is not None:
+            # Before they become one array, which text in a column that nobody asked for would make one of objects.
+            chosen = select(x.shape, names, None, columns, what)
+            names, columns = chosen.names, None
+            x = x.iloc[:, list(chosen.indices)] if hasattr(x, "iloc") else x[:, list(chosen.indices)]
+        x = x.to_numpy()
     opener: Callable[..., Any] = open_dask if isinstance(x, da.Array) else open_array
     return opener(x, names, rows, columns, what, ndim)
 

@@ -134,10 +134,14 @@ class Output:
         return rows
 
 
-def check_apart(url: Place, sources: Iterable[Source]) -> None:
+def check_apart(url: Place, sources: Iterable[Source], *, replaced: bool = True) -> None:
     """Refuse an output that would replace what it is made from, or be written into it.
 
     Only sources with a `location` (path or URL) can be told apart from an output: stores and files do have one.
+
+    Parameters
+    ----------
+    replaced : whether what is at `url` is replaced as a whole, so that nothing it is made from may lie in it.
 
     Raises
     ------
@@ -150,7 +154,7 @@ def check_apart(url: Place, sources: Iterable[Source]) -> None:
         if location is None:
             continue
         place = _place(location)
-        if output[: len(place)] == place or place[: len(output)] == output:
+        if output[: len(place)] == place or (replaced and place[: len(output)] == output):
             raise OptionError(
                 f"the output {_address(url)} and {source.name}, which it is made from, are one inside the other, so "
                 "that writing would damage the data. Choose another place for the output."

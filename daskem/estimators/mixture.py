@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from daskem.algorithms import Gain, MaxPasses, rounding_of
 from daskem.core import Family, Params, StepInfo, StopRule
 from daskem.data import Dataset, is_array_like
-from daskem.errors import DaskEMWarning, OptionError
+from daskem.errors import DaskEMWarning, DataError, OptionError
 from daskem.estimators.base import OutOfCoreEstimator, check_choice, check_number
 from daskem.fit import FitResult, check_whole
 from daskem.inference import Diagnosis, diagnose
@@ -294,14 +294,28 @@ def _known_labels(y: Any) -> Any:
     """Return `y` where it tells the component of some rows: by convention at least one other is -1, unknown.
 
     Label probabilities (n, k), a store or a lazy array are taken without looking.
+
+    Raises
+    ------
+    DataError
+        If a label is missing: what is unknown is -1.
     """
     if y is None or not (is_array_like(y) or isinstance(y, np.ndarray)):
         return y
     labels = np.asarray(y)
     if labels.ndim > 1 and labels.shape[1] != 1:
         return labels
-    if labels.dtype.kind in "iuf" and (labels == -1).any():
-        return labels
+    try:
+        values = labels.astype(np.float64)
+    except ValueError:
+        # Names of classes, say.
+        values = np.zeros(0)
+    except TypeError:
+        values = np.full(1, np.nan)
+    if np.isnan(values).any():
+        raise DataError("labels (y) hold NaN or None. Give -1 for a row whose label is unknown.")
+    if (values == -1).any():
+        return labels if labels.dtype.kind in "iuf" else values
     warnings.warn(
         "y has no -1 and is ignored, as scikit-learn's mixtures ignore it. Labels are used when at least one is -1 "
         "(unknown); for data labelled throughout give them to daskem.fit(model, X, y=y), or one column a component.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy.typing as npt
 from sklearn.utils import Tags
@@ -29,8 +29,9 @@ class VariationalGaussianMixture(BaseMixture):
     ----------
     n_components, covariance_type, tol, reg_covar, max_iter, n_init, init_params, random_state, warm_start, verbose, \
 verbose_interval
-        As in scikit-learn, except that `tol` is per row, that `covariance_type` may also be ``"tied_diag"`` or
-        ``"tied_spherical"``, that `n_init` starts run side by side, and that a start is made from a sample of the rows.
+        As in scikit-learn, except that `tol` is per row, hence much smaller by default (components empty slowly), that
+        `covariance_type` may also be ``"tied_diag"`` or ``"tied_spherical"``, that `n_init` starts run side by side,
+        and that a start is made from a sample of the rows.
     weight_concentration_prior_type, weight_concentration_prior, mean_precision_prior, mean_prior, \
 degrees_of_freedom_prior, covariance_prior
         As in scikit-learn. By default the prior's mean and covariance are those of the sample that the start is made
@@ -52,11 +53,12 @@ covariance_prior_, converged_, n_iter_, n_features_in_
     --------
     >>> import daskem, numpy as np
     >>> X = np.repeat([[0.0], [1.0], [10.0], [11.0]], 25, axis=0)
-    >>> mixture = daskem.VariationalGaussianMixture(4, random_state=0, tol=1e-6, max_iter=1000).fit(X)
+    >>> mixture = daskem.VariationalGaussianMixture(4, random_state=0, max_iter=1000).fit(X)
     >>> int((mixture.weights_ > 0.05).sum())
     2
     """
 
+    tol: float | Literal["statistical"] = 1e-6
     covariance_type: str = "full"
     reg_covar: float = 1e-6
     init_params: str = "kmeans"

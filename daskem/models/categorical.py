@@ -92,7 +92,8 @@ class Categorical(ColumnFamily):
             return found
         i, words = found
         bad = ~(self._valid(rows[i : i + 1], params) | self._holes(rows[i : i + 1]))[0]
-        return i, f"{words}; it has {int(params.levels[bad.argmax()])} levels"
+        levels = int(params.levels[bad.argmax()])
+        return i, f"{words}; it has {levels} levels, as many as were given (levels=) or the start's sample shows"
 
     def embedding(self, rows: Array) -> Float:
         """Return indicators of the levels side by side, a hole being the shares of the levels."""

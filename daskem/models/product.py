@@ -76,6 +76,9 @@ class Product:
     def __post_init__(self) -> None:
         if not isinstance(self.families, Mapping) or not self.families:
             raise OptionError("families must map the name of each group to its family, such as {'flags': Bernoulli()}.")
+        for name, family in self.families.items():
+            if isinstance(family, type) or not callable(getattr(family, "log_prob", None)):
+                raise OptionError(f"families: {name!r} is {family!r}. Give a family, such as daskem.models.Gaussian().")
         given = {name: [name] for name in self.families} if self.columns is None else self.columns
         if set(given) != set(self.families):
             raise OptionError(

@@ -69,6 +69,8 @@ def check_new_file(path: Where, overwrite: bool) -> None:
         there = kind_of(target)
         if there == "directory":
             raise OptionError(f"{target} is a directory. Give the name of a file to write, such as model.safetensors.")
+        if there == "file" and isinstance(target, Path) and not target.is_file():
+            raise OptionError(f"{target} is a device or a pipe. Give the name of a file to write.")
         if there == "file" and not overwrite:
             raise OptionError(f"{target} exists already. Choose another name, or pass --overwrite (overwrite=True).")
         check_writable(target)

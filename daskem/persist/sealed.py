@@ -74,8 +74,12 @@ def write_sealed(target: AnyPath, kind: FileKind, document: Mapping[str, Any], t
         replace(target, save(tensors, metadata={kind.key: text}))
         return
     with _replacing(target) as temporary:
+        # safetensors makes a file that only its owner reads; others may read it as they may any that the user makes.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(tensors, temporary, metadata={kind.key: text})
+            temporary.chmod(mode)
         except SafetensorError as error:
             # A full disk, say; safetensors has an exception of its own for that.
             raise OSError(f"{target} cannot be written: {error}") from error
