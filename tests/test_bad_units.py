@@ -158,6 +158,19 @@ def test_estimators_and_the_command_line_do_so_too(damaged, tmp_path):
     with pytest.warns(DaskEMWarning, match="400 of 2000 rows"):
         mixture.fit(damaged)
     assert sum(map(len, mixture.result_.left_out)) == 400
+    left_out = np.zeros(N, bool)
+    for start, stop in BAD:
+        left_out[start:stop] = True
+    with pytest.warns(DaskEMWarning, match="400 of 2000 rows"):
+        labels, centers = mixture.fit_predict(damaged), daskem.KMeans(2, on_bad_unit="skip", random_state=0)
+    with pytest.warns(DaskEMWarning, match="400 of 2000 rows"):
+        assert mixture.fit_transform(damaged).shape == (N, 2)
+    with pytest.warns(DaskEMWarning, match="400 of 2000 rows"):
+        # Lazy, as the rows are.
+        found = centers.fit(damaged).labels_.compute()
+    for rows in (labels.compute(), found):
+        assert rows.shape == (N,)
+        np.testing.assert_array_equal(rows == -1, left_out)
     command = ["fit", "gaussian-mixture", damaged, "-k", "2", "-o", str(tmp_path / "m.safetensors")]
     assert CliRunner().invoke(main, command).exit_code == 1
     done = CliRunner().invoke(main, [*command, "--on-bad-unit", "skip", "--json"])

@@ -24,6 +24,8 @@ from daskem.core import Algorithm, HasLogProb, Model, Params, StepInfo, StopRule
 from daskem.data import Dataset, is_array_like, open_dataset
 from daskem.data.array_sources import to_numeric
 from daskem.data.sources import text_names
+from daskem.engine.examination import leave_out
+from daskem.engine.rows import with_left_out
 from daskem.errors import DataError, OptionError
 from daskem.fit import FitResult, check_whole, fit
 from daskem.online import OnlineFit
@@ -82,9 +84,19 @@ class OutOfCoreEstimator(_Fitted):
     resume: str = "auto"
 
     def _dataset(
-        self, X: Any, *, sample_weight: Any = None, y: Any = None, reset: bool = False, least: int = 1
+        self,
+        X: Any,
+        *,
+        sample_weight: Any = None,
+        y: Any = None,
+        reset: bool = False,
+        least: int = 1,
+        examined: bool = False,
     ) -> Dataset:
-        """Open X; arrays in memory pass scikit-learn's own checks, all else those of `daskem.data`."""
+        """Open X; arrays in memory pass scikit-learn's own checks, all else those of `daskem.data`.
+
+        With `examined` it is known what of X cannot be used.
+        """
         names = text_names(getattr(X, "columns", None))
         if is_array_like(X):
             if isinstance(X, np.ma.MaskedArray):
@@ -98,7 +110,7 @@ class OutOfCoreEstimator(_Fitted):
             # Names of the data frame of an earlier fit say nothing of this store.
             del self.feature_names_in_
         # What `fit` leaves out, it looks for itself.
-        allow_missing = None if reset and self.on_bad_unit == "skip" else False
+        allow_missing = None if examined or (reset and self.on_bad_unit == "skip") else False
         data = open_dataset(X, sample_weight=sample_weight, y=y, allow_missing=allow_missing)
         names = names or data.rows.columns
         if reset:
@@ -219,11 +231,20 @@ class OutOfCoreEstimator(_Fitted):
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
-    def _rows(self, X: Any, what: str, y: Any = None, sample_weight: Any = None) -> Any:
+    def _rows(self, X: Any, what: str) -> Any:
+        check_is_fitted(self)
+        return self._results(self._dataset(X), what, self._lazy(X))
+
+    def _fitted_rows(self, X: Any, what: str, y: Any = None, sample_weight: Any = None) -> Any:
+        """Return results for the rows that were fitted, -1 or NaN for those that the fit left out."""
+        left_out = self.result_.left_out
+        data = self._dataset(X, sample_weight=sample_weight, y=y, examined=bool(left_out))
+        return with_left_out(self._results(leave_out(data, left_out), what, self._lazy(X)), left_out)
+
+    def _results(self, data: Dataset, what: str, lazy: bool) -> Any:
         width = self._n_features_out
         model, params = self.result_.model, self.result_.params
-        data = self._dataset(X, sample_weight=sample_weight, y=y)
-        return predict_rows(model, params, data, what, width, lazy=self._lazy(X), memory_limit=self.memory_limit)
+        return predict_rows(model, params, data, what, width, lazy=lazy, memory_limit=self.memory_limit)
 
     @property
     def _n_features_out(self) -> int:

@@ -85,18 +85,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
         self._take(self._run_fit(model, data, stop, self.init), data)
         data = leave_out(data, self.result_.left_out)
         self.inertia_ = -evaluate(model, self.result_.params, data, memory_limit=self.memory_limit).objective
-        self.labels_ = self._labels(X, sample_weight)
+        self.labels_ = self._fitted_rows(X, "labels", sample_weight=sample_weight)
         return self
-
-    def _labels(self, X: Any, sample_weight: Any) -> Any:
-        """Return the labels of the rows that were fitted, -1 of those left out; for lazy rows, lazy ones."""
-        if self._lazy(X) or not self.result_.left_out:
-            return self._rows(X, "labels", sample_weight=sample_weight)
-        usable, out = np.array(X, np.float64), np.zeros(len(X), bool)
-        for run in self.result_.left_out:
-            out[run.start : run.stop] = True
-        usable[out] = self.cluster_centers_[0]
-        return np.where(out, -1, self._rows(usable, "labels", sample_weight=sample_weight))
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn from one mini-batch of a stream (see `GaussianMixture.partial_fit`); `labels_` are not kept."""
@@ -117,7 +107,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ou
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the distance of each row to each center, (n, k)."""
-        return self.fit(X, y, sample_weight)._rows(X, "transform", sample_weight=sample_weight)
+        return self.fit(X, y, sample_weight)._fitted_rows(X, "transform", sample_weight=sample_weight)
 
     def predict(self, X: Any) -> Any:
         """Return the nearest center of each row, (n,) int64."""

@@ -90,15 +90,15 @@ class BaseMixture(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the most probable component of each row, (n,): the known one where `y` tells it.
 
-        A row of weight 0 that holds NaN or infinity gets -1.
+        A row of weight 0 that holds NaN or infinity gets -1, and so does one that was left out (`on_bad_unit`).
         """
         known = _known_labels(y)
-        return self._fit(X, known, sample_weight)._rows(X, "labels", known, sample_weight)
+        return self._fit(X, known, sample_weight)._fitted_rows(X, "labels", known, sample_weight)
 
     def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return the posterior probability of each component for each row, (n, k)."""
         known = _known_labels(y)
-        return self._fit(X, known, sample_weight)._rows(X, "proba", known, sample_weight)
+        return self._fit(X, known, sample_weight)._fitted_rows(X, "proba", known, sample_weight)
 
     def predict(self, X: Any) -> Any:
         """Return the most probable component of each row, (n,) int64."""
