@@ -33,7 +33,7 @@ from daskem.engine import (
 from daskem.errors import OptionError
 from daskem.inference import Diagnosis, diagnose
 from daskem.persist import SavedFit, SavedRun
-from daskem.runs import begin, last_objective, open_checkpoints, run_all
+from daskem.runs import begin, last_objective, open_checkpoints, reopened, run_all, without_budgets
 from daskem.starts import check_features, check_init_sample, check_rows, check_side_columns, components_of, draw_start
 
 __all__ = ["FitResult", "check_whole", "fit"]
@@ -205,7 +205,8 @@ def fit(
         attribute `discrete`), the algorithm takes all rows in each step, and a look at some promises few distinct ones;
         or in any case. All rows are kept where more than 262,144, or one in eight, are distinct.
     memory_limit : bytes, or text such as ``"2GB"``, that a process may reach; by default 0.6 of what there is.
-    checkpoint : directory to commit the fit to as it goes; the same call goes on from there, to the same bits.
+    checkpoint : directory to commit the fit to as it goes; the same call goes on from there, to the same bits, and so
+        does one with a larger budget (`MaxPasses`, `MaxSteps`, `MaxSeconds`) after that has been used up.
     checkpoint_interval : seconds between commits, 0 for one after every step. There is one more at the beginning, at
         the end, and when the fit is interrupted.
     resume : ``"auto"`` to go on from a checkpoint if there is one, ``"must"`` to insist, ``"never"`` to replace it.
@@ -243,12 +244,12 @@ def fit(
         check_features(dataset, model, start)
     dataset = check_side_columns(dataset, model, memory_limit)
     before = stamps(dataset)
-    identity = {"model": model, "algorithm": algorithm, "stop": rules, "params": starts}
+    identity = {"model": model, "algorithm": algorithm, "stop": without_budgets(rules), "params": starts}
     identity |= {"n_init": n_starts, "init_sample": init_sample, "seed": seed, "compress": compress}
     kept = open_checkpoints(checkpoint, checkpoint_interval, resume, dataset, identity)
     # Also for this process's own arithmetic: M-steps are many small products, which BLAS threads only slow down.
     with kept, one_blas_thread():
-        saved = kept.load()
+        saved = reopened(kept.load(), rules, model)
         engine = start_engine(
             dataset,
             model,

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from daskem.algorithms import AnyOf, decrease, rounding_of, step_together
-from daskem.core import Algorithm, Params, State, StepInfo, has_floor
+from daskem.core import Algorithm, Model, Params, State, StepInfo, has_floor
 from daskem.data import Dataset, fingerprint
 from daskem.data.writers import check_apart
 from daskem.engine import DataProblem
 from daskem.errors import CheckpointError, DaskEMWarning, OptionError
 from daskem.persist import Checkpoints, SavedFit, SavedRun, any_path, describe, record_classes
 
-__all__ = ["Unkept", "begin", "last_objective", "open_checkpoints", "run_all"]
+__all__ = ["Unkept", "begin", "last_objective", "open_checkpoints", "reopened", "run_all", "without_budgets"]
 
 logger = logging.getLogger("daskem")
 
@@ -56,7 +56,7 @@ def open_checkpoints(
 
     Parameters
     ----------
-    identity : what else makes this fit this fit: model, algorithm, stop rules, starting parameters, options.
+    identity : what else makes this fit this fit: model, algorithm, rules of convergence, starting parameters, options.
 
     Raises
     ------
@@ -78,6 +78,26 @@ def begin(algorithm: Algorithm, problem: DataProblem, starts: Sequence[Params]) 
     """Return a fit before its first step."""
     runs = tuple(SavedRun(algorithm.init(problem, params), ()) for params in starts)
     return SavedFit(runs, problem.precision(starts[0]), 0.0)
+
+
+def without_budgets(rules: AnyOf) -> AnyOf:
+    """Return the rules that say when a fit has converged: how far one call takes it there is no part of what it is."""
+    return AnyOf(tuple(rule for rule in rules.rules if rule.converged))
+
+
+def reopened(fit: SavedFit | None, rules: AnyOf, model: Model) -> SavedFit | None:
+    """Return a fit that was saved, with runs that ended on a budget going on as far as `rules` let them."""
+    if fit is None:
+        return None
+    resolved = rules.resolve(fit.precision, has_floor(model))
+    return replace(fit, runs=tuple(_judged(run, resolved) for run in fit.runs))
+
+
+def _judged(run: SavedRun, rules: AnyOf) -> SavedRun:
+    if run.reason is None or run.converged:
+        return run
+    rule, reason = rules.which(run.trace) or (None, None)
+    return replace(run, reason=reason, converged=rule is not None and rule.converged)
 
 
 def last_objective(run: SavedRun) -> float:

@@ -191,7 +191,7 @@ def test_records_that_could_not_be_read_again_are_refused_before_the_first_step(
         ({"seed": 4}, "seed was 3, is now 4"),
         ({"compress": "never"}, "compress was 'auto', is now 'never'"),
         ({"n_init": 2}, "n_init was 1, is now 2"),
-        ({"steps": 7}, "stop.*n was 6, is now 7"),
+        ({"stop": [daskem.Gain(1e-9), MaxSteps(6)]}, "stop"),
         ({"algorithm": Squarem()}, "algorithm.* was BatchEM, is now Squarem|algorithm.*BatchEM"),
         ({"data": ROWS[:-1]}, r"data\.rows\.shape\[0\] was 3000, is now 2999"),
         ({"data": ROWS.astype(np.float32)}, "data.rows.dtype was 'float64', is now 'float32'"),
@@ -207,6 +207,26 @@ def test_a_checkpoint_of_another_fit_is_refused_with_what_differs(change, told, 
     # Replaced where that is asked for, and gone on from afterwards.
     fresh = fit(**change, checkpoint=tmp_path, resume="never")
     assert same(fit(**change, checkpoint=tmp_path, resume="must"), fresh)
+
+
+@pytest.mark.parametrize("algorithm", [BatchEM(), Squarem(), daskem.VarianceReducedEM(batch_rows=1000, batches=3)])
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_a_fit_goes_on_where_its_budget_ended(algorithm, n_init, tmp_path):
+    options = {"algorithm": algorithm, "n_init": n_init}
+    first = fit(steps=2, checkpoint=tmp_path, **options)
+    assert (first.n_steps, first.converged) == (2, False)
+    assert same(fit(steps=5, checkpoint=tmp_path, **options), fit(steps=5, **options))
+    # A smaller budget takes nothing back.
+    assert fit(steps=3, checkpoint=tmp_path, **options).n_steps == 5
+    seconds = fit(stop=daskem.MaxSeconds(1e-9), checkpoint=tmp_path, **options)
+    assert (seconds.n_steps, seconds.reason.startswith("1e-09 seconds were over")) == (5, True)
+
+
+def test_a_fit_that_has_converged_has_ended(tmp_path):
+    rules = [daskem.Gain(1e-2), MaxSteps(50)]
+    whole = fit(stop=rules, checkpoint=tmp_path)
+    assert whole.converged
+    assert same(fit(stop=[rules[0], MaxSteps(90)], checkpoint=tmp_path), whole)
 
 
 def test_there_must_be_one_where_that_is_asked_for(tmp_path):

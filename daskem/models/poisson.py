@@ -62,6 +62,10 @@ class Poisson(ColumnFamily):
         """Return one row from each of the given components, (n, d)."""
         return rng.poisson(params.rates[components]).astype(np.float64)
 
+    def row_numbers(self, k: int, d: int) -> int:
+        """Return how many numbers a block's scratch holds for each row, log factorials among them."""
+        return super().row_numbers(k, d) + d
+
     def record_bytes(self, k: int, d: int) -> tuple[int, int]:
         """Return the bytes of the statistics and of the parameters of k components."""
         stats, params = super().record_bytes(k, d)
