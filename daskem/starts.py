@@ -15,7 +15,7 @@ from daskem.core import Array, Chunk, Float, HasSupport, Int, Params, handles_mi
 from daskem.data import Dataset, Source
 from daskem.engine import Engine, start_engine
 from daskem.errors import DaskEMWarning, DataError, NonFiniteError, OptionError
-from daskem.models import Gaussian, StudentT
+from daskem.models import Gaussian, KMeans, Mixture, StudentT
 from daskem.models.initialization import assign, fill_holes, means_present, unique_rows
 
 __all__ = [
@@ -290,8 +290,7 @@ def check_rows(data: Dataset, n_components: int | None) -> None:
 
 def features_of(model: object, params: Params) -> int | None:
     """Return the number of features that parameters are of, None where the model does not tell."""
-    tell = getattr(model, "n_features", None)
-    return tell(params) if callable(tell) else None
+    return model.n_features(params) if isinstance(model, Mixture | KMeans) else None
 
 
 def check_features(data: Dataset, model: object, params: Params) -> None:

@@ -299,6 +299,10 @@ class Gaussian:
         noise = rng.standard_normal((len(components), params.means.shape[1]))
         return np.asarray(params.means[components] + self.shape.coloured(noise, params.precisions_cholesky, components))
 
+    def n_features(self, params: GaussianParams) -> int:
+        """Return the number of columns that the parameters are about."""
+        return int(params.means.shape[1])
+
     def row_numbers(self, k: int, d: int) -> int:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
         kernel = self.shape.kernel

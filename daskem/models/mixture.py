@@ -258,8 +258,8 @@ class Mixture:
 
     def n_features(self, params: MixtureParams) -> int | None:
         """Return the number of features that parameters are of, None where the family does not tell."""
-        tell, means = getattr(self.family, "n_features", None), getattr(params.components, "means", None)
-        return int(tell(params.components)) if tell else None if means is None else int(means.shape[1])
+        tell = getattr(self.family, "n_features", None)
+        return int(tell(params.components)) if callable(tell) else None
 
     def n_parameters(self, params: MixtureParams) -> int:
         """Return the number of free parameters: k - 1 weights and the family's."""

@@ -280,6 +280,10 @@ class StudentT:
         nu = params.dof[components]
         return np.asarray(params.means[components] + noise / np.sqrt(rng.chisquare(nu) / nu)[:, None])
 
+    def n_features(self, params: StudentTParams) -> int:
+        """Return the number of columns that the parameters are about."""
+        return int(params.means.shape[1])
+
     def row_numbers(self, k: int, d: int) -> int:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
         return self.gaussian.row_numbers(k, d) + k
