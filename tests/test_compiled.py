@@ -388,6 +388,18 @@ def test_kernels_of_other_sources_are_not_called(tmp_path):
     assert "compiled from other sources" in run.stderr
 
 
+@pytest.mark.parametrize("d", [2, 9])
+def test_parameters_of_other_features_are_not_read(d):
+    rows, natural, centers = np.zeros((4, d)), np.zeros((3, 1 + 5)), np.zeros((3, 5))
+    for ask in (
+        lambda: compiled.e_step([compiled.Terms("linear", rows, natural)], np.zeros(3), None),
+        lambda: compiled.log_prob("linear", rows.T.copy(), natural, np.zeros((3, 4))),
+        lambda: compiled.nearest(rows, np.zeros(d), 1.0, centers, np.zeros(3), None, None),
+    ):
+        with pytest.raises(ValueError, match=f"rows have {d} features"):
+            ask()
+
+
 def test_kernels_are_not_used_for_what_they_cannot_take():
     rows = np.zeros((4, 4))
     assert compiled.available(rows, rows)
