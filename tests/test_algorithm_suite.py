@@ -527,7 +527,7 @@ CHANGES = {
         {"family": Gaussian("diag")},
         r"family=Gaussian\(covariance='f",
     ),
-    "prior": (daskem.VariationalGaussianMixture(3), {"mean_prior": [0.0, 0.0]}, "mean_prior changed"),
+    "prior": (daskem.VariationalGaussianMixture(3, tol=1e-3), {"mean_prior": [0.0, 0.0]}, "mean_prior changed"),
 }
 
 
