@@ -239,10 +239,7 @@ def fit(
     dataset = open_dataset(data, **source | ({"allow_missing": None} if skip else {}))
     dataset, left_out = usable_rows(dataset, model, memory_limit) if skip else (dataset, ())
     n_starts = len(starts) if starts else n_init
-    check_rows(dataset, components_of(model))
-    for start in starts or ():
-        check_features(dataset, model, start)
-    dataset = check_side_columns(dataset, model, memory_limit)
+    dataset = _checked(dataset, model, starts, memory_limit)
     before = stamps(dataset)
     identity = {"model": model, "algorithm": algorithm, "stop": without_budgets(rules), "params": starts}
     identity |= {"n_init": n_starts, "init_sample": init_sample, "seed": seed, "compress": compress}
@@ -267,6 +264,14 @@ def fit(
         )
     result = _result(model, engine.plan, runs, saved.seconds + time.perf_counter() - clock)
     return replace(result, patterns=saved.patterns, left_out=left_out, data=dataset)
+
+
+def _checked(dataset: Dataset, model: Model, starts: list[Params] | None, memory_limit: Any) -> Dataset:
+    """Return the data, which suit the model and the parameters to start from, their rows of positive weight counted."""
+    check_rows(dataset, components_of(model))
+    for params in starts or ():
+        check_features(dataset, model, params)
+    return check_side_columns(dataset, model, memory_limit)
 
 
 def _begun(

@@ -310,10 +310,10 @@ def _known_labels(y: Any) -> Any:
     except ValueError:
         # Names of classes, say.
         values = np.zeros(0)
-    except TypeError:
-        values = np.full(1, np.nan)
-    if np.isnan(values).any():
-        raise DataError("labels (y) hold NaN or None. Give -1 for a row whose label is unknown.")
+    except TypeError as error:
+        raise DataError(f"labels (y) hold what is no label ({error}). Give -1 where it is unknown.") from error
+    if (missing := np.flatnonzero(np.isnan(values))).size:
+        raise DataError(f"labels (y) hold NaN or None, first in row {missing[0]}. Give -1 where it is unknown.")
     if (values == -1).any():
         return labels if labels.dtype.kind in "iuf" else values
     warnings.warn(
