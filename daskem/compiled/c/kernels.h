@@ -103,26 +103,27 @@ TARGET static int NAME(shifted)(const REAL *rows, int64_t stride, const double *
     return 0;
 }
 
-/* Write features at, at + 1, ... at + count of T(u) but the 1 to `out`, in lines of `width` rows.
+/* Return the next `count` features of T(u), the 1 left out, in lines of `width` rows: those of `u` itself, which has
+ * its d lines of that width, where all are linear, and else such that are written to `out`.
  *
- * `u` has its d lines of the same width. The upper triangle goes by rows: u_i u_j for j >= i.
- * i = -1 stands for the linear features. */
-INLINE void NAME(features)(enum form form, const REAL *u, int64_t d, int64_t width, int64_t count, int64_t *i,
-                           int64_t *j, REAL *out) {
+ * The upper triangle goes by rows: u_i u_j for j >= i. i = -1 stands for the linear features; i and j move on. */
+INLINE const REAL *NAME(features)(enum form form, const REAL *u, int64_t d, int64_t width, int64_t count, int64_t *i,
+                                  int64_t *j, REAL *out) {
+    const REAL *linear = *i < 0 && *j + count <= d ? u + *j * width : NULL;
+    REAL *to = out;
     while (count > 0) {
         int64_t run = d - *j < count ? d - *j : count;
         const REAL *right = u + *j * width;
-        if (*i < 0) {
-            for (int64_t r = 0; r < run * width; r += LANES)
-                NAME(store)(out + r, NAME(load)(right + r));
-        } else {
+        if (*i >= 0) {
             for (int64_t q = 0; q < run; q++) {
                 const REAL *left = form == FULL ? u + *i * width : right + q * width;
                 for (int64_t r = 0; r < width; r += LANES)
-                    NAME(store)(out + q * width + r, NAME(load)(left + r) * NAME(load)(right + q * width + r));
+                    NAME(store)(to + q * width + r, NAME(load)(left + r) * NAME(load)(right + q * width + r));
             }
+        } else if (!linear) {
+            NAME(gather)(right, width, run, width, width, to, width);
         }
-        out += run * width;
+        to += run * width;
         count -= run;
         *j += run;
         if (*j == d) {
@@ -130,6 +131,7 @@ INLINE void NAME(features)(enum form form, const REAL *u, int64_t d, int64_t wid
             *j = form == FULL ? *i : 0;
         }
     }
+    return linear ? linear : out;
 }
 
 /* Add to `out` (m lines of two vectors) the product of m lines of `natural` and `count` features of as many rows. */
@@ -153,10 +155,13 @@ INLINE void NAME(density_group)(const int m, const REAL *natural, int64_t p, con
 }
 
 /* Write the log densities of `tile`, d lines of DENSITY_ROWS, to the k lines of `out`, or add them; `t` has room for
- * PANEL lines. */
+ * PANEL lines. Unless `next` is NULL, the rows of the next tile, which lie `stride` apart there, are fetched meanwhile,
+ * some before each product: a processor that is asked for all of them at once waits. */
 TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const REAL *natural, int add, REAL *out,
-                                      REAL *t, int64_t d, int64_t k) {
+                                      REAL *t, int64_t d, int64_t k, const REAL *next, int64_t stride) {
     const int64_t width = DENSITY_ROWS, p = n_features(form, d), groups = (k + GROUP - 1) / GROUP;
+    const int64_t products = groups * ((p + PANEL - 2) / PANEL), share = (width + products - 1) / products;
+    int64_t fetched = next ? 0 : width;
     for (int64_t c = 0; c < k; c++)
         for (int64_t r = 0; r < width; r += LANES)
             NAME(store)(out + c * width + r,
@@ -164,11 +169,14 @@ TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const RE
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += PANEL) {
         const int64_t count = p - f < PANEL ? p - f : PANEL;
-        const REAL *of = form == LINEAR ? tile + (f - 1) * width : t;
-        if (form != LINEAR) NAME(features)(form, tile, d, width, count, &i, &j, t);
+        const REAL *of = NAME(features)(form, tile, d, width, count, &i, &j, t);
         for (int64_t g = 0, c = 0; g < groups; g++) {
             /* Components are shared out evenly: a group of one or two would leave the arithmetic units idle. */
             const int64_t m = (k - c + groups - g - 1) / (groups - g);
+            if (fetched < width) {
+                NAME(fetch)(next + fetched * stride, stride, share, d);
+                fetched += share;
+            }
             for (int64_t r = 0; r < width; r += 2 * LANES) {
                 const REAL *parameters = natural + c * p + f;
                 REAL *to = out + c * width + r;
@@ -188,7 +196,7 @@ TARGET static int NAME(log_prob)(enum form form, const REAL *u, const REAL *natu
     for (int64_t row = 0; row < n; row += width) {
         const int64_t rows = n - row < width ? n - row : width;
         NAME(gather)(u + row, n, d, rows, width, tile, width);
-        NAME(density_tile)(form, tile, natural, 0, result, t, d, k);
+        NAME(density_tile)(form, tile, natural, 0, result, t, d, k, NULL, 0);
         for (int64_t c = 0; c < k; c++)
             memcpy(out + c * n + row, result + c * width, rows * sizeof(REAL));
     }
@@ -198,10 +206,9 @@ TARGET static int NAME(log_prob)(enum form form, const REAL *u, const REAL *natu
 
 /* Return sums of the lanes, of every fourth one, in double precision. */
 INLINE quad NAME(fold)(vector value) {
-    quad sum = {0};
-    for (int64_t lane = 0; lane < LANES; lane += 4) {
+    quad sum = {value[0], value[1], value[2], value[3]};
+    for (int64_t lane = 4; lane < LANES; lane += 4)
         sum += (quad){value[lane], value[lane + 1], value[lane + 2], value[lane + 3]};
-    }
     return sum;
 }
 
@@ -251,8 +258,7 @@ TARGET static void NAME(moment_tile)(enum form form, const REAL *tile, const REA
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += MOMENTS) {
         const int64_t count = p - f < MOMENTS ? p - f : MOMENTS;
-        const REAL *lines = form == LINEAR ? tile + (f - 1) * TILE_ROWS : t;
-        if (form != LINEAR) NAME(features)(form, tile, d, TILE_ROWS, count, &i, &j, t);
+        const REAL *lines = NAME(features)(form, tile, d, TILE_ROWS, count, &i, &j, t);
         for (int64_t group = 0, c = 0; group < groups; group++) {
             const int64_t m = (k - c + groups - group - 1) / (groups - group);
             const REAL *share = shares + c * TILE_ROWS;
@@ -282,22 +288,28 @@ TARGET static int NAME(moments)(enum form form, const REAL *u, const REAL *resp,
     return 0;
 }
 
-/* Return exp(x) for x <= 0 to about one unit in the last place; 0 where it is smaller than normal numbers, NaN of NaN.
+/* Turn four vectors of x <= 0 into exp(x) to about one unit in the last place; 0 where it is smaller than normal
+ * numbers, NaN of NaN.
  *
- * x = n log 2 + r with |r| <= log(2) / 2, and exp(r) by its Taylor series. */
-INLINE vector NAME(exp)(vector x) {
-    const mask tiny = x < EXP_SMALLEST;
-    x = NAME(choose)(tiny, NAME(all)(EXP_SMALLEST), x);
-    /* Adding this leaves the whole number in the lowest bits. */
-    vector n = x * (REAL)1.4426950408889634 + ROUND;
-    const mask whole = (mask)n;
-    n -= ROUND;
-    const vector r = (x - n * EXP_LOG2_HIGH) - n * EXP_LOG2_LOW;
-    vector sum = NAME(all)((REAL)EXP_SERIES[EXP_TERMS - 1]);
+ * x = n log 2 + r with |r| <= log(2) / 2, and exp(r) by its Taylor series. The four go step by step together: each step
+ * waits for the one before, and processors do not look far enough ahead to find the next vector's themselves. */
+INLINE void NAME(exp)(vector *x) {
+    vector n[4], r[4], sum[4];
+    for (int v = 0; v < 4; v++)
+        /* Adding this leaves the whole number in the lowest bits. */
+        n[v] = x[v] * (REAL)1.4426950408889634 + ROUND;
+    for (int v = 0; v < 4; v++) {
+        const vector whole = n[v] - ROUND;
+        r[v] = (x[v] - whole * EXP_LOG2_HIGH) - whole * EXP_LOG2_LOW;
+        sum[v] = NAME(all)((REAL)EXP_SERIES[EXP_TERMS - 1]);
+    }
     for (int term = EXP_TERMS - 2; term >= 0; term--)
-        sum = sum * r + (REAL)EXP_SERIES[term];
-    const vector power = (vector)((whole + EXP_BIAS) << EXP_SHIFT);
-    return NAME(choose)(tiny, (vector){0}, sum * power);
+        for (int v = 0; v < 4; v++)
+            sum[v] = sum[v] * r[v] + (REAL)EXP_SERIES[term];
+    for (int v = 0; v < 4; v++) {
+        const vector power = (vector)(((mask)n[v] + EXP_BIAS) << EXP_SHIFT);
+        x[v] = NAME(choose)(x[v] < EXP_SMALLEST, (vector){0}, sum[v] * power);
+    }
 }
 
 /* Return log(x) to about one unit in the last place; NaN where x is not a positive normal number.
@@ -318,10 +330,11 @@ INLINE vector NAME(log)(vector x) {
 }
 
 /* Turn the log densities of 4 LANES rows, in k lines that lie `stride` apart, into responsibilities times weight (or 1,
- * where weight is NULL). With the log weights added, write the largest of each of the first `rows`, or 0 where that is
- * -inf, and the sum of exp(log density - largest). */
+ * where weight is NULL) in lines of `out` that lie `apart`; they are lost. Of the first `rows` write the largest, with
+ * the log weights added, or 0 where that is -inf, and the sum of exp(log density - largest); the others get zeros. */
 TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double *log_weights, const double *weight,
-                                        double *largest, REAL *total, int64_t rows, int64_t k) {
+                                        REAL *out, int64_t apart, double *largest, REAL *total, int64_t rows,
+                                        int64_t k) {
     vector most[4], sum[4], factor[4];
     for (int v = 0; v < 4; v++)
         most[v] = NAME(all)(-(REAL)INFINITY);
@@ -331,23 +344,28 @@ TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double
             REAL *at = tile + c * stride + v * LANES;
             const vector x = NAME(load)(at) + log_weight;
             NAME(store)(at, x);
-            most[v] = NAME(choose)((x > most[v]) | (x != x), x, most[v]);
+            /* NaN is passed over, and found in the sum. */
+            most[v] = NAME(choose)(x > most[v], x, most[v]);
         }
     }
     for (int v = 0; v < 4; v++) {
         most[v] = NAME(choose)(most[v] == -(REAL)INFINITY, (vector){0}, most[v]);
         sum[v] = (vector){0};
     }
-    for (int64_t c = 0; c < k; c++)
+    for (int64_t c = 0; c < k; c++) {
+        REAL *at = tile + c * stride;
+        vector x[4];
+        for (int v = 0; v < 4; v++)
+            x[v] = NAME(load)(at + v * LANES) - most[v];
+        NAME(exp)(x);
         for (int v = 0; v < 4; v++) {
-            REAL *at = tile + c * stride + v * LANES;
-            const vector x = NAME(exp)(NAME(load)(at) - most[v]);
-            NAME(store)(at, x);
-            sum[v] += x;
+            NAME(store)(at + v * LANES, x[v]);
+            sum[v] += x[v];
         }
+    }
     REAL share[4 * LANES], values[2][4 * LANES];
     for (int64_t r = 0; r < 4 * LANES; r++)
-        share[r] = weight && r < rows ? (REAL)weight[r] : 1;
+        share[r] = r >= rows ? 0 : weight ? (REAL)weight[r] : 1;
     for (int v = 0; v < 4; v++) {
         factor[v] = NAME(load)(share + v * LANES) / NAME(choose)(sum[v] == 0, NAME(all)(1), sum[v]);
         NAME(store)(values[0] + v * LANES, most[v]);
@@ -358,10 +376,8 @@ TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double
         total[r] = values[1][r];
     }
     for (int64_t c = 0; c < k; c++)
-        for (int v = 0; v < 4; v++) {
-            REAL *at = tile + c * stride + v * LANES;
-            NAME(store)(at, NAME(load)(at) * factor[v]);
-        }
+        for (int v = 0; v < 4; v++)
+            NAME(store)(out + c * apart + v * LANES, NAME(load)(tile + c * stride + v * LANES) * factor[v]);
 }
 
 TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const double *weight, double *largest,
@@ -372,8 +388,8 @@ TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const 
     for (int64_t row = 0; row < n; row += width) {
         const int64_t rows = n - row < width ? n - row : width;
         NAME(gather)(joint + row, n, k, rows, width, tile, width);
-        NAME(normalise_tile)(tile, width, log_weights, weight ? weight + row : NULL, largest + row, total + row, rows,
-                             k);
+        NAME(normalise_tile)(tile, width, log_weights, weight ? weight + row : NULL, tile, width, largest + row,
+                             total + row, rows, k);
         for (int64_t c = 0; c < k; c++)
             memcpy(joint + c * n + row, tile + c * width, rows * sizeof(REAL));
     }
@@ -470,19 +486,19 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
                 const struct terms *own = terms + g;
                 const REAL *rows = (const REAL *)own->rows + first * own->stride;
                 NAME(shift_tile)(rows, own->stride, own->shift, own->scale, of, width, count, 0, own->d);
-                NAME(fetch)(rows + width * own->stride, own->stride, width, own->d);
                 if (own->most >= 0 && !NAME(whole_line)(of, own->most, own->d * width)) {
                     free(tile);
                     return 1;
                 }
-                NAME(density_tile)(own->form, of, own->natural, g > 0, resp, t, own->d, k);
+                NAME(density_tile)(own->form, of, own->natural, g > 0, resp, t, own->d, k, rows + width * own->stride,
+                                   own->stride);
             }
             if (tails) NAME(tail_tile)(resp, tails, u + at, log_w + at, TILE_ROWS, k);
-            for (int64_t r = 0; r < count; r += span)
-                NAME(normalise_tile)(resp + r, width, log_weights, weight ? weight + first + r : NULL,
-                                     largest + first + r, total + first + r, count - r < span ? count - r : span, k);
+            for (int64_t r = 0; r < width; r += span)
+                NAME(normalise_tile)(resp + r, width, log_weights, weight ? weight + first + r : NULL, shares + at + r,
+                                     TILE_ROWS, largest + first + r, total + first + r,
+                                     count - r < span ? count - r : span, k);
             NAME(gather)(part, width, all, width, width, tile + at, TILE_ROWS);
-            NAME(gather)(resp, width, k, count, width, shares + at, TILE_ROWS);
         }
         if (tails) NAME(weigh_tile)(shares, u, log_w, tallies, k);
         REAL *of = tile;
