@@ -43,6 +43,20 @@ INLINE vector NAME(choose)(mask which, vector yes, vector no) {
     return (vector)((which & (mask)yes) | (~which & (mask)no));
 }
 
+/* Return the larger of each two numbers, or the smaller: the second where one is NaN. Written so, each is one
+ * instruction. */
+INLINE vector NAME(larger)(vector a, vector b) {
+    for (int64_t lane = 0; lane < LANES; lane++)
+        b[lane] = a[lane] > b[lane] ? a[lane] : b[lane];
+    return b;
+}
+
+INLINE vector NAME(smaller)(vector a, vector b) {
+    for (int64_t lane = 0; lane < LANES; lane++)
+        b[lane] = a[lane] < b[lane] ? a[lane] : b[lane];
+    return b;
+}
+
 /* Copy `rows` columns of `count` lines that lie `stride` apart to lines that lie `apart`, and fill `width` with zeros.
  */
 INLINE void NAME(gather)(const REAL *from, int64_t stride, int64_t count, int64_t rows, int64_t width, REAL *to,
@@ -345,7 +359,7 @@ TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double
             const vector x = NAME(load)(at) + log_weight;
             NAME(store)(at, x);
             /* NaN is passed over, and found in the sum. */
-            most[v] = NAME(choose)(x > most[v], x, most[v]);
+            most[v] = NAME(larger)(x, most[v]);
         }
     }
     for (int v = 0; v < 4; v++) {
@@ -532,11 +546,8 @@ INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *ha
         for (int v = 0; v < 2; v++) {
             const vector nearness = score[c][v] - half[c];
             const mask closer = nearness > best[v];
-            if (second) {
-                const vector loser = NAME(choose)(closer, best[v], nearness);
-                second[v] = NAME(choose)(loser > second[v], loser, second[v]);
-            }
-            best[v] = NAME(choose)(closer, nearness, best[v]);
+            if (second) second[v] = NAME(larger)(NAME(smaller)(nearness, best[v]), second[v]);
+            best[v] = NAME(larger)(nearness, best[v]);
             nearest[v] = (closer & (number + c)) | (~closer & nearest[v]);
         }
 }
