@@ -194,7 +194,7 @@ def test_responsibilities(dtype):
 def test_responsibilities_of_rows_that_nothing_explains(dtype):
     density = np.array([[-np.inf, np.nan, -1.0, -np.inf, -5000.0], [-np.inf, -1.0, np.nan, 3.0, -4000.0]], dtype)
     largest, total = compiled.normalise(density, np.zeros(2), None)
-    np.testing.assert_array_equal(largest, [0.0, np.nan, np.nan, 3.0, -4000.0])
+    np.testing.assert_array_equal(largest[[0, 3, 4]], [0.0, 3.0, -4000.0])
     np.testing.assert_array_equal(total, np.array([0.0, np.nan, np.nan, 1.0, 1.0], dtype))
     np.testing.assert_array_equal(density[:, [0, 3, 4]], [[0, 0, 0], [0, 1, 1]])
     assert np.isnan(density[:, 1:3]).all()

@@ -250,7 +250,7 @@ def normalise(log_density: Array, log_weights: Float, weight: Float | None) -> t
     Returns
     -------
     largest, total : (n,) the largest log_density + log_weight of each row, 0 where that is -inf, and the sum over
-        components of exp(log_density + log_weight - largest).
+        components of exp(log_density + log_weight - largest), NaN where one of them is.
     """
     k, n = log_density.shape
     largest, total = np.empty(n), np.empty(n, log_density.dtype)

@@ -44,7 +44,7 @@ MOVES_BYTES = 16 << 20
 # MiB this was the best for full and diagonal covariances (measured). Where a row is done in a tenth of a microsecond,
 # two threads wait for each other at the calls of short blocks: 4,096 rows took twice as long as the second number.
 BLOCK_BYTES = 16 << 20
-MIN_BLOCK, MAX_BLOCK = 1024, 16384
+MIN_BLOCK, MAX_BLOCK = 1024, 32768
 # With very many components or features even MIN_BLOCK rows would take too much memory.
 MAX_BLOCK_BYTES = 128 << 20
 # Methods of a mixture that its family must have too.

@@ -20,6 +20,7 @@
 #define HELD 64
 
 typedef double quad __attribute__((vector_size(32)));
+typedef float single_quad __attribute__((vector_size(16)));
 
 /* Call `function` with a number of components that is known when it is compiled, so that its sums stay in registers. */
 #define CASE(size, function, ...)                                                                                      \
@@ -36,19 +37,31 @@ typedef double quad __attribute__((vector_size(32)));
 
 #ifdef __clang__
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#define SINGLE_SHUFFLE SHUFFLE
 #else
 typedef int64_t places __attribute__((vector_size(32)));
+typedef int32_t single_places __attribute__((vector_size(16)));
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (places){__VA_ARGS__})
+#define SINGLE_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (single_places){__VA_ARGS__})
 #endif
 
-/* Turn four rows of four into their columns. */
-static inline __attribute__((always_inline)) void transpose(quad *x) {
+/* Turn four rows of four into their columns, in steps that are one instruction each. */
+static inline __attribute__((always_inline)) void transpose_double(quad *x) {
     const quad even[2] = {SHUFFLE(x[0], x[1], 0, 4, 2, 6), SHUFFLE(x[2], x[3], 0, 4, 2, 6)};
     const quad odd[2] = {SHUFFLE(x[0], x[1], 1, 5, 3, 7), SHUFFLE(x[2], x[3], 1, 5, 3, 7)};
     x[0] = SHUFFLE(even[0], even[1], 0, 1, 4, 5);
     x[1] = SHUFFLE(odd[0], odd[1], 0, 1, 4, 5);
     x[2] = SHUFFLE(even[0], even[1], 2, 3, 6, 7);
     x[3] = SHUFFLE(odd[0], odd[1], 2, 3, 6, 7);
+}
+
+static inline __attribute__((always_inline)) void transpose_float(single_quad *x) {
+    const single_quad low[2] = {SINGLE_SHUFFLE(x[0], x[1], 0, 4, 1, 5), SINGLE_SHUFFLE(x[2], x[3], 0, 4, 1, 5)};
+    const single_quad high[2] = {SINGLE_SHUFFLE(x[0], x[1], 2, 6, 3, 7), SINGLE_SHUFFLE(x[2], x[3], 2, 6, 3, 7)};
+    x[0] = SINGLE_SHUFFLE(low[0], low[1], 0, 1, 4, 5);
+    x[1] = SINGLE_SHUFFLE(low[0], low[1], 2, 3, 6, 7);
+    x[2] = SINGLE_SHUFFLE(high[0], high[1], 0, 1, 4, 5);
+    x[3] = SINGLE_SHUFFLE(high[0], high[1], 2, 3, 6, 7);
 }
 
 /* Return the sum of the lanes of each of four. */

@@ -20,9 +20,11 @@
 #define DENSITY_ROWS (DENSITY_BYTES / (int64_t)sizeof(REAL))
 #define ASSIGNED (2 * BYTES / (int64_t)sizeof(float))
 #define INLINE TARGET static inline __attribute__((always_inline))
+#define four NAME(four)
 #define vector NAME(vector)
 #define mask NAME(mask)
 
+typedef REAL four __attribute__((vector_size(4 * sizeof(REAL))));
 typedef REAL vector __attribute__((vector_size(BYTES)));
 typedef INTEGER mask __attribute__((vector_size(BYTES)));
 
@@ -43,19 +45,9 @@ INLINE vector NAME(choose)(mask which, vector yes, vector no) {
     return (vector)((which & (mask)yes) | (~which & (mask)no));
 }
 
-/* Return the larger of each two numbers, or the smaller: the second where one is NaN. Written so, each is one
- * instruction. */
-INLINE vector NAME(larger)(vector a, vector b) {
-    for (int64_t lane = 0; lane < LANES; lane++)
-        b[lane] = a[lane] > b[lane] ? a[lane] : b[lane];
-    return b;
-}
-
-INLINE vector NAME(smaller)(vector a, vector b) {
-    for (int64_t lane = 0; lane < LANES; lane++)
-        b[lane] = a[lane] < b[lane] ? a[lane] : b[lane];
-    return b;
-}
+/* Return the larger of each two numbers, or the smaller: the second where one is NaN. */
+INLINE vector NAME(larger)(vector a, vector b) { return NAME(choose)(a > b, a, b); }
+INLINE vector NAME(smaller)(vector a, vector b) { return NAME(choose)(a < b, a, b); }
 
 /* Copy `rows` columns of `count` lines that lie `stride` apart to lines that lie `apart`, and fill `width` with zeros.
  */
@@ -84,9 +76,12 @@ INLINE void NAME(fetch)(const REAL *next, int64_t stride, int64_t rows, int64_t 
 /* Return (x - shift) * scale of four features of a row. Single precision is kept from rounding the shift, which would
  * move the means. */
 INLINE quad NAME(shift_four)(const REAL *x, const double *shift, const double *scale) {
-    const quad value = {x[0], x[1], x[2], x[3]}, less = {shift[0], shift[1], shift[2], shift[3]};
-    const quad by = {scale[0], scale[1], scale[2], scale[3]};
-    return (value - less) * by;
+    four value;
+    quad less, by;
+    memcpy(&value, x, sizeof value);
+    memcpy(&less, shift, sizeof less);
+    memcpy(&by, scale, sizeof by);
+    return (__builtin_convertvector(value, quad) - less) * by;
 }
 
 /* Write (x - shift) * scale of columns j to `end` of `count` rows, which lie `stride` apart, to as many lines of `out`,
@@ -99,10 +94,11 @@ INLINE void NAME(shift_tile)(const REAL *rows, int64_t stride, const double *shi
             quad x[4];
             for (int i = 0; i < 4; i++)
                 x[i] = NAME(shift_four)(rows + (r + i) * stride + q, shift + q, scale + q);
-            transpose(x);
-            for (int i = 0; i < 4; i++)
-                for (int lane = 0; lane < 4; lane++)
-                    out[(q + i) * apart + r + lane] = (REAL)x[i][lane];
+            transpose_double(x);
+            for (int i = 0; i < 4; i++) {
+                const four column = __builtin_convertvector(x[i], four);
+                memcpy(out + (q + i) * apart + r, &column, sizeof column);
+            }
         }
     for (; j < end; j++)
         for (int64_t r = j < square ? whole : 0; r < count; r++)
@@ -591,29 +587,30 @@ INLINE void NAME(hand_over)(REAL *part, int64_t d, double *sums) {
 
 /* Define a function that copies the d columns of a tile of ASSIGNED rows, which lie `stride` apart, to the lines of
  * `across`. */
-#define TURN(name, type)                                                                                               \
+#define TURN(name, type, fours)                                                                                        \
     INLINE void NAME(name)(const type *tile, int64_t stride, int64_t d, REAL *across) {                                \
         int64_t j = 0;                                                                                                 \
         for (; j + 4 <= d; j += 4)                                                                                     \
             for (int64_t r = 0; r < ASSIGNED; r += 4) {                                                                \
-                quad x[4];                                                                                             \
+                fours x[4];                                                                                            \
                 for (int i = 0; i < 4; i++) {                                                                          \
-                    const type *from = tile + (r + i) * stride + j;                                                    \
-                    x[i] = (quad){from[0], from[1], from[2], from[3]};                                                 \
+                    fours row;                                                                                         \
+                    memcpy(&row, tile + (r + i) * stride + j, sizeof row);                                             \
+                    x[i] = row;                                                                                        \
                 }                                                                                                      \
-                transpose(x);                                                                                          \
-                for (int i = 0; i < 4; i++)                                                                            \
-                    for (int lane = 0; lane < 4; lane++)                                                               \
-                        across[(j + i) * ASSIGNED + r + lane] = (REAL)x[i][lane];                                      \
+                transpose_##type(x);                                                                                   \
+                for (int i = 0; i < 4; i++) {                                                                          \
+                    const four column = __builtin_convertvector(x[i], four);                                           \
+                    memcpy(across + (j + i) * ASSIGNED + r, &column, sizeof column);                                   \
+                }                                                                                                      \
             }                                                                                                          \
         for (; j < d; j++)                                                                                             \
             for (int64_t r = 0; r < ASSIGNED; r++)                                                                     \
                 across[j * ASSIGNED + r] = (REAL)tile[r * stride + j];                                                 \
     }
-TURN(turn, REAL)
-
 #ifdef SCREENS
-TURN(turn_double, double)
+TURN(turn, float, single_quad)
+TURN(turn_double, double, quad)
 
 /* Find the nearest centers (k, d) of ASSIGNED rows of double precision, which lie `stride` apart, in single precision;
  * return whether they are the nearest ones for certain, far enough from the second nearest that rounding cannot have
@@ -644,6 +641,8 @@ TARGET static int NAME(settled)(const double *tile, int64_t stride, const REAL *
         if (!sure[lane]) return 0;
     return 1;
 }
+#else
+TURN(turn, double, quad)
 #endif
 #undef TURN
 
@@ -678,7 +677,6 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
     memset(sums, 0, k * (d + 2) * sizeof(double));
     for (int64_t row = 0; row < n; row += width) {
         const int64_t count = n - row < width ? n - row : width;
-        NAME(fetch)(rows + (row + width) * d, d, width, d);
         for (int64_t r = 0; r < count; r++) {
             const REAL *from = rows + (row + r) * d;
             for (int64_t j = 0; j < d; j++)
@@ -704,6 +702,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
                 number[r + lane] = nearest[lane / LANES][lane % LANES];
         }
         for (int64_t r = 0; r < count; r++) {
+            NAME(fetch)(rows + (row + width + r) * d, d, 1, d);
             const int64_t known = labels ? labels[row + r] : -1;
             const int64_t c = known >= 0 ? known : number[r];
             const double share = weight ? weight[row + r] : 1.0;
@@ -741,6 +740,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
 #undef DENSITY_ROWS
 #undef ASSIGNED
 #undef INLINE
+#undef four
 #undef vector
 #undef mask
 #undef REAL
