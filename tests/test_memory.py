@@ -34,19 +34,23 @@ peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({**result.plan.as_dict(), "measured": peak}))
 """
 ROWS, FEATURES = 400_000, 64
+LARGE_ROWS = 1 << 17
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """100 MB of rows, in chunks of 8 MB without compression, and in shards of compressed chunks of 1 MB."""
+    """100 MB of rows, in chunks of 8 MB and of 32 MiB, not compressed, and in shards of compressed chunks of 1 MB."""
     folder = tmp_path_factory.mktemp("memory")
     block = np.random.default_rng(0).standard_normal((8 * 4_096, FEATURES)).astype("f4")
     layouts = {"plain": {"chunks": (32_768, FEATURES), "compressors": None}}
+    layouts["large"] = {"chunks": (LARGE_ROWS, FEATURES), "compressors": None}
     layouts["sharded"] = {"chunks": (4_096, FEATURES), "shards": (8 * 4_096, FEATURES)}
     for name, layout in layouts.items():
         array = zarr.create_array(LocalStore(folder / name), shape=(ROWS, FEATURES), dtype="f4", **layout)
-        for start in range(0, ROWS, len(block)):
-            array[start : start + len(block)] = block[: min(len(block), ROWS - start)] + start / ROWS
+        step = array.chunks[0] if name == "large" else len(block)
+        for start in range(0, ROWS, step):
+            rows = np.resize(block, (min(step, ROWS - start), FEATURES))
+            array[start : start + step] = rows + np.float32(start / ROWS)
     return folder
 
 
@@ -78,8 +82,20 @@ def test_the_measured_peak_is_within_the_plan(stores, store, model, options):
     if options["cache"] == "memory":
         assert figures["cached_units"] == figures["units"]
     else:
-        # A plan that reserved everything would be kept too; streaming must take little beside the rows.
-        assert figures["peak"] - figures["base"] < 3 * 4 * ROWS * FEATURES
+        # A plan that reserved everything would be kept too; streaming takes so much however many rows there are.
+        assert figures["peak"] - figures["base"] < 400_000_000
+
+
+@pytest.mark.slow
+def test_what_is_kept_of_large_chunks_is_within_the_plan(stores):
+    model = "Mixture(Gaussian('diag'), 16)"
+    figures = measure(stores / "large", model, memory_limit="2GB", cache="none")
+    assert figures["spent"] == figures["slots"] * 4 * LARGE_ROWS * FEATURES
+    assert figures["measured"] <= figures["peak"] <= figures["limit"]
+    limit = figures["peak"] - figures["spent"] // 2
+    scarce = measure(stores / "large", model, memory_limit=limit, cache="none")
+    assert scarce["spent"] == 0
+    assert scarce["measured"] <= scarce["peak"] <= scarce["limit"]
 
 
 @pytest.mark.slow

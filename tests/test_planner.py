@@ -43,6 +43,18 @@ class Heavy(Balls):
         return Footprint(self.block_rows, self.workspace, self.stats, 8)
 
 
+@pytest.mark.parametrize(("mebibytes", "kept"), [(8, 0), (31, 0), (32, 4 * 32), (63, 4 * 63), (64, 0), (128, 0)])
+def test_freed_blocks_are_kept_where_the_allocator_would_not(mebibytes, kept):
+    data = wide(10**7, 64, chunk=mebibytes << 12)
+    plan = make_plan(data, Balls(), HERE, cache="none")
+    bare = make_plan(data, Balls(), replace(WORKERS, memory=16 * GB))
+    assert (plan.spent, bare.spent) == (kept << 20, 0)
+    if kept:
+        assert plan.peak - replace(plan, spent=0).peak == plan.spent
+        scarce = make_plan(data, Balls(), HERE, memory_limit=plan.peak - plan.spent // 2, cache="none")
+        assert scarce.spent == 0
+
+
 @pytest.mark.parametrize(
     ("data", "model", "remedy"),
     [

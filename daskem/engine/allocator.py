@@ -1,16 +1,55 @@
-"""Makes the C allocator give freed arrays back to the system, so that resident memory is what is in use."""
+"""Has the C allocator keep freed arrays for the next ones, or give them back to the system."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
-__all__ = ["return_freed_memory"]
+__all__ = ["HEAP_BYTES", "OWN_THRESHOLD", "freed_blocks_kept", "return_freed_memory"]
 
 # From glibc's malloc.h; part of its stable interface (man 3 mallopt).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# What its own threshold grows to as larger and larger arrays are freed, and what a heap of a thread holds.
+OWN_THRESHOLD, HEAP_BYTES = 32 << 20, 64 << 20
 # Decoded pieces and work arrays are larger, and are worth a system call each; what is smaller hardly fragments.
-THRESHOLD = 1 << 20
+RETURNED = 1 << 20
+# Settings of the user's own.
+SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+
+_lock = threading.Lock()
+_holders = 0
+
+
+@contextmanager
+def freed_blocks_kept() -> Iterator[None]:
+    """Have freed blocks of up to `HEAP_BYTES` used again, until the last of the concurrent holders has left.
+
+    glibc takes blocks above `OWN_THRESHOLD` from the system, zeroed page by page, and gives them back when they are
+    freed. Where chunks are of that size this is a third of a pass (measured: 3.6 and 2.3 s for 4 GB). Afterwards all
+    that is free is given back. Nothing is done where the user has set such things, or elsewhere than on glibc.
+    """
+    global _holders
+    libc = _glibc()
+    if libc is None or any(name in os.environ for name in SETTINGS):
+        yield
+        return
+    with _lock:
+        if _holders == 0:
+            _set(libc, HEAP_BYTES)
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if _holders == 0:
+                _set(libc, OWN_THRESHOLD)
+                libc.malloc_trim(0)
 
 
 def return_freed_memory() -> bool:
@@ -21,7 +60,15 @@ def return_freed_memory() -> bool:
     Fresh pages cost a pass a tenth of its time. So this is for applications that do several jobs in one process, each
     within a limit. Dask's nannies do likewise for their workers (``MALLOC_TRIM_THRESHOLD_``).
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD) and libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD))
+    libc = _glibc()
+    return libc is not None and _set(libc, RETURNED)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def _set(libc: ctypes.CDLL, threshold: int) -> bool:
+    """Set above which size blocks are the system's, and how much free memory a heap ends with at most."""
+    return bool(libc.mallopt(M_MMAP_THRESHOLD, threshold) and libc.mallopt(M_TRIM_THRESHOLD, 2 * threshold))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from dask.delayed import Delayed
 from daskem.core import Chunk, Expectation, Model, Params, Sizes, used_columns
 from daskem.data.dataset import PIECE_BYTES, Dataset
 from daskem.data.units import Unit
+from daskem.engine.allocator import freed_blocks_kept
 from daskem.engine.executor import Executor, find_executor
 from daskem.engine.graph import calls_on, node, reduction, rows_of
 from daskem.engine.planner import Plan, make_plan
@@ -138,7 +140,8 @@ class Engine:
             If a task takes each of its workers with it, or the cluster is lost.
         """
         try:
-            return self.executor.compute_all(nodes, min(self.plan.slots, len(self.plan.units)))
+            with freed_blocks_kept() if self.plan.spent else nullcontext():
+                return self.executor.compute_all(nodes, min(self.plan.slots, len(self.plan.units)))
         except DeadlyTasksError as error:
             raise ClusterError(self._fatal(error)) from error
 

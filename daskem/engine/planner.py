@@ -13,6 +13,7 @@ from distributed.system import MEMORY_LIMIT
 from daskem.core import Footprint, HasFootprint, Sizes
 from daskem.data.dataset import Dataset
 from daskem.data.units import Unit, nominal_rows
+from daskem.engine.allocator import HEAP_BYTES, OWN_THRESHOLD
 from daskem.engine.executor import Executor
 from daskem.errors import OptionError, PlanError
 
@@ -70,6 +71,7 @@ class Plan:
     algorithm : bytes that the algorithm keeps in this process beside the E-step.
     sizes : what that was computed from.
     finer : how many times shorter reads are than usual.
+    spent : bytes of blocks that tasks have freed, kept for the next ones (see `daskem.engine.allocator`).
     """
 
     n_rows: int
@@ -98,6 +100,7 @@ class Plan:
     algorithm: int = 0
     sizes: Sizes = NO_SIZES
     finer: int = 1
+    spent: int = 0
 
     @property
     def task(self) -> int:
@@ -127,7 +130,7 @@ class Plan:
         )
         # Nor does a worker hold what the algorithm keeps on the driver.
         algorithm = 0 if self.cluster else self.algorithm
-        return self.base + max(running, starting) + self.cache + algorithm + SLACK
+        return self.base + max(running, starting) + self.spent + self.cache + algorithm + SLACK
 
     def __str__(self) -> str:
         where = f"{self.processes} worker processes" if self.cluster else "threads of this process"
@@ -149,7 +152,7 @@ class Plan:
         """Return the figures as plain numbers, for JSON."""
         names = (
             "n_rows n_features data block_rows tasks members slots processes reader workspace stats params results "
-            "sample_rows start base cache cached_units limit algorithm task driver peak"
+            "sample_rows start base spent cache cached_units limit algorithm task driver peak"
         )
         return {name: int(getattr(self, name)) for name in names.split()} | {"units": len(self.units)}
 
@@ -218,7 +221,7 @@ def make_plan(
         cached_units=0,
         limit=limit,
     )
-    plan = _fit_tasks(plan, data)
+    plan = _with_spent(_fit_tasks(plan, data), data)
     _check_driver(plan)
     return _with_cache(_with_algorithm(plan, data, memory), data, cache)
 
@@ -284,6 +287,14 @@ def _fit_tasks(plan: Plan, data: Dataset) -> Plan:
             if tried.peak <= plan.limit:
                 return tried
     raise PlanError(_too_large(tried))
+
+
+def _with_spent(plan: Plan, data: Dataset) -> Plan:
+    """Have freed blocks kept that the allocator would not keep, if there is memory for them: one a task (measured)."""
+    block = replace(data, finer=plan.finer).piece_rows() * data.row_bytes
+    kept = replace(plan, spent=plan.slots * block)
+    elsewhere = plan.cluster or data.in_process
+    return plan if elsewhere or not OWN_THRESHOLD <= block < HEAP_BYTES or kept.peak > kept.limit else kept
 
 
 def _with_algorithm(plan: Plan, data: Dataset, memory: Callable[[Sizes], int] | None) -> Plan:
