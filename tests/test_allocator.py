@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
-from collections.abc import Callable
 
 import numpy as np
 import psutil
@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there
 
 
 @pytest.fixture(autouse=True)
-def no_settings(monkeypatch):
+def nothing_set_or_free(monkeypatch):
+    ctypes.CDLL(None).malloc_trim(0)
     for name in allocator.SETTINGS:
         monkeypatch.delenv(name, raising=False)
 
@@ -26,10 +27,10 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def left_of_a_block() -> int:
+def left_of_a_block(size: int = BLOCK) -> int:
     """Return the bytes that stay resident of a block that is used and freed."""
     before = resident()
-    np.ones(BLOCK, np.uint8)
+    np.ones(size, np.uint8)
     return resident() - before
 
 
@@ -53,9 +54,20 @@ def test_settings_of_the_user_are_left_alone(name, monkeypatch):
         assert left_of_a_block() < 0.1 * BLOCK
 
 
-def test_other_systems_are_left_alone(monkeypatch):
-    nothing: Callable[[], None] = lambda: None  # noqa: E731
-    monkeypatch.setattr(allocator, "_glibc", nothing)
+def test_what_is_not_settable_is_left_alone(monkeypatch):
+    monkeypatch.setattr(allocator, "_settable", lambda: False)
+    assert not allocator.keeps_freed_blocks()
     with freed_blocks_kept():
         assert left_of_a_block() < 0.1 * BLOCK
-    assert not allocator.return_freed_memory()
+
+
+def test_what_was_to_be_returned_is_returned_again_afterwards(monkeypatch):
+    monkeypatch.setattr(allocator, "_usual", OWN_THRESHOLD)
+    small = OWN_THRESHOLD // 2
+    try:
+        assert allocator.return_freed_memory()
+        with freed_blocks_kept():
+            assert left_of_a_block(small) > 0.9 * small
+        assert left_of_a_block(small) < 0.1 * small
+    finally:
+        allocator._set(OWN_THRESHOLD)

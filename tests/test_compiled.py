@@ -201,6 +201,17 @@ def test_responsibilities_of_rows_that_nothing_explains(dtype):
 
 
 @on_each_processor
+@each_type
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 700])
+def test_rows_that_fill_a_tile_up_say_nothing(n, dtype):
+    """Their features are zeros, which infinite parameters make NaN of: a component may rule a feature out."""
+    terms = compiled.Terms("linear", np.ones((n, 1), dtype), np.array([[0, -np.inf], [0, -1]], dtype))
+    (sums,), log_prob, _ = compiled.e_step((terms,), np.zeros(2), None)
+    np.testing.assert_array_equal(sums, [[0, 0], [n, n]])
+    np.testing.assert_array_equal(log_prob, np.full(n, -1.0))
+
+
+@on_each_processor
 def test_exp_is_right_to_the_last_digit():
     x = -np.concatenate([np.linspace(0.0, 40.0, 20_001), np.geomspace(1e-300, 700.0, 20_001), [708.5, 1e300]])
     density = np.stack([np.zeros_like(x), x])

@@ -51,8 +51,13 @@ def test_freed_blocks_are_kept_where_the_allocator_would_not(mebibytes, kept):
     assert (plan.spent, bare.spent) == (kept << 20, 0)
     if kept:
         assert plan.peak - replace(plan, spent=0).peak == plan.spent
-        scarce = make_plan(data, Balls(), HERE, memory_limit=plan.peak - plan.spent // 2, cache="none")
-        assert scarce.spent == 0
+        # It is what is left when all else has its memory.
+        scarce = plan.peak - plan.spent // 2
+        assert make_plan(data, Balls(), HERE, memory_limit=scarce, cache="none").spent == 0
+        needs = make_plan(data, Balls(), HERE, memory_limit=scarce, cache="none", memory=lambda sizes: plan.spent // 4)
+        assert (needs.spent, needs.algorithm) == (0, plan.spent // 4)
+        cached = make_plan(data, Balls(), HERE, cache="memory")
+        assert (cached.spent, cached.cached_units) == (0, len(cached.units))
 
 
 @pytest.mark.parametrize(

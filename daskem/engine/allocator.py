@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-__all__ = ["HEAP_BYTES", "OWN_THRESHOLD", "freed_blocks_kept", "return_freed_memory"]
+__all__ = ["HEAP_BYTES", "OWN_THRESHOLD", "freed_blocks_kept", "keeps_freed_blocks", "return_freed_memory"]
 
 # From glibc's malloc.h; part of its stable interface (man 3 mallopt).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -23,6 +23,13 @@ SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_
 
 _lock = threading.Lock()
 _holders = 0
+# What is in force while nobody holds.
+_usual = OWN_THRESHOLD
+
+
+def keeps_freed_blocks() -> bool:
+    """Return whether `freed_blocks_kept` can do anything: on glibc, where the user has not set such things."""
+    return _settable() and not any(name in os.environ for name in SETTINGS)
 
 
 @contextmanager
@@ -31,16 +38,15 @@ def freed_blocks_kept() -> Iterator[None]:
 
     glibc takes blocks above `OWN_THRESHOLD` from the system, zeroed page by page, and gives them back when they are
     freed. Where chunks are of that size this is a third of a pass (measured: 3.6 and 2.3 s for 4 GB). Afterwards all
-    that is free is given back. Nothing is done where the user has set such things, or elsewhere than on glibc.
+    that is free is given back, and that threshold, or what `return_freed_memory` has set, stands.
     """
     global _holders
-    libc = _glibc()
-    if libc is None or any(name in os.environ for name in SETTINGS):
+    if not keeps_freed_blocks():
         yield
         return
     with _lock:
         if _holders == 0:
-            _set(libc, HEAP_BYTES)
+            _set(HEAP_BYTES)
         _holders += 1
     try:
         yield
@@ -48,8 +54,8 @@ def freed_blocks_kept() -> Iterator[None]:
         with _lock:
             _holders -= 1
             if _holders == 0:
-                _set(libc, OWN_THRESHOLD)
-                libc.malloc_trim(0)
+                _set(_usual)
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_freed_memory() -> bool:
@@ -60,15 +66,21 @@ def return_freed_memory() -> bool:
     Fresh pages cost a pass a tenth of its time. So this is for applications that do several jobs in one process, each
     within a limit. Dask's nannies do likewise for their workers (``MALLOC_TRIM_THRESHOLD_``).
     """
-    libc = _glibc()
-    return libc is not None and _set(libc, RETURNED)
+    global _usual
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    with _lock:
+        _usual = RETURNED
+        return _holders > 0 or _set(RETURNED)
 
 
 @cache
-def _glibc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+def _settable() -> bool:
+    # Releases before 2.35 or so refuse thresholds above half of a heap.
+    return platform.libc_ver()[0] == "glibc" and _set(HEAP_BYTES) and _set(_usual)
 
 
-def _set(libc: ctypes.CDLL, threshold: int) -> bool:
+def _set(threshold: int) -> bool:
     """Set above which size blocks are the system's, and how much free memory a heap ends with at most."""
+    libc = ctypes.CDLL(None)
     return bool(libc.mallopt(M_MMAP_THRESHOLD, threshold) and libc.mallopt(M_TRIM_THRESHOLD, 2 * threshold))

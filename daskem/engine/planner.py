@@ -13,7 +13,7 @@ from distributed.system import MEMORY_LIMIT
 from daskem.core import Footprint, HasFootprint, Sizes
 from daskem.data.dataset import Dataset
 from daskem.data.units import Unit, nominal_rows
-from daskem.engine.allocator import HEAP_BYTES, OWN_THRESHOLD
+from daskem.engine.allocator import HEAP_BYTES, OWN_THRESHOLD, keeps_freed_blocks
 from daskem.engine.executor import Executor
 from daskem.errors import OptionError, PlanError
 
@@ -221,9 +221,9 @@ def make_plan(
         cached_units=0,
         limit=limit,
     )
-    plan = _with_spent(_fit_tasks(plan, data), data)
+    plan = _fit_tasks(plan, data)
     _check_driver(plan)
-    return _with_cache(_with_algorithm(plan, data, memory), data, cache)
+    return _with_spent(_with_cache(_with_algorithm(plan, data, memory), data, cache), data)
 
 
 def parse_bytes(size: Any) -> int:
@@ -289,14 +289,6 @@ def _fit_tasks(plan: Plan, data: Dataset) -> Plan:
     raise PlanError(_too_large(tried))
 
 
-def _with_spent(plan: Plan, data: Dataset) -> Plan:
-    """Have freed blocks kept that the allocator would not keep, if there is memory for them: one a task (measured)."""
-    block = replace(data, finer=plan.finer).piece_rows() * data.row_bytes
-    kept = replace(plan, spent=plan.slots * block)
-    elsewhere = plan.cluster or data.in_process
-    return plan if elsewhere or not OWN_THRESHOLD <= block < HEAP_BYTES or kept.peak > kept.limit else kept
-
-
 def _with_algorithm(plan: Plan, data: Dataset, memory: Callable[[Sizes], int] | None) -> Plan:
     room = plan.limit - plan.peak
     if plan.cluster:
@@ -324,6 +316,15 @@ def _with_cache(plan: Plan, data: Dataset, cache: str) -> Plan:
     if not kept or (cache == "auto" and kept < len(plan.units)):
         return plan
     return replace(plan, cached_units=kept, cache=-(-kept // plan.processes) * unit)
+
+
+def _with_spent(plan: Plan, data: Dataset) -> Plan:
+    """Have freed blocks kept that the allocator would not keep, if there is memory for them: one a task (measured)."""
+    block = replace(data, finer=plan.finer).piece_rows() * data.row_bytes
+    reads = not (plan.cluster or data.in_process or plan.cached_units == len(plan.units))
+    kept = replace(plan, spent=plan.slots * block)
+    useful = reads and OWN_THRESHOLD <= block < HEAP_BYTES and keeps_freed_blocks()
+    return kept if useful and kept.peak <= plan.limit else plan
 
 
 def _too_large(plan: Plan) -> str:

@@ -42,7 +42,7 @@ MOVES_BYTES = 16 << 20
 # A block's arrays should stay within about this many bytes. They pass through the caches in order, so that short blocks
 # gain nothing there, while skinny products and the calls of each block cost less a row in long ones: of 4, 8, 16 and 32
 # MiB this was the best for full and diagonal covariances (measured). Where a row is done in a tenth of a microsecond,
-# two threads wait for each other at the calls of short blocks: 4,096 rows took twice as long as the second number.
+# two threads wait for each other at the calls of short blocks: 4,096 rows took twice as long as 16,384.
 BLOCK_BYTES = 16 << 20
 MIN_BLOCK, MAX_BLOCK = 1024, 32768
 # With very many components or features even MIN_BLOCK rows would take too much memory.

@@ -45,7 +45,7 @@ typedef int32_t single_places __attribute__((vector_size(16)));
 #define SINGLE_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (single_places){__VA_ARGS__})
 #endif
 
-/* Turn four rows of four into their columns, in steps that are one instruction each. */
+/* Turn four rows of four into their columns, in steps that are one instruction of AVX2 each. */
 static inline __attribute__((always_inline)) void transpose_double(quad *x) {
     const quad even[2] = {SHUFFLE(x[0], x[1], 0, 4, 2, 6), SHUFFLE(x[2], x[3], 0, 4, 2, 6)};
     const quad odd[2] = {SHUFFLE(x[0], x[1], 1, 5, 3, 7), SHUFFLE(x[2], x[3], 1, 5, 3, 7)};

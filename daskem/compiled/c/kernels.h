@@ -170,7 +170,8 @@ INLINE void NAME(density_group)(const int m, const REAL *natural, int64_t p, con
 TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const REAL *natural, int add, REAL *out,
                                       REAL *t, int64_t d, int64_t k, const REAL *next, int64_t stride) {
     const int64_t width = DENSITY_ROWS, p = n_features(form, d), groups = (k + GROUP - 1) / GROUP;
-    const int64_t products = groups * ((p + PANEL - 2) / PANEL), share = (width + products - 1) / products;
+    const int64_t products = groups * ((p + PANEL - 2) / PANEL),
+                  share = products ? (width + products - 1) / products : width;
     int64_t fetched = next ? 0 : width;
     for (int64_t c = 0; c < k; c++)
         for (int64_t r = 0; r < width; r += LANES)
@@ -375,7 +376,7 @@ TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double
     }
     REAL share[4 * LANES], values[2][4 * LANES];
     for (int64_t r = 0; r < 4 * LANES; r++)
-        share[r] = r >= rows ? 0 : weight ? (REAL)weight[r] : 1;
+        share[r] = weight && r < rows ? (REAL)weight[r] : 1;
     for (int v = 0; v < 4; v++) {
         factor[v] = NAME(load)(share + v * LANES) / NAME(choose)(sum[v] == 0, NAME(all)(1), sum[v]);
         NAME(store)(values[0] + v * LANES, most[v]);
@@ -388,6 +389,10 @@ TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double
     for (int64_t c = 0; c < k; c++)
         for (int v = 0; v < 4; v++)
             NAME(store)(out + c * apart + v * LANES, NAME(load)(tile + c * stride + v * LANES) * factor[v]);
+    /* No factor makes zeros of what there may be in the place of rows that are not there. */
+    for (int64_t r = rows < 0 ? 0 : rows; r < 4 * LANES; r++)
+        for (int64_t c = 0; c < k; c++)
+            out[c * apart + r] = 0;
 }
 
 TARGET static int NAME(normalise)(REAL *joint, const double *log_weights, const double *weight, double *largest,
