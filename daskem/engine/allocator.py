@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+
+from daskem.engine.held import Held
 
 __all__ = ["HEAP_BYTES", "OWN_THRESHOLD", "freed_blocks_kept", "keeps_freed_blocks", "return_freed_memory"]
 
@@ -21,41 +22,23 @@ RETURNED = 1 << 20
 # Settings of the user's own.
 SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
-_lock = threading.Lock()
-_holders = 0
 # What is in force while nobody holds.
 _usual = OWN_THRESHOLD
 
 
 def keeps_freed_blocks() -> bool:
     """Return whether `freed_blocks_kept` can do anything: on glibc, where the user has not set such things."""
-    return _settable() and not any(name in os.environ for name in SETTINGS)
+    return not any(name in os.environ for name in SETTINGS) and _settable()
 
 
-@contextmanager
-def freed_blocks_kept() -> Iterator[None]:
+def freed_blocks_kept() -> AbstractContextManager[None]:
     """Have freed blocks of up to `HEAP_BYTES` used again, until the last of the concurrent holders has left.
 
     glibc takes blocks above `OWN_THRESHOLD` from the system, zeroed page by page, and gives them back when they are
     freed. Where chunks are of that size this is a third of a pass (measured: 3.6 and 2.3 s for 4 GB). Afterwards all
     that is free is given back, and that threshold, or what `return_freed_memory` has set, stands.
     """
-    global _holders
-    if not keeps_freed_blocks():
-        yield
-        return
-    with _lock:
-        if _holders == 0:
-            _set(HEAP_BYTES)
-        _holders += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _holders -= 1
-            if _holders == 0:
-                _set(_usual)
-                ctypes.CDLL(None).malloc_trim(0)
+    return _kept.hold() if keeps_freed_blocks() else nullcontext()
 
 
 def return_freed_memory() -> bool:
@@ -69,9 +52,8 @@ def return_freed_memory() -> bool:
     global _usual
     if platform.libc_ver()[0] != "glibc":
         return False
-    with _lock:
-        _usual = RETURNED
-        return _holders > 0 or _set(RETURNED)
+    _usual = RETURNED
+    return _set(RETURNED)
 
 
 @cache
@@ -80,7 +62,20 @@ def _settable() -> bool:
     return platform.libc_ver()[0] == "glibc" and _set(HEAP_BYTES) and _set(_usual)
 
 
+def _keep() -> Callable[[], None]:
+    _set(HEAP_BYTES)
+    return _give_back
+
+
+def _give_back() -> None:
+    _set(_usual)
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def _set(threshold: int) -> bool:
     """Set above which size blocks are the system's, and how much free memory a heap ends with at most."""
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(M_MMAP_THRESHOLD, threshold) and libc.mallopt(M_TRIM_THRESHOLD, 2 * threshold))
+
+
+_kept = Held(_keep)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import scipy.linalg  # noqa: F401  scipy brings a BLAS of its own, which must be loaded to be found and limited
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["one_blas_thread"]
+from daskem.engine.held import Held
 
-_lock = threading.Lock()
-_holders = 0
-_restore: Any = None
+__all__ = ["one_blas_thread"]
 
 
 @cache
@@ -24,25 +22,13 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> AbstractContextManager[None]:
     """Hold this process's BLAS at one thread until the last of the concurrent holders has left.
 
     BLAS counts threads per process, not per caller: were each task to restore what it found, the first to end would
     set the others loose on all cores.
     """
-    global _holders, _restore
-    with _lock:
-        if _holders == 0:
-            _restore = _limit()
-        _holders += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _holders -= 1
-            if _holders == 0:
-                _restore()
+    return _one_thread.hold()
 
 
 def _limit() -> Callable[[], None]:
@@ -65,3 +51,6 @@ def _elsewhere(work: Callable[[], Any]) -> Any:
     thread.start()
     thread.join()
     return results[0]
+
+
+_one_thread = Held(_limit)
