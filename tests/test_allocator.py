@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,10 +18,10 @@ BLOCK = 48 << 20
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is nothing to set on other systems")
 
 
-def afresh(scenario: Callable[..., None], *args: object) -> None:
+def afresh(scenario: Callable[[], None]) -> None:
     """Run a scenario in a process of its own, whose heap holds nothing that is free, and that nobody has set."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(scenario, *args).result()
+        pool.submit(scenario).result()
 
 
 def left_of_a_block() -> float:
@@ -44,8 +43,7 @@ def keep() -> None:
     assert left_of_a_block() < 0.1
 
 
-def leave_alone(name: str) -> None:
-    os.environ[name] = "0"
+def leave_alone() -> None:
     with freed_blocks_kept():
         assert left_of_a_block() < 0.1
 
@@ -59,13 +57,26 @@ def return_again() -> None:
     assert psutil.Process().memory_info().rss - before < 1 << 20
 
 
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    for name in allocator.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+
+
 def test_freed_blocks_stay_until_the_last_holder_leaves():
     afresh(keep)
 
 
 @pytest.mark.parametrize("name", allocator.SETTINGS)
-def test_settings_of_the_user_are_left_alone(name):
-    afresh(leave_alone, name)
+def test_settings_of_the_user_are_left_alone(name, monkeypatch):
+    monkeypatch.setenv(name, "glibc.malloc.check=0" if name == "GLIBC_TUNABLES" else "1000000")
+    afresh(leave_alone)
+
+
+def test_settings_for_workers_are_not_taken_for_the_users(monkeypatch):
+    monkeypatch.setattr(allocator, "SET_BY_USER", False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    assert keeps_freed_blocks()
 
 
 def test_what_was_to_be_returned_is_returned_again_afterwards():
@@ -73,6 +84,7 @@ def test_what_was_to_be_returned_is_returned_again_afterwards():
 
 
 def test_what_is_not_settable_is_left_alone(monkeypatch):
+    monkeypatch.setattr(allocator, "SET_BY_USER", False)
     monkeypatch.setattr(allocator, "_settable", lambda: False)
     assert not keeps_freed_blocks()
     monkeypatch.setattr(allocator, "_set", lambda threshold: pytest.fail("it was set"))

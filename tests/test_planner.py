@@ -44,7 +44,8 @@ class Heavy(Balls):
 
 
 @pytest.mark.parametrize(("mebibytes", "kept"), [(8, 0), (31, 0), (32, 4 * 32), (63, 4 * 63), (64, 0), (128, 0)])
-def test_freed_blocks_are_kept_where_the_allocator_would_not(mebibytes, kept):
+def test_freed_blocks_are_kept_where_the_allocator_would_not(mebibytes, kept, monkeypatch):
+    monkeypatch.setattr(planner, "keeps_freed_blocks", lambda: True)
     data = wide(10**7, 64, chunk=mebibytes << 12)
     plan = make_plan(data, Balls(), HERE, cache="none")
     bare = make_plan(data, Balls(), replace(WORKERS, memory=16 * GB))

@@ -19,8 +19,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 OWN_THRESHOLD, HEAP_BYTES = 32 << 20, 64 << 20
 # Decoded pieces and work arrays are larger, and are worth a system call each; what is smaller hardly fragments.
 RETURNED = 1 << 20
-# Settings of the user's own.
+# Settings of the user's own. They are read when a process begins: those that Dask's nannies add later, for the workers
+# that they start, are not in force here.
 SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+SET_BY_USER = any(name in os.environ for name in SETTINGS)
 
 # What is in force while nobody holds.
 _usual = OWN_THRESHOLD
@@ -28,7 +30,7 @@ _usual = OWN_THRESHOLD
 
 def keeps_freed_blocks() -> bool:
     """Return whether `freed_blocks_kept` can do anything: on glibc, where the user has not set such things."""
-    return not any(name in os.environ for name in SETTINGS) and _settable()
+    return not SET_BY_USER and _settable()
 
 
 def freed_blocks_kept() -> AbstractContextManager[None]:
