@@ -82,8 +82,8 @@ def test_the_measured_peak_is_within_the_plan(stores, store, model, options):
     if options["cache"] == "memory":
         assert figures["cached_units"] == figures["units"]
     else:
-        # A plan that reserved everything would be kept too; streaming takes so much however many rows there are.
-        assert figures["peak"] - figures["base"] < 400_000_000
+        # A plan that reserved everything would be kept too; streaming must take little beside the rows.
+        assert figures["peak"] - figures["base"] < 3 * 4 * ROWS * FEATURES
 
 
 @pytest.mark.slow
