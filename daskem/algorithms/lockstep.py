@@ -130,6 +130,9 @@ class _Seat:
     def n_batches(self, batch: Batch) -> int:
         return self.problem.n_batches(batch)
 
+    def share(self, batch: Batch) -> float:
+        return self.problem.share(batch)
+
     def subsample(self, rows: int) -> Problem:
         return _Seat(self.meeting, self.problem.subsample(rows))
 

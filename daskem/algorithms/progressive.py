@@ -59,7 +59,7 @@ TRIAL_PASSES, MOST_TRIAL_PASSES, MOST_MOVES, FIND_ROWS = 1.0, 2.0, 20, 1 << 15
 TRIAL_STEPS, USUAL_STEPS, FIRST_STEPS, PACE_STEPS = 40, 15, 5, 3
 # Rate of `Auto`'s mini-batches, which fail from a start that is far off with a rate of one (measured), and the rows
 # that there must be for an epoch to have 64 of them.
-RATE, NOISY_ROWS = 0.5, 1 << 17
+RATE, NOISY_ROWS = 0.2, 1 << 17
 
 
 @dataclass(frozen=True, eq=False)

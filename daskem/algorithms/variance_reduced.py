@@ -1,22 +1,26 @@
-"""Variance-reduced EM: mini-batches correct the statistics of a pass, instead of replacing them."""
+"""Variance-reduced EM: mini-batches whose chance is corrected by what all rows said before."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from daskem import tree
-from daskem.algorithms.points import TOO_FAR, Point, evaluate, fell, log_step, may_gain, rebased, try_point
+from daskem.algorithms.points import TOO_FAR, Point, evaluate, fell, log_step, may_gain, rebased
 from daskem.algorithms.stepwise import check_numbers, check_rates, usual_rows, window_bytes
-from daskem.core import Batch, Params, Problem, Sizes, StepInfo
+from daskem.core import Batch, Expectation, Params, Problem, Sizes, Stats, StepInfo
 
 __all__ = ["VarianceReducedEM", "VarianceReducedState"]
 
-# Records of statistics that a mini-batch holds at a time: the pass's, its own, the blend, and what leads to them.
-STATS_KEPT = 9
+# Records of statistics that a mini-batch holds at a time: of all rows, three of its own, sums, and what leads to them.
+STATS_KEPT = 12
+# Factor by which each sweep that leads up raises the rate, and to how many times the first one at most (measured).
+GROWTH, MOST_GROWTH = 1.25, 2.5
+# Share of a sweep, its end, whose mini-batches tell whether it led up.
+TOLD_BY = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +30,18 @@ class VarianceReducedState:
     Attributes
     ----------
     params : current parameters.
-    point : what all rows say at them; None before the first step.
-    rate : share of the statistics that a mini-batch replaces, halved by each sweep that was of no use.
-    gain : what the last step gained, nats per unit weight.
+    stats : the statistics that they maximize, about them; None before the first step.
+    anchor : what all rows say at earlier parameters; None before the first step.
+    rate : share of the statistics that a mini-batch replaces.
+    gain : of the anchor over the one before, nats per unit weight.
     batch : mini-batches seen.
     step, passes : so far.
     """
 
     params: Params
-    point: Point | None
-    rate: float
+    stats: Stats = None
+    anchor: Point | None = None
+    rate: float = 1.0
     gain: float = math.inf
     batch: int = 0
     step: int = 0
@@ -44,24 +50,29 @@ class VarianceReducedState:
 
 @dataclass(frozen=True)
 class VarianceReducedEM:
-    """Variance-reduced stepwise EM (Chen, Zhu, Teh & Zhang 2018); a step is a sweep of mini-batches and a pass.
+    """Variance-reduced stepwise EM; a step is a pass, and a sweep of mini-batches.
 
-    A pass over all rows, at parameters a, gives the statistics S(a). Then each mini-batch is seen with the current
-    parameters and with a, side by side, and the statistics become (1 - rate) times the old ones plus rate times
-    s(current) - s(a) + S(a); the M-step follows. What chance does to a mini-batch is the same in s(current) and s(a),
-    and goes out: near the optimum each mini-batch is nearly a step of batch EM, at its share of the price.
+    Chen, Zhu, Teh & Zhang (2018) make a pass over all rows at parameters a, the anchor, for the statistics S(a), and
+    then correct each mini-batch by it: what chance does to s(current) does it to s(a), and goes out of s(current) -
+    s(a) + S(a). Near the optimum each mini-batch is nearly a step of batch EM, at its share of the price.
+
+    Here the pass for the next anchor is the sweep itself: the mini-batches are also seen at b, the parameters that the
+    sweep began with. Their differences so far estimate S(b), better with each mini-batch, and correct the statistics:
+    s(current) - s(b) + [S(a) + mean of s(b) - s(a)]. At the end S(b) is known, and b is the next anchor.
 
     Parameters
     ----------
     batch_rows : rows of a mini-batch; by default so many that 64 make an epoch, between 1,000 and 100,000.
-    batches : mini-batches of a sweep, an epoch at most.
-    rate : in (0, 1]; of 0.2, 0.5 and 1 the last needed fewest passes (measured, `tests/benchmarks/passes.py`).
+    rate : in (0, 1], share of the statistics that a mini-batch of the first sweep replaces. Sweeps that lead up raise
+        it by a quarter each, to at most 2.5 times; others halve it. The fewer rows a mini-batch has for each parameter,
+        the smaller it should be.
     window : pieces of the data whose rows are mixed, 16 by default (see `daskem.core.Batch`).
 
     Notes
     -----
-    [1]_, section 3. The pass that begins the next step tells the objective of all rows. Where it fell, the sweep is
-    forgotten, the step of batch EM taken in its place, and the rate halved, so that the objective never falls.
+    [1]_, section 3, for the correction by an anchor. The first step is one of batch EM. A sweep whose last mini-batches
+    say less at its end than at its beginning is forgotten, the M-step of S(b) taken in its place; and where the next
+    pass shows that it fell after all, that of S(a). So the objective, which is that of b, never falls.
 
     References
     ----------
@@ -69,13 +80,12 @@ class VarianceReducedEM:
     """
 
     batch_rows: int | None = None
-    batches: int = 64
-    rate: float = 1.0
+    rate: float = 0.5
     window: int | None = None
 
     def __post_init__(self) -> None:
         check_rates(None, 0.0, self.rate)
-        check_numbers(self, "batch_rows", "batches", "window")
+        check_numbers(self, "batch_rows", "window")
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the windows of mini-batches, and of statistics."""
@@ -83,41 +93,128 @@ class VarianceReducedEM:
 
     def init(self, problem: Problem, params: Params) -> VarianceReducedState:
         problem.n_batches(self._batch(problem, 0))
-        return VarianceReducedState(params, None, self.rate)
+        return VarianceReducedState(params, rate=self.rate)
 
     def step(self, problem: Problem, state: VarianceReducedState) -> tuple[VarianceReducedState, StepInfo]:
+        if state.anchor is None:
+            return self._first(problem, state)
         clock, number = time.perf_counter(), state.step + 1
-        start = state.point or evaluate(problem, state.params, step=number)
-        plain = problem.maximize(start.expectation.stats, start.params)
-        swept, seen = self._sweep(problem, state, start, plain)
-        passes = state.passes + (1 if state.point else 2) + seen / problem.n_batches(self._batch(problem, 0))
-        new, rate = try_point(problem, lambda: swept, number), state.rate
-        if new is None or fell(start.objective, new.objective):
-            new, passes, rate = evaluate(problem, plain, step=number), passes + 1, rate / 2
-        gain = new.objective - start.objective
+        sweep = _Sweep(problem, state.anchor, state.rate, number, state.params, state.params, state.stats)
+        start = self._run(problem, state, sweep)
+        if start is None or fell(state.anchor.objective, start.objective):
+            start, gain, led = state.anchor, math.inf, False
+        else:
+            gain, led = start.objective - state.anchor.objective, sweep.led_up
+        params, stats = (sweep.params, sweep.stats) if led else _plain(problem, start)
+        rate = min(state.rate * GROWTH, self.rate * MOST_GROWTH, 1.0) if led else state.rate / 2
+        passes = state.passes + sweep.looks / self._n_batches(problem)
         info = log_step(
-            problem, number, start, new.params, passes=passes, clock=clock, remaining=may_gain(gain, state.gain)
+            problem, number, start, params, passes=passes, clock=clock, remaining=may_gain(gain, state.gain)
         )
-        return VarianceReducedState(new.params, new, rate, gain, state.batch + seen, number, passes), info
+        batch = state.batch + self._n_batches(problem)
+        return VarianceReducedState(params, stats, start, rate, gain, batch, number, passes), info
 
-    def _sweep(self, problem: Problem, state: VarianceReducedState, start: Point, params: Params) -> tuple[Params, int]:
-        """Return where mini-batches lead from `params`, a step of batch EM from the start, and how many were seen."""
-        anchor, whole, seen = start.params, start.expectation.stats, 0
-        stats = rebased(problem, whole, anchor, params)
-        while seen < min(self.batches, problem.n_batches(self._batch(problem, 0))):
-            batch, seen = self._batch(problem, state.batch + seen), seen + 1
-            # Corrections may add up to statistics that no rows have, negative ones say.
+    def _first(self, problem: Problem, state: VarianceReducedState) -> tuple[VarianceReducedState, StepInfo]:
+        clock = time.perf_counter()
+        start = evaluate(problem, state.params, step=1)
+        params, stats = _plain(problem, start)
+        info = log_step(problem, 1, start, params, passes=1.0, clock=clock, remaining=math.inf)
+        return VarianceReducedState(params, stats, start, self.rate, step=1, passes=1.0), info
+
+    def _run(self, problem: Problem, state: VarianceReducedState, sweep: _Sweep) -> Point | None:
+        """Return what all rows say at the parameters that a sweep begins with; None where these are no good."""
+        for i in range(n := self._n_batches(problem)):
+            batch = self._batch(problem, state.batch + i)
             try:
-                with np.errstate(all="ignore"):
-                    new, old = problem.expect_each([params, anchor], batch, state.step + 1)
-                    change = tree.sub(new.stats, rebased(problem, old.stats, anchor, params))
-                    corrected = tree.add(change, rebased(problem, whole, anchor, params))
-                    stats = tree.lerp(stats, corrected, state.rate)
-                    following = problem.maximize(stats, params)
+                sweep.see(batch, i >= (1 - TOLD_BY) * n)
             except TOO_FAR:
-                break
-            stats, params = rebased(problem, stats, params, following), following
-        return params, seen
+                # Data that are not finite raise again.
+                sweep.looks += 1
+                problem.expect(sweep.anchor.params, batch, sweep.number)
+                return None
+        assert sweep.found is not None  # for the type checker: an epoch has mini-batches
+        return Point(sweep.begin, sweep.found, problem.objective(sweep.found, sweep.begin))
+
+    def _n_batches(self, problem: Problem) -> int:
+        return problem.n_batches(self._batch(problem, 0))
 
     def _batch(self, problem: Problem, index: int) -> Batch:
         return Batch(index, self.batch_rows or usual_rows(problem.n_rows), self.window)
+
+
+@dataclass(eq=False)
+class _Sweep:
+    """Mini-batches seen one after the other: at the anchor, at what the sweep began with, and at where they lead.
+
+    Attributes
+    ----------
+    problem, anchor, rate, number : of the step.
+    begin : parameters that the sweep began with.
+    params, stats : where it has led; `params` is None where that was too far.
+    found : what the mini-batches so far say at `begin`.
+    ahead : sum of how far their statistics at `begin` are ahead of those at the anchor, about `begin`.
+    gains : by how much the last mini-batches say more at `params` than at `begin`.
+    seen, looks : mini-batches, and E-steps over one.
+    """
+
+    problem: Problem
+    anchor: Point
+    rate: float
+    number: int
+    begin: Params
+    params: Params | None
+    stats: Stats
+    found: Expectation | None = None
+    ahead: Stats = None
+    gains: list[float] = field(default_factory=list)
+    seen: int = 0
+    looks: int = 0
+
+    @property
+    def led_up(self) -> bool:
+        return self.params is not None and math.fsum(self.gains) > 0
+
+    def see(self, batch: Batch, late: bool) -> None:
+        """See a mini-batch, one of the last if `late`."""
+        here = None if self.params is None else self._follow(batch, late)
+        if here is None:
+            self.looks += 1
+            here = self.problem.expect(self.begin, batch, self.number)
+        part = tree.scale(here, self.problem.share(batch))
+        self.found = part if self.found is None else tree.accumulate(self.found, part)
+        self.seen += 1
+
+    def _follow(self, batch: Batch, late: bool) -> Expectation | None:
+        """Go where a mini-batch leads, and return what it says at `begin`; None where it leads too far."""
+        self.looks += 1
+        # Corrections may add up to statistics that no rows have, negative ones say.
+        try:
+            with np.errstate(all="ignore"):
+                members = [self.begin, self.anchor.params, self.params]
+                here, there, now = self.problem.expect_each(members, batch, self.number)
+                stats = tree.lerp(self.stats, self._corrected(here.stats, there.stats, now.stats), self.rate)
+                following = self.problem.maximize(stats, self.params)
+        except TOO_FAR:
+            self.params = None
+            return None
+        if late and here.weight > 0:
+            gain = self.problem.objective(now, self.params) - self.problem.objective(here, self.begin)
+            self.gains.append(gain)
+        self.stats = rebased(self.problem, stats, self.params, following)
+        self.params = following if tree.all_finite(following) else None
+        return here
+
+    def _corrected(self, here: Stats, there: Stats, now: Stats) -> Stats:
+        """Return what all rows are taken to say at `params`, of what a mini-batch says at all three."""
+        anchor = self.anchor
+        ahead = tree.sub(here, rebased(self.problem, there, anchor.params, self.begin))
+        self.ahead = ahead if self.ahead is None else tree.add(self.ahead, ahead)
+        whole = rebased(self.problem, anchor.expectation.stats, anchor.params, self.begin)
+        at_begin = tree.add(whole, tree.scale(self.ahead, 1.0 / (self.seen + 1)))
+        return tree.add(now, rebased(self.problem, tree.sub(at_begin, here), self.begin, self.params))
+
+
+def _plain(problem: Problem, start: Point) -> tuple[Params, Stats]:
+    """Return the parameters that a step of batch EM leads to from a point, and its statistics about these."""
+    params = problem.maximize(start.expectation.stats, start.params)
+    return params, rebased(problem, start.expectation.stats, start.params, params)

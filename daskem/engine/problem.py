@@ -77,6 +77,9 @@ class DataProblem:
     def n_batches(self, batch: Batch) -> int:
         return self._stream(batch).n_batches
 
+    def share(self, batch: Batch) -> float:
+        return self._stream(batch).n_rows_of(batch.index) / self.n_rows
+
     def subsample(self, rows: int) -> DataProblem:
         if rows == self.n_rows:
             return self

@@ -184,10 +184,14 @@ class Stream:
         shares, plan = self.shares(index), self.engine.plan
         task = ExpectTask(model, tuple(members), plan.block_rows, plan.segment_rows, self.engine.seed, step)
         partial = self._run(self._loaded(index // self._per_window), shares, task)
-        rows = sum(stop - start for start, stop in shares)
+        rows = self.n_rows_of(index)
         if partial.rows != rows:
             raise ContractError(f"mini-batch {index} counted {partial.rows} rows where there are {rows}.")
         return [tree.scale(expectation, self.engine.data.n_rows / rows) for expectation in partial.expectations]
+
+    def n_rows_of(self, index: int) -> int:
+        """Return the rows of a mini-batch."""
+        return sum(stop - start for start, stop in self.shares(index))
 
     def shares(self, index: int) -> list[tuple[int, int]]:
         """Return the rows that a mini-batch takes of each group of its window; groups are numbered apart."""

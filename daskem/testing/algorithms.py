@@ -138,6 +138,9 @@ class CountingProblem:
     def n_batches(self, batch: Batch) -> int:
         return max(1, round(self.n_rows / batch.rows))
 
+    def share(self, batch: Batch) -> float:
+        return sum(map(len, self._chunks(batch))) / self.n_rows
+
     def subsample(self, rows: int) -> CountingProblem:
         if rows == self.n_rows:
             return self
