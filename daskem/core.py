@@ -227,7 +227,7 @@ class Problem(Protocol):
         """Return how many mini-batches such as `batch` make an epoch, in which each row is seen once."""
 
     def share(self, batch: Batch) -> float:
-        """Return the share of all rows that a mini-batch holds; those of an epoch add up to 1."""
+        """Return the share of all rows that a mini-batch holds; with what is held out, an epoch's add up to 1."""
 
     def subsample(self, rows: int) -> Problem:
         """Return the problem of a uniform sample of rows, read once and kept in memory.

@@ -209,7 +209,7 @@ def test_a_checkpoint_of_another_fit_is_refused_with_what_differs(change, told, 
     assert same(fit(**change, checkpoint=tmp_path, resume="must"), fresh)
 
 
-@pytest.mark.parametrize("algorithm", [BatchEM(), Squarem(), daskem.VarianceReducedEM(batch_rows=1000, batches=3)])
+@pytest.mark.parametrize("algorithm", [BatchEM(), Squarem(), daskem.VarianceReducedEM(batch_rows=1000)])
 @pytest.mark.parametrize("n_init", [1, 2])
 def test_a_fit_goes_on_where_its_budget_ended(algorithm, n_init, tmp_path):
     options = {"algorithm": algorithm, "n_init": n_init}

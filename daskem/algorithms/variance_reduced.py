@@ -133,7 +133,8 @@ class VarianceReducedEM:
                 problem.expect(sweep.anchor.params, batch, sweep.number)
                 return None
         assert sweep.found is not None  # for the type checker: an epoch has mini-batches
-        return Point(sweep.begin, sweep.found, problem.objective(sweep.found, sweep.begin))
+        objective = problem.objective(sweep.found, sweep.begin)
+        return Point(sweep.begin, sweep.found, objective) if math.isfinite(objective) else None
 
     def _n_batches(self, problem: Problem) -> int:
         return problem.n_batches(self._batch(problem, 0))
@@ -194,15 +195,22 @@ class _Sweep:
                 here, there, now = self.problem.expect_each(members, batch, self.number)
                 stats = tree.lerp(self.stats, self._corrected(here.stats, there.stats, now.stats), self.rate)
                 following = self.problem.maximize(stats, self.params)
+                gain = self._gain(here, now)
         except TOO_FAR:
+            gain = math.nan
+        if not (math.isfinite(gain) and tree.all_finite(following)):
             self.params = None
             return None
-        if late and here.weight > 0:
-            gain = self.problem.objective(now, self.params) - self.problem.objective(here, self.begin)
+        if late:
             self.gains.append(gain)
-        self.stats = rebased(self.problem, stats, self.params, following)
-        self.params = following if tree.all_finite(following) else None
+        self.params, self.stats = following, rebased(self.problem, stats, self.params, following)
         return here
+
+    def _gain(self, here: Expectation, now: Expectation) -> float:
+        """Return by how much a mini-batch says more at `params` than at `begin`: nothing if its rows have no weight."""
+        if not here.weight > 0:
+            return 0.0
+        return self.problem.objective(now, self.params) - self.problem.objective(here, self.begin)
 
     def _corrected(self, here: Stats, there: Stats, now: Stats) -> Stats:
         """Return what all rows are taken to say at `params`, of what a mini-batch says at all three."""
