@@ -36,7 +36,7 @@ from daskem.algorithms import (
     VarianceReducedEM,
     decrease,
 )
-from daskem.algorithms.points import may_gain
+from daskem.algorithms.points import Point, evaluate, may_gain
 from daskem.core import Batch, Chunk, Sizes, has_floor
 from daskem.data import Dataset, dataset, open_dataset, units
 from daskem.engine import DataProblem, start_engine
@@ -282,6 +282,32 @@ def test_squarem_takes_two_passes_where_its_extrapolation_holds(rows):
     assert used.count(2) >= 4
 
 
+class EqualWeights:
+    """EM of a mixture whose components weigh the same: the maximum over the rest, which is a map of its own."""
+
+    def image(self, problem: Any, point: Point) -> Any:
+        params = problem.maximize(point.expectation.stats, point.params)
+        return replace(params, weights=np.full(3, 1 / 3))
+
+
+@pytest.mark.parametrize("kind", [Squarem, Anderson])
+def test_a_map_of_ones_own_is_sped_up(rows, kind):
+    problem = CountingProblem(MODEL, [Chunk(rows)])
+    params, passes = replace(start_of(rows), weights=np.full(3, 1 / 3)), 0
+    point = evaluate(problem, params)
+    before = -math.inf
+    while point.objective - before > 1e-9:
+        before, point, passes = point.objective, evaluate(problem, EqualWeights().image(problem, point)), passes + 1
+    algorithm = kind(EqualWeights())
+    state, trace = algorithm.init(problem, params), []
+    while not trace or (trace[-1].objective < point.objective - 1e-7 and len(trace) < 100):
+        state, info = algorithm.step(problem, state)
+        trace.append(info)
+    assert abs(trace[-1].objective - point.objective) < 1e-6
+    assert info.passes < passes / 2
+    assert np.allclose(state.params.weights, 1 / 3)
+
+
 @pytest.mark.parametrize("chunk", [100, 777])
 def test_an_epoch_sees_every_row_once(rows, chunk):
     algorithm = StepwiseEM(batch_rows=500, held_out=200, window=3)
@@ -489,7 +515,10 @@ def test_what_is_left_of_a_series_of_gains():
         (lambda: IncrementalEM(blocks=1), r"blocks=1 must be at least 2"),
         (lambda: Squarem(growth=1.0), r"growth=1\.0 must be larger"),
         (lambda: Anderson(depth=0), r"depth=0 must be at least 1"),
+        (lambda: Squarem(StepwiseEM()), r"inner=StepwiseEM\(.* is no map of parameters"),
+        (lambda: Anderson(inner=BatchEM), r"inner=<class .*BatchEM'> is no map of parameters"),
         (lambda: Progressive(growth=1), r"growth=1 must be at least 2"),
+        (lambda: Progressive("anderson"), r"inner='anderson' is not an algorithm"),
         (lambda: MaxPasses(0), r"not positive"),
     ],
 )

@@ -43,6 +43,12 @@ def test_every_algorithm_by_its_name(store, name):
     assert found["options"]["algorithm"] == name
 
 
+def test_an_algorithm_of_an_algorithm_by_its_name(store):
+    code, out, err = fit(store, "--algorithm", "progressive", "--algorithm-set", "inner=batch", "--max-iter", "6")
+    assert code == 0, err
+    assert len(json.loads(out)["components"]) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -51,6 +57,8 @@ def test_every_algorithm_by_its_name(store, name):
         (("batch", "depth=3"), "Its options (--algorithm-set) are: none"),
         (("anderson", "depth"), "--algorithm-set 'depth' is not NAME=VALUE"),
         (("stepwise", "batch_rows=100000"), "larger than the data"),
+        (("squarem", "inner=stepwise"), "is no map of parameters"),
+        (("progressive", "final=nothing"), "final='nothing' is not an algorithm"),
     ],
 )
 def test_bad_options_are_one_line(store, options, message):

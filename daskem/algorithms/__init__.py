@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from daskem.algorithms.accelerated import Anderson, AndersonState, Squarem, SquaremState
+from daskem.algorithms.accelerated import Anderson, AndersonState, EMMap, Squarem, SquaremState
 from daskem.algorithms.batch import BatchEM, BatchState
 from daskem.algorithms.incremental import IncrementalEM, IncrementalState
 from daskem.algorithms.lockstep import step_together
+from daskem.algorithms.points import Point
 from daskem.algorithms.progressive import Auto, Progressive, ProgressiveState
 from daskem.algorithms.stepwise import StepwiseEM, StepwiseState
 from daskem.algorithms.stopping import AnyOf, Change, Gain, MaxPasses, MaxSeconds, MaxSteps, decrease, rounding_of
@@ -22,12 +23,14 @@ __all__ = [
     "BatchEM",
     "BatchState",
     "Change",
+    "EMMap",
     "Gain",
     "IncrementalEM",
     "IncrementalState",
     "MaxPasses",
     "MaxSeconds",
     "MaxSteps",
+    "Point",
     "Progressive",
     "ProgressiveState",
     "Squarem",

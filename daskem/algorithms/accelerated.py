@@ -2,24 +2,41 @@
 
 Both algorithms keep a *point*: parameters with the E-step of all rows at them. An extrapolation is tried by the E-step
 there; where the objective did not fall it is the next point, so that the check is the next step's E-step and no pass is
-lost. Where it fell, a plain EM step is taken from what is known already; that check was a pass lost.
+lost. Where it fell, a plain step is taken from what is known already; that check was a pass lost.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from daskem.algorithms.batch import BatchEM
 from daskem.algorithms.points import Point, evaluate, fell, log_step, may_gain, to_vector, try_vector
 from daskem.core import Float, HasVector, Params, Problem, StepInfo
 from daskem.errors import OptionError
 
-__all__ = ["Anderson", "AndersonState", "Squarem", "SquaremState"]
+__all__ = ["Anderson", "AndersonState", "EMMap", "Squarem", "SquaremState"]
 
 EMPTY = np.empty(0)
+
+
+@runtime_checkable
+class EMMap(Protocol):
+    """A map of parameters that never lowers the objective: what is to be sped up, such as `BatchEM`."""
+
+    def image(self, problem: Problem, point: Point) -> Params:
+        """Return where the map leads from a point, of what the E-step of all rows said there: without another one."""
+
+
+def _check_map(inner: object) -> None:
+    if isinstance(inner, type) or not isinstance(inner, EMMap):
+        raise OptionError(
+            f"inner={inner!r} is no map of parameters: it must be an object with a method image(problem, point), which "
+            "leads on from the E-step of all rows at a point, as BatchEM() is. Mini-batches and parts of a pass make none."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,30 +54,37 @@ class SquaremState:
 
 @dataclass(frozen=True)
 class Squarem:
-    """SQUAREM: two EM steps and a squared extrapolation from them; two passes a step.
+    """SQUAREM: two steps of a map, EM's by default, and a squared extrapolation from them; two passes a step.
 
     Parameters
     ----------
+    inner : the map that is sped up, EM's by default; any object with a method `image` (see `EMMap`).
     growth : factor by which the longest extrapolation allowed grows when it was reached with success, and shrinks when
         it failed.
 
     Notes
     -----
     With r = M(x) - x and v = M(M(x)) - M(x) - r the step length is a = -|r| / |v| (scheme S3 of [1]_, equation 3.4), at
-    least -`longest`, and x' = x - 2 a r + a^2 v. At a = -1 this is the plain second EM step.
+    least -`longest`, and x' = x - 2 a r + a^2 v. At a = -1 this is the plain second step.
 
     References
     ----------
     .. [1] Varadhan & Roland (2008), Scandinavian Journal of Statistics 35(2), 335-353.
     """
 
+    inner: EMMap = field(default_factory=BatchEM)
     growth: float = 4.0
-    needs: ClassVar[tuple[type, ...]] = (HasVector,)
     full_passes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        _check_map(self.inner)
         if not self.growth > 1:
             raise OptionError(f"growth={self.growth} must be larger than 1.")
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """Capabilities that the map and extrapolation need."""
+        return (HasVector, *getattr(self.inner, "needs", ()))
 
     def init(self, problem: Problem, params: Params) -> SquaremState:
         return SquaremState(params)
@@ -69,9 +93,8 @@ class Squarem:
         clock, number = time.perf_counter(), state.step + 1
         spent = 0 if state.point else 1
         point = state.point or evaluate(problem, state.params, step=number)
-        first = problem.maximize(point.expectation.stats, point.params)
-        middle = evaluate(problem, first, step=number)
-        second = problem.maximize(middle.expectation.stats, first)
+        middle = evaluate(problem, self.inner.image(problem, point), step=number)
+        second = self.inner.image(problem, middle)
         tried, longest, reached = self._extrapolate(problem, point, middle, second, state.longest, number)
         if tried is not None and not fell(middle.objective, tried.objective):
             new = tried
@@ -141,6 +164,7 @@ class Anderson:
 
     Parameters
     ----------
+    inner : the map that is sped up, EM's by default; any object with a method `image` (see `EMMap`).
     depth : most differences that a step looks back at.
     damping : ridge on the least squares that combine them, relative to their size.
 
@@ -148,21 +172,27 @@ class Anderson:
     -----
     With f_i = M(x_i) - x_i the next point is M(x) less the combination of past differences of x + f whose differences
     of f match f best (least squares with a ridge): equation (3) of [1]_ with its damping. Where the objective falls,
-    the plain EM step is taken and the differences are forgotten.
+    the plain step M(x) is taken and the differences are forgotten.
 
     References
     ----------
     .. [1] Henderson & Varadhan (2019), Journal of Computational and Graphical Statistics 28(4), 834-846 (DAAREM).
     """
 
+    inner: EMMap = field(default_factory=BatchEM)
     depth: int = 5
     damping: float = 1e-6
-    needs: ClassVar[tuple[type, ...]] = (HasVector,)
     full_passes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        _check_map(self.inner)
         if self.depth < 1 or not self.damping >= 0:
             raise OptionError(f"depth={self.depth} must be at least 1, and damping={self.damping} not negative.")
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """Capabilities that the map and extrapolation need."""
+        return (HasVector, *getattr(self.inner, "needs", ()))
 
     def init(self, problem: Problem, params: Params) -> AndersonState:
         return AndersonState(params)
@@ -175,7 +205,7 @@ class Anderson:
         clock, number = time.perf_counter(), state.step + 1
         passes = state.passes + (1 if state.point else 2)
         point = state.point or evaluate(problem, state.params, step=number)
-        plain = problem.maximize(point.expectation.stats, point.params)
+        plain = self.inner.image(problem, point)
         x, f, dx, df = self._remember(problem, state, point, plain)
         tried = try_vector(problem, _mix(x, f, dx, df, self.damping), plain, number) if len(df) else None
         if tried is not None and not fell(point.objective, tried.objective):

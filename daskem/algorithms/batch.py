@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
-from daskem.algorithms.points import evaluate, log_step
+from daskem.algorithms.points import Point, evaluate, log_step
 from daskem.core import Params, Problem, StepInfo
 
 __all__ = ["BatchEM", "BatchState"]
@@ -32,6 +32,10 @@ class BatchEM:
     def step(self, problem: Problem, state: BatchState) -> tuple[BatchState, StepInfo]:
         clock, number = time.perf_counter(), state.step + 1
         start = evaluate(problem, state.params, step=number)
-        params = problem.maximize(start.expectation.stats, state.params)
+        params = self.image(problem, start)
         info = log_step(problem, number, start, params, passes=float(number), clock=clock)
         return BatchState(params, number), info
+
+    def image(self, problem: Problem, point: Point) -> Params:
+        """Return where a step leads from a point (see `daskem.algorithms.EMMap`)."""
+        return problem.maximize(point.expectation.stats, point.params)

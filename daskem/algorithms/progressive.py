@@ -118,6 +118,10 @@ class Progressive:
     moves: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("inner", "final"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, type) or not hasattr(value, "step")):
+                raise OptionError(f"{name}={value!r} is not an algorithm: give an object such as Anderson().")
         if self.growth < 2 or (self.first is not None and self.first < 1):
             raise OptionError(f"growth={self.growth} must be at least 2, and first={self.first} positive.")
 

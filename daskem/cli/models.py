@@ -89,7 +89,7 @@ class FitSpec:
         """Return the algorithm; Lloyd's is what batch EM of k-means is called."""
         make = ALGORITHMS["batch" if self.algorithm == "lloyd" else self.algorithm]
         algorithm: Algorithm = made_of(
-            f"--algorithm {self.algorithm}", make, self.algorithm_settings, "--algorithm-set"
+            f"--algorithm {self.algorithm}", make, self.algorithm_settings, "--algorithm-set", ALGORITHMS
         )
         return algorithm
 
@@ -150,7 +150,7 @@ def shared_options(kind: Kind) -> tuple[Decorator, ...]:
             "algorithm_settings",
             metavar="NAME=VALUE",
             multiple=True,
-            help="An option of the algorithm, such as batch_rows=50000 of stepwise.",
+            help="An option of the algorithm: batch_rows=50000 of stepwise, or final=squarem of progressive.",
         ),
     )
 

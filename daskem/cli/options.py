@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -61,8 +62,16 @@ def as_one(name: str, kind: type[Any], *options: Decorator) -> Decorator:
     return decorate
 
 
-def made_of(what: str, make: Callable[..., Any], settings: Iterable[str], flag: str) -> Any:
+def made_of(
+    what: str,
+    make: Callable[..., Any],
+    settings: Iterable[str],
+    flag: str,
+    named: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
+) -> Any:
     """Return ``make(name=value, ...)`` of settings ``NAME=VALUE``, the values as in JSON or else text.
+
+    A text in `named` stands for what is made there.
 
     Raises
     ------
@@ -70,6 +79,9 @@ def made_of(what: str, make: Callable[..., Any], settings: Iterable[str], flag: 
         If a setting has another form, or `make` does not take it; names what it takes.
     """
     given = dict(_setting(text, flag) for text in settings)
+    given = {
+        name: named[value]() if isinstance(value, str) and value in named else value for name, value in given.items()
+    }
     try:
         inspect.signature(make).bind(**given)
     except TypeError as error:
