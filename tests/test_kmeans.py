@@ -102,6 +102,26 @@ def test_every_way_to_measure_distances_gives_the_inertia_of_differences(tightne
     assert -expectation.objective == pytest.approx(exact.min(axis=1).sum(), rel=1e-5 if dtype == np.float32 else 1e-9)
 
 
+@pytest.mark.parametrize("tightness", [1.0, 1e-3, 1e-6])
+def test_long_blocks_are_walked_by_short_ones_where_there_are_tables(tightness, monkeypatch):
+    rng = np.random.default_rng(1)
+    rows = np.repeat(rng.normal(size=(5, 3)), 1_000, axis=0) + tightness * rng.normal(size=(5_000, 3))
+    rows = rng.permutation(rows).astype(np.float32)
+    model = KMeans(5)
+    params = model.init(Chunk(rows[:300]), rng)
+    chunk = Chunk(rows, rng.integers(0, 3, size=5_000).astype(float), rng.integers(-1, 5, size=5_000))
+    found = [model.e_step(params, chunk), model.assign(params, chunk), model.transform(params, chunk)]
+    monkeypatch.setattr("daskem.models.kmeans.TABLE_ROWS", 10_000)
+    whole = [model.e_step(params, chunk), model.assign(params, chunk), model.transform(params, chunk)]
+    for (path, some), (_, all_rows) in zip(tree.leaves(found[0]), tree.leaves(whole[0]), strict=True):
+        np.testing.assert_allclose(some, all_rows, rtol=1e-5, err_msg=path)
+    assert np.array_equal(found[1], whole[1])
+    assert np.array_equal(found[2], whole[2])
+    exact = np.linalg.norm(rows[:, None].astype(float) - params.centers, axis=2)
+    np.testing.assert_allclose(found[2], exact, atol=1e-6)
+    assert len(model.assign(params, chunk.select(slice(0)))) == len(model.transform(params, chunk.select(slice(0)))) == 0
+
+
 def test_the_objective_never_falls_and_the_distance_is_scikit_learns_measure():
     rows = draw()
     model, params = started(rows)

@@ -34,8 +34,8 @@ class EMMap(Protocol):
 def _check_map(inner: object) -> None:
     if isinstance(inner, type) or not isinstance(inner, EMMap):
         raise OptionError(
-            f"inner={inner!r} is no map of parameters: it must be an object with a method image(problem, point), which leads "
-            "on from the E-step of all rows at a point, as BatchEM() is. Mini-batches and parts of a pass make none."
+            f"inner={inner!r} is no map of parameters: it must be an object with a method image(problem, point), which "
+            "leads on from the E-step of all rows at a point, as BatchEM() is; mini-batches are none."
         )
 
 

@@ -307,7 +307,9 @@ class Gaussian:
         """Return how many numbers a block's scratch holds for each row, beside its log densities."""
         kernel = self.shape.kernel
         whole = uses_features(kernel, d, k) and not makes_pieces(kernel)
-        return 5 * d + (n_statistics(kernel, d) if whole else d + 1)
+        # Rows present, as floats, about a point of their own; only where features belong together are there products.
+        copies = 5 if self.covariance in ("full", "tied") else 4
+        return copies * d + (n_statistics(kernel, d) if whole else d + 1)
 
     def missing_bytes(self, rows: int, k: int, d: int) -> int:
         """Return the bytes of scratch that a block with missing values takes beside those of one without."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 from scipy.sparse import csc_array
 
-from daskem import compiled
+from daskem import compiled, tree
 from daskem.core import Array, Chunk, Expectation, Float, Footprint, Int
 from daskem.errors import OptionError
 from daskem.models.initialization import few_rows, kmeans_plus_plus, lloyd, unit_scaled
@@ -25,6 +26,9 @@ SINGLE_RATIO, DOUBLE_RATIO = 32.0, 1e4
 # The same ratio up to which sums of squares may be expanded (about the shift) without losing more than 1e-5 in single
 # precision ("f") and 1e-11 in double precision ("d"); beyond, residuals are formed, at 20% more time.
 EXPANSION_RATIO = {"f": 8.0, "d": 256.0}
+# Rows that numpy takes at a time: blocks are as long as compiled code likes them, which makes no tables. Whole blocks
+# took two threads half as long again (measured), and much memory.
+TABLE_ROWS = 2048
 # Rows that tell about how far rows are from the first centers: it only decides between forms.
 SPREAD_ROWS = 4096
 # A replacement for an empty center is put this share of a root mean squared distance away from the center it relieves.
@@ -154,8 +158,7 @@ class KMeans:
     def assign(self, params: KMeansParams, chunk: Chunk) -> Int:
         """Return the nearest center of each row (n,), or the known one; -1 where values are too large to square."""
         with np.errstate(all="ignore"):
-            block = _prepare(params, chunk)
-            return np.where(np.isfinite(block.table[:, -1]), _labels(block, chunk), -1)
+            return np.concatenate([_assigned(params, some) for some in _short(chunk)])
 
     def posterior(self, params: KMeansParams, chunk: Chunk) -> Array:
         """Return one for the nearest center of each row and zero elsewhere, (n, k); NaN where there is none."""
@@ -167,8 +170,11 @@ class KMeans:
 
     def transform(self, params: KMeansParams, chunk: Chunk) -> Float:
         """Return the distances to all centers (n, k), by differences, accurate wherever the centers lie."""
-        block = _prepare(params, Chunk(np.asarray(chunk.rows, np.float64)))
-        return np.ascontiguousarray(np.sqrt(_distances(block.u, block.centers, chunk)).T / params.scale)
+        out = np.empty((len(chunk), self.n_clusters))
+        for some, into in zip(_short(chunk), _short(Chunk(out)), strict=True):
+            block = _prepare(params, replace(some, rows=np.asarray(some.rows, np.float64)))
+            np.divide(np.sqrt(_distances(block.u, block.centers, some)).T, params.scale, out=into.rows)
+        return out
 
     def events(self, params: KMeansParams) -> tuple[tuple[int, str], ...]:
         """Return (cluster, what happened) of each cluster that the M-step had to repair."""
@@ -187,7 +193,9 @@ class KMeans:
         k, d = self.n_clusters, n_features
         numbers = 2 * d + 2 + k
         rows = block_rows(8 * numbers, dtype.itemsize / 8)
-        return Footprint(rows, 8 * rows * (numbers + 8) + 32 * k * d, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
+        # Rows of positive weight are copied.
+        workspace = rows * (d * dtype.itemsize + 16) + 8 * min(rows, TABLE_ROWS) * (numbers + 8) + 32 * k * d
+        return Footprint(rows, workspace, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:
         shape = (self.n_clusters, sample.rows.shape[1])
@@ -275,6 +283,17 @@ def _prepare(params: KMeansParams, chunk: Chunk) -> _Block:
     return _Block(table, form)
 
 
+def _short(chunk: Chunk) -> Iterator[Chunk]:
+    """Walk a chunk by as many rows at a time as tables should have; an empty one is one walk too."""
+    for start in range(0, max(1, len(chunk)), TABLE_ROWS):
+        yield chunk.select(slice(start, start + TABLE_ROWS))
+
+
+def _assigned(params: KMeansParams, chunk: Chunk) -> Int:
+    block = _prepare(params, chunk)
+    return np.where(np.isfinite(block.table[:, -1]), _labels(block, chunk), -1)
+
+
 def _labels(block: _Block, chunk: Chunk) -> Int:
     """Return the nearest center of each row, the first of equals; a known label stands."""
     if block.form.product:
@@ -301,23 +320,32 @@ def _distances(u: Array, centers: Array, chunk: Chunk) -> Array:
 def _sums(params: KMeansParams, chunk: Chunk) -> KMeansStats:
     """Return weight, sums and inertia of the clusters, float64."""
     form = _form(params, chunk.rows.dtype)
+    if not (form.product and not form.exact and compiled.available(chunk.rows, form.centers)):
+        return tree.reduce(_sums_by_tables(params, some, form) for some in _short(chunk))
+    scale, half = float(params.scale[0]), form.half_squares
+    sums = compiled.nearest(chunk.rows, params.shift, scale, form.centers, half, chunk.weight, chunk.labels)
+    return _expanded(sums, form)
+
+
+def _sums_by_tables(params: KMeansParams, chunk: Chunk, form: _Form) -> KMeansStats:
     k, d = form.centers.shape
-    if form.product and not form.exact and compiled.available(chunk.rows, form.centers):
-        scale = float(params.scale[0])
-        half = form.half_squares
-        sums = compiled.nearest(chunk.rows, params.shift, scale, form.centers, half, chunk.weight, chunk.labels)
-    else:
-        block = _prepare(params, chunk)
-        labels = _labels(block, chunk)
-        sums = np.asarray(_membership(params, chunk, labels, block) @ block.table, np.float64)
+    block = _prepare(params, chunk)
+    labels = _labels(block, chunk)
+    sums = np.asarray(_membership(params, chunk, labels, block) @ block.table, np.float64)
+    if not form.exact:
+        return _expanded(sums, form)
+    squared = _squared_residuals(block, chunk, labels)
     n, x = np.ascontiguousarray(sums[:, d]), np.ascontiguousarray(sums[:, :d])
-    if form.exact:
-        squared = _squared_residuals(block, chunk, labels)
-        return KMeansStats(n, x, np.bincount(labels, squared, k).astype(np.float64))
+    return KMeansStats(n, x, np.bincount(labels, squared, k).astype(np.float64))
+
+
+def _expanded(sums: Float, form: _Form) -> KMeansStats:
+    """Return the statistics of sums (k, d + 2) of u, 1 and |u|^2 over the rows of each cluster."""
+    n, x = np.ascontiguousarray(sums[:, -2]), np.ascontiguousarray(sums[:, :-2])
     centers = form.centers.astype(np.float64)
     cross, square = np.einsum("kd,kd->k", x, centers), np.einsum("kd,kd->k", centers, centers)
     # Rounding takes it below zero where all rows are at their center.
-    return KMeansStats(n, x, np.maximum(sums[:, d + 1] - 2.0 * cross + n * square, 0.0))
+    return KMeansStats(n, x, np.maximum(sums[:, -1] - 2.0 * cross + n * square, 0.0))
 
 
 def _membership(params: KMeansParams, chunk: Chunk, labels: Int, block: _Block) -> csc_array:
