@@ -119,7 +119,8 @@ def test_long_blocks_are_walked_by_short_ones_where_there_are_tables(tightness, 
     assert np.array_equal(found[2], whole[2])
     exact = np.linalg.norm(rows[:, None].astype(float) - params.centers, axis=2)
     np.testing.assert_allclose(found[2], exact, atol=1e-6)
-    assert len(model.assign(params, chunk.select(slice(0)))) == len(model.transform(params, chunk.select(slice(0)))) == 0
+    empty = chunk.select(slice(0))
+    assert len(model.assign(params, empty)) == len(model.transform(params, empty)) == 0
 
 
 def test_the_objective_never_falls_and_the_distance_is_scikit_learns_measure():

@@ -34,7 +34,7 @@ class EMMap(Protocol):
 def _check_map(inner: object) -> None:
     if isinstance(inner, type) or not isinstance(inner, EMMap):
         raise OptionError(
-            f"inner={inner!r} is no map of parameters: it must be an object with a method image(problem, point), which "
+            f"inner={inner!r} is no map of parameters: an object with a method image(problem, point) is needed, which "
             "leads on from the E-step of all rows at a point, as BatchEM() is; mini-batches are none."
         )
 
