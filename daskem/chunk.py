@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,21 +11,43 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Chunk", "Float", "Int", "Scratch"]
+__all__ = ["Array", "Chunk", "Derived", "Float", "Int", "Scratch"]
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 
+class Derived:
+    """What follows from parameters alone, made once for all tasks of a pass in a process. Nobody may change it."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, tuple[object, Any]] = {}
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        # It is made again elsewhere: that costs less than sending it.
+        return Derived, ()
+
+    def of(self, owner: object, name: Hashable, make: Callable[[], Any]) -> Any:
+        """Return ``make()``, made once for `owner`; other threads wait meanwhile."""
+        with self._lock:
+            if (key := (id(owner), name)) not in self._made:
+                # With the owner, whose id would be given to another object.
+                self._made[key] = owner, make()
+            return self._made[key][1]
+
+
 class Scratch:
     """Work arrays that are reused from block to block, and values computed once a task or once a block.
 
     Allocating tens of megabytes for every block costs as much as the arithmetic. The engine gives all blocks of a task
-    one `Scratch`; a chunk made by hand has its own. What a model leaves in it is never seen by anybody else.
+    one `Scratch`; a chunk made by hand has its own. What a model leaves in it is never seen by anybody else, but for
+    what is derived from parameters alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, derived: Derived | None = None) -> None:
+        self._derived = derived
         self._buffers: dict[Hashable, Array] = {}
         self._kept: dict[Hashable, tuple[object, Any]] = {}
         self._parts: dict[Hashable, Scratch] = {}
@@ -44,9 +67,13 @@ class Scratch:
             kept = self._kept[name] = (owner, make())
         return kept[1]
 
+    def derived(self, name: Hashable, params: object, make: Callable[[], Any]) -> Any:
+        """Return ``make()``, which follows from `params` alone, and which other tasks of a pass are given too."""
+        return self.keep(name, params, make) if self._derived is None else self._derived.of(params, name, make)
+
     def part(self, name: Hashable) -> Scratch:
         """Return a scratch within this one, for a part of a model that names its arrays without regard to others."""
-        return self._parts.setdefault(name, Scratch())
+        return self._parts.setdefault(name, Scratch(self._derived))
 
     def clear(self) -> None:
         """Forget everything.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daskem.chunk import Derived
 from daskem.core import (
     Chunk,
     Expectation,
@@ -112,6 +114,27 @@ def test_scratch_keeps_a_value_for_its_owner() -> None:
     assert scratch.keep("a", equal, make) == 2, "an equal owner is not the same owner"
     assert scratch.keep("b", equal, make) == 3
     assert scratch.keep("a", owner, make) == 4, "only the last owner's value is kept"
+
+
+def test_what_follows_from_parameters_is_made_once_for_all_tasks() -> None:
+    derived, made = Derived(), []
+    scratches = [Scratch(derived), Scratch(derived).part("group")]
+    params = [[0.0], [0.0]]
+
+    def ask(i: int) -> int:
+        return scratches[i % 2].derived("kernel", params[i % 4 // 2], lambda: made.append(i) or len(made))
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(400)))
+    assert len(made) == 2
+    assert [len(set(found[i::4])) for i in range(4)] == [1, 1, 1, 1]
+    assert found[0] == found[1] != found[2] == found[3]
+    # Sent elsewhere, it is made there.
+    assert pickle.loads(pickle.dumps(derived)).of(params[0], "kernel", lambda: "new") == "new"
+    # A chunk by hand may meet any number of parameters, and keeps what the last ones led to.
+    alone = Scratch()
+    assert [alone.derived("kernel", params[i], lambda: object()) is not None for i in (0, 1, 0)] == [True] * 3
+    assert len(alone._kept) == 1
 
 
 def test_require_gives_the_model_back() -> None:

@@ -119,6 +119,18 @@ def test_a_step_of_batch_em_is_one_pass(rows, start):
     assert [info.passes for info in result.trace] == [1, 2, 3, 4]
 
 
+def test_what_follows_from_parameters_is_made_once_a_pass(rows, monkeypatch):
+    made = []
+    make = Gaussian.kernel
+    monkeypatch.setattr(Gaussian, "kernel", lambda *args: made.append(args) or make(*args))
+    model = Mixture(Gaussian(), 3)
+    start = model.init(Chunk(rows), np.random.default_rng(0))
+    made.clear()
+    result = fit(model, rows, params=start, stop=MaxSteps(4), cache="none")
+    assert len(result.plan.units) > 4
+    assert len(made) == 4
+
+
 def test_several_starts_share_their_passes_and_keep_their_bits(rows):
     array, store = counted(rows, chunks=(100, D))
     starts = [Centers(np.full(3, 1 / 3), rows[[i, i + 10, i + 20]]) for i in range(3)]

@@ -471,10 +471,10 @@ def test_planning_is_arithmetic_whatever_the_size(monkeypatch):
         assert plan.block_rows >= 1
         assert plan.stats > 8 * 100_000 * 5000
     assert block_rows(1 << 40) == 1
-    assert Mixture(Gaussian("tied"), 16).footprint(32, np.dtype(np.float64)).block_rows == 8192
+    assert Mixture(Gaussian("tied"), 16).footprint(32, np.dtype(np.float64)).block_rows == 16384
     # numpy takes the products of all features of a block.
     monkeypatch.setattr(compiled, "library", None)
-    assert Mixture(Gaussian("full"), 16).footprint(32, np.dtype(np.float64)).block_rows == 2048
+    assert Mixture(Gaussian("full"), 16).footprint(32, np.dtype(np.float64)).block_rows == 4096
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from daskem import tree
+from daskem.chunk import Derived
 from daskem.core import Array, Chunk, Expectation, HasSupport, Model, Params, Scratch, handles_missing
 from daskem.data.dataset import Dataset, blocks
 from daskem.engine.blas import one_blas_thread
@@ -55,6 +56,7 @@ class ExpectTask:
     members : parameter sets that share the pass.
     block_rows, segment_rows : see `daskem.engine.planner.Plan`.
     seed, step : what random E-steps draw from, beside the row number.
+    derived : what tasks of a process have derived from the members.
     """
 
     model: Model
@@ -63,6 +65,7 @@ class ExpectTask:
     segment_rows: int
     seed: int
     step: int
+    derived: Derived = field(default_factory=Derived)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,7 @@ class Partial:
 
 def expect_unit(data: Dataset, start: int, stop: int, index: int, task: ExpectTask) -> Partial:
     """Run the E-step over a unit: blocks are added one after the other into segments, segments pairwise."""
-    scratches = [Scratch() for _ in task.members]
+    scratches = [Scratch(task.derived) for _ in task.members]
     counted = 0
 
     def block_expectations() -> Iterator[tuple[int, tuple[Expectation, ...]]]:

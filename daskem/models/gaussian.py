@@ -333,9 +333,9 @@ class Gaussian:
         return self.holes(params, chunk) or self._plain_kernel(params, chunk)
 
     def _plain_kernel(self, params: GaussianParams, chunk: Chunk) -> Kernel:
-        """Return the arithmetic over rows without holes, made once for all blocks of a task."""
+        """Return the arithmetic over rows without holes, made once for all blocks of a pass."""
         dtype = chunk.rows.dtype
-        made = chunk.scratch.keep(("kernel", dtype.char), params, lambda: self.kernel(params, dtype))
+        made = chunk.scratch.derived(("kernel", dtype.char), params, lambda: self.kernel(params, dtype))
         return cast(Kernel, made)
 
     def kernel(self, params: GaussianParams, dtype: np.dtype[Any]) -> Kernel:

@@ -102,7 +102,7 @@ def ratios(covariance: str, delta: Float, factor: Float) -> Float:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """Parameters in the shape that the arithmetic wants, made once per parameters and task.
+    """Parameters in the shape that the arithmetic wants, made once per parameters and pass.
 
     Attributes
     ----------

@@ -192,7 +192,7 @@ class KMeans:
         """Return block length and bytes, by arithmetic alone."""
         k, d = self.n_clusters, n_features
         numbers = 2 * d + 2 + k
-        rows = block_rows(8 * numbers, dtype.itemsize / 8)
+        rows = block_rows(8 * numbers)
         # Rows of positive weight are copied.
         workspace = rows * (d * dtype.itemsize + 16) + 8 * min(rows, TABLE_ROWS) * (numbers + 8) + 32 * k * d
         return Footprint(rows, workspace, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)

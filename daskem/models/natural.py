@@ -335,7 +335,7 @@ class NaturalFamily(ABC):
 
     def _coefficients(self, params: Params, chunk: Chunk) -> tuple[Float, Float, np.dtype[Any]]:
         """Return slopes, constants, and the type to compute in."""
-        slope, constant = chunk.scratch.keep((self, "natural"), params, lambda: self._natural(params))
+        slope, constant = chunk.scratch.derived((self, "natural"), params, lambda: self._natural(params))
         single = self.keeps_float32 and chunk.rows.dtype == np.float32
         # Products cancel against the constants, so that these are what single precision must hold.
         single = single and float(np.abs(constant).sum(axis=1).max()) <= SINGLE_TERMS
