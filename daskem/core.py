@@ -351,7 +351,8 @@ class Sizes(NamedTuple):
     n_rows, n_units : rows and work units of the data.
     row : bytes of a row in memory, its weight and label included.
     piece : bytes of a piece of the data (see `Batch`).
-    stats, params : bytes of one record of statistics, and of the parameters.
+    stats, params : bytes of the statistics, and of the parameters, of all runs that share their passes.
+    member : bytes that tasks need for one parameter set more of each run.
     room : bytes that are left for it.
     """
 
@@ -361,6 +362,7 @@ class Sizes(NamedTuple):
     piece: int
     stats: int
     params: int
+    member: int
     room: int
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from daskem.algorithms.points import TOO_FAR
 from daskem.core import Algorithm, Batch, Expectation, Model, Params, Part, Problem, State, Stats, StepInfo
 
 __all__ = ["step_together"]
@@ -18,7 +20,7 @@ def step_together(algorithm: Algorithm, problem: Problem, states: Sequence[State
 
     A step asks for an E-step where it needs one, knowing nothing of other runs. So each run's step is a thread that
     waits at `expect`; when all of them wait or are done, this thread makes one pass for all and hands out the results.
-    Every run gets the bits that it would have got alone.
+    Every run gets the bits that it would have got alone, and is told of its own parameters only if they go too far.
     """
     if len(states) == 1:
         return [algorithm.step(problem, states[0])]
@@ -44,9 +46,9 @@ class _Meeting:
                 self.active -= 1
                 self.changed.notify()
 
-    def ask(self, problem: Problem, params: Params, part: Part, step: int) -> Expectation:
+    def ask(self, problem: Problem, members: Sequence[Params], part: Part, step: int) -> list[Expectation]:
         part = part if part is None or isinstance(part, Batch) else tuple(part)
-        asked = _Asked(problem, part, step, params)
+        asked = _Asked(problem, part, step, tuple(members))
         with self.changed:
             if self.broken is not None:
                 raise self.broken
@@ -62,11 +64,7 @@ class _Meeting:
                     self.changed.wait_for(lambda: len(self.waiting) == self.active)
                     asked, self.waiting = self.waiting, []
                 for same in _alike(asked):
-                    first = same[0]
-                    members = [one.params for one in same]
-                    expectations = first.problem.expect_each(members, first.part, first.step)
-                    for one, expectation in zip(same, expectations, strict=True):
-                        one.answer.set_result(expectation)
+                    _answer(same)
         except BaseException as error:
             # Also an interrupt must reach the runs, or their threads would wait for ever.
             with self.changed:
@@ -79,13 +77,33 @@ class _Meeting:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """An E-step that a run waits for."""
+    """E-steps that a run waits for."""
 
     problem: Problem
     part: Part
     step: int
-    params: Params
-    answer: Future[Expectation] = field(default_factory=Future)
+    members: tuple[Params, ...]
+    answer: Future[list[Expectation]] = field(default_factory=Future)
+
+
+def _answer(same: Sequence[_Asked]) -> None:
+    """Answer runs by one pass.
+
+    Where parameters of one went too far, each is answered by a pass of its own: the others know nothing of it.
+    """
+    first = same[0]
+    try:
+        members = [params for one in same for params in one.members]
+        found = iter(first.problem.expect_each(members, first.part, first.step))
+    except TOO_FAR as error:
+        if len(same) == 1:
+            first.answer.set_exception(error)
+        else:
+            for one in same:
+                _answer([one])
+        return
+    for one in same:
+        one.answer.set_result(list(itertools.islice(found, len(one.members))))
 
 
 def _alike(asked: Sequence[_Asked]) -> list[list[_Asked]]:
@@ -122,10 +140,10 @@ class _Seat:
         return self.problem.sample_room
 
     def expect(self, params: Params, part: Part = None, step: int = 0) -> Expectation:
-        return self.meeting.ask(self.problem, params, part, step)
+        return self.expect_each([params], part, step)[0]
 
     def expect_each(self, members: Sequence[Params], part: Part = None, step: int = 0) -> list[Expectation]:
-        return [self.meeting.ask(self.problem, params, part, step) for params in members]
+        return self.meeting.ask(self.problem, members, part, step)
 
     def n_batches(self, batch: Batch) -> int:
         return self.problem.n_batches(batch)

@@ -88,8 +88,8 @@ class VarianceReducedEM:
         check_numbers(self, "batch_rows", "window")
 
     def memory(self, sizes: Sizes) -> int:
-        """Return the bytes of the windows of mini-batches, and of statistics."""
-        return window_bytes(self.window, sizes) + STATS_KEPT * sizes.stats
+        """Return the bytes of the windows of mini-batches, of statistics, and of two parameter sets more."""
+        return window_bytes(self.window, sizes) + STATS_KEPT * sizes.stats + 2 * sizes.member
 
     def init(self, problem: Problem, params: Params) -> VarianceReducedState:
         problem.n_batches(self._batch(problem, 0))

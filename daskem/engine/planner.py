@@ -40,7 +40,7 @@ SAMPLE_COPIES = 4
 DEFAULT_BLOCK_BYTES = 1 << 20
 DEFAULT_WORKSPACE_BLOCKS = 8
 DEFAULT_STATS = 1 << 20
-NO_SIZES = Sizes(0, 0, 0, 0, 0, 0, 0)
+NO_SIZES = Sizes(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,14 @@ class Plan:
 
     @property
     def task(self) -> int:
-        """Bytes of one running task: reading, workspace, and the statistics of a segment and of a block."""
+        """Bytes of one running task: reading, and what its parameter sets need."""
+        return self.reader + self.results + self.arithmetic
+
+    @property
+    def arithmetic(self) -> int:
+        """Bytes of the workspace, and of the statistics of a segment and of a block, of all members."""
         levels = 2 + math.ceil(math.log2(max(1, max(map(len, self.units)) / self.segment_rows)))
-        return self.reader + self.results + self.members * (self.workspace + levels * self.stats + 2 * self.params)
+        return self.members * (self.workspace + levels * self.stats + 2 * self.params)
 
     @property
     def tree(self) -> int:
@@ -295,7 +300,10 @@ def _with_algorithm(plan: Plan, data: Dataset, memory: Callable[[Sizes], int] | 
         room = int(SHARE * MEMORY_LIMIT) - psutil.Process().memory_info().rss - max(plan.driver, plan.start) - SLACK
     row = data.memory_row_bytes
     piece = max(map(len, data.piece_units())) * row
-    sizes = Sizes(plan.n_rows, len(plan.units), row, piece, plan.stats, plan.params, max(room, 0))
+    stats, params = plan.members * plan.stats, plan.members * plan.params
+    # Workers have room for it: they do not read while they see a mini-batch.
+    member = 0 if plan.cluster else plan.slots * plan.arithmetic
+    sizes = Sizes(plan.n_rows, len(plan.units), row, piece, stats, params, member, max(room, 0))
     needed = 0 if memory is None else memory(sizes)
     if needed > sizes.room:
         raise PlanError(
