@@ -353,6 +353,7 @@ class Sizes(NamedTuple):
     piece : bytes of a piece of the data (see `Batch`).
     stats, params : bytes of the statistics, and of the parameters, of all runs that share their passes.
     member : bytes that tasks need for one parameter set more of each run.
+    readers : bytes that tasks read by, and that are free while they see mini-batches.
     room : bytes that are left for it.
     """
 
@@ -363,6 +364,7 @@ class Sizes(NamedTuple):
     stats: int
     params: int
     member: int
+    readers: int
     room: int
 
     @property

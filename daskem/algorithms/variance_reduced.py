@@ -89,7 +89,8 @@ class VarianceReducedEM:
 
     def memory(self, sizes: Sizes) -> int:
         """Return the bytes of the windows of mini-batches, of statistics, and of two parameter sets more."""
-        return window_bytes(self.window, sizes) + STATS_KEPT * sizes.stats + 2 * sizes.member
+        more = max(0, 2 * sizes.member - sizes.readers)
+        return window_bytes(self.window, sizes) + STATS_KEPT * sizes.stats + more
 
     def init(self, problem: Problem, params: Params) -> VarianceReducedState:
         problem.n_batches(self._batch(problem, 0))

@@ -40,7 +40,7 @@ SAMPLE_COPIES = 4
 DEFAULT_BLOCK_BYTES = 1 << 20
 DEFAULT_WORKSPACE_BLOCKS = 8
 DEFAULT_STATS = 1 << 20
-NO_SIZES = Sizes(0, 0, 0, 0, 0, 0, 0, 0)
+NO_SIZES = Sizes(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -300,10 +300,18 @@ def _with_algorithm(plan: Plan, data: Dataset, memory: Callable[[Sizes], int] | 
         room = int(SHARE * MEMORY_LIMIT) - psutil.Process().memory_info().rss - max(plan.driver, plan.start) - SLACK
     row = data.memory_row_bytes
     piece = max(map(len, data.piece_units())) * row
-    stats, params = plan.members * plan.stats, plan.members * plan.params
-    # Workers have room for it: they do not read while they see a mini-batch.
-    member = 0 if plan.cluster else plan.slots * plan.arithmetic
-    sizes = Sizes(plan.n_rows, len(plan.units), row, piece, stats, params, member, max(room, 0))
+    sizes = Sizes(
+        n_rows=plan.n_rows,
+        n_units=len(plan.units),
+        row=row,
+        piece=piece,
+        stats=plan.members * plan.stats,
+        params=plan.members * plan.params,
+        # Tasks of a cluster are not in this process.
+        member=0 if plan.cluster else plan.slots * plan.arithmetic,
+        readers=0 if plan.cluster else plan.slots * plan.reader,
+        room=max(room, 0),
+    )
     needed = 0 if memory is None else memory(sizes)
     if needed > sizes.room:
         raise PlanError(
