@@ -242,6 +242,9 @@ class Problem(Protocol):
     def sample_room(self) -> int:
         """Most rows that `subsample` may be asked for, by the memory there is."""
 
+    def fits(self, algorithm: HasMemory) -> bool:
+        """Return whether there is memory for what an algorithm keeps."""
+
     def moves(self, params: Params) -> Sequence[tuple[str, Params]]:
         """Return where else EM might start from, near a maximum over rows in memory (see `HasMoves`); maybe nothing."""
 

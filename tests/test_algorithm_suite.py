@@ -462,7 +462,7 @@ def test_auto_takes_no_samples_of_what_a_few_steps_settle(caplog):
     assert [info.passes for info in trace] == [1.0, 2.0, 3.0]
 
 
-def test_auto_takes_mini_batches_where_rows_are_too_few_for_moves_on_a_sample(tmp_path, caplog):
+def test_auto_takes_mini_batches_where_rows_are_too_few_for_moves_on_a_sample(tmp_path, caplog, monkeypatch):
     """There are 400 rows for each parameter: a sample on which moves can be tried is a good part of them."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(140_000, 4)) + 2.0 * rng.integers(4, size=(140_000, 4))
@@ -491,6 +491,10 @@ def test_auto_takes_mini_batches_where_rows_are_too_few_for_moves_on_a_sample(tm
     assert Auto().memory(sizes._replace(room=1 << 30)) >= VarianceReducedEM(rate=0.2).memory(sizes)
     with caplog.at_level(logging.INFO, "daskem"):
         daskem.fit(KMeans(80), str(tmp_path / "x.zarr"), stop=MaxPasses(1), cache="none")
+        assert "units: Progressive" in caplog.text
+        caplog.clear()
+        monkeypatch.setattr(VarianceReducedEM, "memory", lambda algorithm, sizes: sizes.room + 1)
+        run(stop=MaxPasses(1))
     assert "units: Progressive" in caplog.text
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daskem.algorithms.points import TOO_FAR
-from daskem.core import Algorithm, Batch, Expectation, Model, Params, Part, Problem, State, Stats, StepInfo
+from daskem.core import Algorithm, Batch, Expectation, HasMemory, Model, Params, Part, Problem, State, Stats, StepInfo
 
 __all__ = ["step_together"]
 
@@ -156,6 +156,9 @@ class _Seat:
 
     def sample_passes(self, rows: int) -> float:
         return self.problem.sample_passes(rows)
+
+    def fits(self, algorithm: HasMemory) -> bool:
+        return self.problem.fits(algorithm)
 
     def moves(self, params: Params) -> Sequence[tuple[str, Params]]:
         return self.problem.moves(params)

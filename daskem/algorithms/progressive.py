@@ -242,8 +242,8 @@ class Auto:
         """Return the bytes of the largest sample that might be drawn and the small one before, or of mini-batches."""
         if sizes.n_units == 1:
             return 0
-        noisy = self.noisy.memory(sizes) if _roomy(sizes.n_rows, sizes.sample_room) else 0
-        return max(2 * Progressive().memory(sizes), noisy)
+        noisy = self.noisy.memory(sizes)
+        return max(2 * Progressive().memory(sizes), noisy if noisy <= sizes.room else 0)
 
     def choose(self, problem: Problem, params: Params) -> Algorithm:
         """Return the algorithm for a problem."""
@@ -256,7 +256,7 @@ class Auto:
             if _settles(problem.subsample(look), params):
                 return BatchEM()
             few = NOISY_ROWS <= problem.n_rows < USUAL_STEPS * MOVE_ROWS / TRIAL_PASSES * free
-            noisy = few and offers(problem.model, HasMoves) and _roomy(problem.n_rows, problem.sample_room)
+            noisy = few and offers(problem.model, HasMoves) and problem.fits(self.noisy)
             return self.noisy if noisy else progressive
         return Anderson() if offers(problem.model, HasVector) else BatchEM()
 
@@ -275,11 +275,6 @@ class Auto:
         elif isinstance(state, VarianceReducedState):
             chosen = self.noisy
         return chosen.step(problem, state)
-
-
-def _roomy(n_rows: int, room: int) -> bool:
-    """Return whether windows of mini-batches surely fit where there is memory for a sample of `room` rows."""
-    return room >= 2 * n_rows
 
 
 def _climb(

@@ -15,6 +15,7 @@ from daskem.core import (
     HasDistance,
     HasEvents,
     HasLogPrior,
+    HasMemory,
     HasMoves,
     HasNParameters,
     Model,
@@ -102,6 +103,10 @@ class DataProblem:
 
     def sample_passes(self, rows: int) -> float:
         return 0.0 if self.engine.data.in_process else sample_share(self.engine.data, rows)
+
+    def fits(self, algorithm: HasMemory) -> bool:
+        sizes = self.engine.plan.sizes
+        return algorithm.memory(sizes) <= sizes.room
 
     def moves(self, params: Params) -> Sequence[tuple[str, Params]]:
         if not (self.movable and isinstance(self.model, HasMoves)):

@@ -19,6 +19,7 @@ from daskem.core import (
     Expectation,
     Float,
     HasLogPrior,
+    HasMemory,
     Int,
     Model,
     Params,
@@ -171,6 +172,9 @@ class CountingProblem:
         kept = np.setdiff1d(np.arange(self.n_rows), self._drawn(part.held_out))
         order = np.random.default_rng(epoch).permutation(kept)
         return [take(self._whole, order[place::n_batches])]
+
+    def fits(self, algorithm: HasMemory) -> bool:
+        return True
 
     def moves(self, params: Params) -> Sequence[tuple[str, Params]]:
         return ()
