@@ -18,6 +18,10 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 
+# Values that are kept for all tasks of a pass: some for each of its parameter sets.
+MOST_DERIVED = 256
+
+
 class Derived:
     """What follows from parameters alone, made once for all tasks of a pass in a process. Nobody may change it."""
 
@@ -33,9 +37,17 @@ class Derived:
         """Return ``make()``, made once for `owner`; other threads wait meanwhile."""
         with self._lock:
             if (key := (id(owner), name)) not in self._made:
+                # A model that makes parameters for each block would fill the memory.
+                if len(self._made) >= MOST_DERIVED:
+                    del self._made[next(iter(self._made))]
                 # With the owner, whose id would be given to another object.
                 self._made[key] = owner, make()
             return self._made[key][1]
+
+    def clear(self) -> None:
+        """Forget everything: graphs of tasks refer to themselves, and are left to the collector of cycles."""
+        with self._lock:
+            self._made.clear()
 
 
 class Scratch:

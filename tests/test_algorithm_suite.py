@@ -35,6 +35,7 @@ from daskem.algorithms import (
     StepwiseEM,
     VarianceReducedEM,
     decrease,
+    variance_reduced,
 )
 from daskem.algorithms.points import Point, evaluate, may_gain
 from daskem.core import Batch, Chunk, Sizes, has_floor
@@ -165,7 +166,7 @@ def test_what_all_rows_show_to_be_worse_is_forgotten(rows, scale):
     first, _ = algorithm.step(problem, algorithm.init(problem, start_of(rows)))
     worse = MODEL.init(Chunk(100.0 + rows[:400]), np.random.default_rng(0))
     worse = replace(worse, weights=scale * worse.weights)
-    second, info = algorithm.step(problem, replace(first, params=worse))
+    second, info = algorithm.step(problem, replace(first, params=worse, led=True))
     assert second.anchor is first.anchor
     assert (info.objective, info.remaining, second.rate) == (first.anchor.objective, math.inf, first.rate / 2)
     assert bits(second.params) == bits(first.params)
@@ -173,6 +174,57 @@ def test_what_all_rows_show_to_be_worse_is_forgotten(rows, scale):
     info = algorithm.step(problem, second)[1]
     assert info.objective > first.anchor.objective
     assert info.passes == pytest.approx(problem.passes)
+
+
+@pytest.mark.parametrize("n_batches", [1, 2, 3])
+def test_few_mini_batches_are_no_worse_than_batch_em(rows, n_batches):
+    problem = CountingProblem(MODEL, [Chunk(rows)])
+    found = []
+    for algorithm in (BatchEM(), VarianceReducedEM(batch_rows=N // n_batches)):
+        state = algorithm.init(problem, start_of(rows))
+        for _ in range(12):
+            state, info = algorithm.step(problem, state)
+        found.append(info)
+    assert found[1].passes == pytest.approx(12)
+    if n_batches == 1:
+        assert found[1].objective == pytest.approx(found[0].objective, abs=1e-12)
+    else:
+        assert found[1].objective > found[0].objective + 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:the objective fell by .* reg_covar adds to variances")
+@pytest.mark.parametrize("reg_covar", [0.01, 0.1, 1.0])
+def test_a_fall_that_batch_em_makes_too_is_no_reason_to_stand_still(rows, reg_covar):
+    """A floor on variances makes M-steps miss the maximum: a fit must end by itself all the same."""
+    model = Mixture(Gaussian(reg_covar=reg_covar), 3)
+    stop = [Gain(1e-5), MaxPasses(100)]
+    results = [
+        daskem.fit(model, rows, params=start_of(rows, model), algorithm=algorithm, stop=stop, cache="none")
+        for algorithm in (BatchEM(), VarianceReducedEM(batch_rows=200))
+    ]
+    assert results[1].converged
+    assert results[1].objective > results[0].objective - 1e-3
+
+
+def test_mini_batches_are_corrected_about_the_references_of_the_parameters(rows):
+    """Tight clusters far apart, whose components are summed about points of their own; these move with the means."""
+    tight = np.concatenate([1e-3 * rows[:500], 1e-3 * rows[500:1_000] + 300.0, 1e-3 * rows[1_000:1_500] - 200.0])
+    problem = CountingProblem(MODEL, [Chunk(tight)])
+    algorithm = VarianceReducedEM(batch_rows=100)
+    start = MODEL.init(Chunk(tight), np.random.default_rng(0))
+
+    def moved(by: float) -> Any:
+        return replace(start, components=replace(start.components, reference=start.components.reference + by))
+
+    anchor, begin, now = evaluate(problem, start), moved(1e-3), moved(-2e-3)
+    sweep = variance_reduced._Sweep(problem, anchor, 0.5, 1, begin, now, None)
+    batch = algorithm._batch(problem, 0)
+    here, there, seen = (found.stats for found in problem.expect_each([begin, anchor.params, now], batch))
+    corrected = sweep._corrected(here, there, seen)
+    change = tree.sub(anchor.expectation.stats, there)
+    expected = tree.add(seen, MODEL.rebase(change, anchor.params, now))
+    for (path, got), (_, want) in zip(tree.leaves(corrected), tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9 * np.abs(want).max(), err_msg=path)
 
 
 def test_rows_that_are_no_numbers_are_not_taken_for_a_bad_sweep(rows):

@@ -32,6 +32,7 @@ class VarianceReducedState:
     params : current parameters.
     stats : the statistics that they maximize, about them; None before the first step.
     anchor : what all rows say at earlier parameters; None before the first step.
+    led : whether mini-batches led to the parameters, rather than a step of batch EM from the anchor.
     rate : share of the statistics that a mini-batch replaces.
     gain : of the anchor over the one before, nats per unit weight.
     batch : mini-batches seen.
@@ -41,6 +42,7 @@ class VarianceReducedState:
     params: Params
     stats: Stats = None
     anchor: Point | None = None
+    led: bool = False
     rate: float = 1.0
     gain: float = math.inf
     batch: int = 0
@@ -72,7 +74,8 @@ class VarianceReducedEM:
     -----
     [1]_, section 3, for the correction by an anchor. The first step is one of batch EM. A sweep whose last mini-batches
     say less at its end than at its beginning is forgotten, the M-step of S(b) taken in its place; and where the next
-    pass shows that it fell after all, that of S(a). So the objective, which is that of b, never falls.
+    pass shows that it fell after all, that of S(a). So the objective, which is that of b, falls where batch EM's does
+    only; that the last sweep of all led up is told by its mini-batches alone.
 
     References
     ----------
@@ -100,42 +103,49 @@ class VarianceReducedEM:
         if state.anchor is None:
             return self._first(problem, state)
         clock, number = time.perf_counter(), state.step + 1
-        sweep = _Sweep(problem, state.anchor, state.rate, number, state.params, state.params, state.stats)
+        n_batches = self._n_batches(problem)
+        # A mini-batch of all rows leads where batch EM does.
+        params = state.params if n_batches > 1 else None
+        sweep = _Sweep(problem, state.anchor, state.rate, number, state.params, params, state.stats)
         start = self._run(problem, state, sweep)
-        if start is None or fell(state.anchor.objective, start.objective):
+        if start is None or (state.led and fell(state.anchor.objective, start.objective)):
             start, gain, led = state.anchor, math.inf, False
         else:
             gain, led = start.objective - state.anchor.objective, sweep.led_up
         params, stats = (sweep.params, sweep.stats) if led else _plain(problem, start)
         rate = min(state.rate * GROWTH, self.rate * MOST_GROWTH, 1.0) if led else state.rate / 2
-        passes = state.passes + sweep.looks / self._n_batches(problem)
+        passes = state.passes + sweep.looks / n_batches
         info = log_step(
             problem, number, start, params, passes=passes, clock=clock, remaining=may_gain(gain, state.gain)
         )
-        batch = state.batch + self._n_batches(problem)
-        return VarianceReducedState(params, stats, start, rate, gain, batch, number, passes), info
+        batch = state.batch + n_batches
+        return VarianceReducedState(params, stats, start, led, rate, gain, batch, number, passes), info
 
     def _first(self, problem: Problem, state: VarianceReducedState) -> tuple[VarianceReducedState, StepInfo]:
         clock = time.perf_counter()
         start = evaluate(problem, state.params, step=1)
         params, stats = _plain(problem, start)
         info = log_step(problem, 1, start, params, passes=1.0, clock=clock, remaining=math.inf)
-        return VarianceReducedState(params, stats, start, self.rate, step=1, passes=1.0), info
+        return VarianceReducedState(params, stats, start, rate=self.rate, step=1, passes=1.0), info
 
     def _run(self, problem: Problem, state: VarianceReducedState, sweep: _Sweep) -> Point | None:
-        """Return what all rows say at the parameters that a sweep begins with; None where these are no good."""
-        for i in range(n := self._n_batches(problem)):
+        """Return what all rows say where a sweep begins; None if mini-batches had led too far there."""
+        n_batches = self._n_batches(problem)
+        late = n_batches - max(1, round(TOLD_BY * n_batches))
+        for i in range(n_batches):
             batch = self._batch(problem, state.batch + i)
             try:
-                sweep.see(batch, i >= (1 - TOLD_BY) * n)
+                sweep.see(batch, i >= late)
             except TOO_FAR:
+                if not state.led:
+                    raise
                 # Data that are not finite raise again.
                 sweep.looks += 1
                 problem.expect(sweep.anchor.params, batch, sweep.number)
                 return None
         assert sweep.found is not None  # for the type checker: an epoch has mini-batches
         objective = problem.objective(sweep.found, sweep.begin)
-        return Point(sweep.begin, sweep.found, objective) if math.isfinite(objective) else None
+        return Point(sweep.begin, sweep.found, objective) if math.isfinite(objective) or not state.led else None
 
     def _n_batches(self, problem: Problem) -> int:
         return problem.n_batches(self._batch(problem, 0))
@@ -174,7 +184,8 @@ class _Sweep:
 
     @property
     def led_up(self) -> bool:
-        return self.params is not None and math.fsum(self.gains) > 0
+        # There are models without an objective, which is zero.
+        return self.params is not None and math.fsum(self.gains) >= 0
 
     def see(self, batch: Batch, late: bool) -> None:
         """See a mini-batch, one of the last if `late`."""

@@ -88,9 +88,8 @@ class FitSpec:
     def make_algorithm(self) -> Algorithm:
         """Return the algorithm; Lloyd's is what batch EM of k-means is called."""
         make = ALGORITHMS["batch" if self.algorithm == "lloyd" else self.algorithm]
-        algorithm: Algorithm = made_of(
-            f"--algorithm {self.algorithm}", make, self.algorithm_settings, "--algorithm-set", ALGORITHMS
-        )
+        what, named = f"--algorithm {self.algorithm}", {"inner": ALGORITHMS, "final": ALGORITHMS}
+        algorithm: Algorithm = made_of(what, make, self.algorithm_settings, "--algorithm-set", named)
         return algorithm
 
     @property

@@ -67,11 +67,11 @@ def made_of(
     make: Callable[..., Any],
     settings: Iterable[str],
     flag: str,
-    named: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
+    named: Mapping[str, Mapping[str, Callable[[], Any]]] = MappingProxyType({}),
 ) -> Any:
     """Return ``make(name=value, ...)`` of settings ``NAME=VALUE``, the values as in JSON or else text.
 
-    A text in `named` stands for what is made there.
+    What is `named` for a setting is made where its value is that name.
 
     Raises
     ------
@@ -79,9 +79,9 @@ def made_of(
         If a setting has another form, or `make` does not take it; names what it takes.
     """
     given = dict(_setting(text, flag) for text in settings)
-    given = {
-        name: named[value]() if isinstance(value, str) and value in named else value for name, value in given.items()
-    }
+    for name, makers in named.items():
+        if isinstance(given.get(name), str) and given[name] in makers:
+            given[name] = makers[given[name]]()
     try:
         inspect.signature(make).bind(**given)
     except TypeError as error:

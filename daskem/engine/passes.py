@@ -79,6 +79,7 @@ class Engine:
         work = reduction(leaves, self.plan.arity, combine)
         with self.executor.span(step, work):
             total: Partial = self.compute(work)
+        task.derived.clear()
         _check_complete(total, chosen)
         return list(total.expectations)
 

@@ -184,6 +184,7 @@ class Stream:
         shares, plan = self.shares(index), self.engine.plan
         task = ExpectTask(model, tuple(members), plan.block_rows, plan.segment_rows, self.engine.seed, step)
         partial = self._run(self._loaded(index // self._per_window), shares, task)
+        task.derived.clear()
         rows = self.n_rows_of(index)
         if partial.rows != rows:
             raise ContractError(f"mini-batch {index} counted {partial.rows} rows where there are {rows}.")
@@ -196,13 +197,15 @@ class Stream:
     def shares(self, index: int) -> list[tuple[int, int]]:
         """Return the rows that a mini-batch takes of each group of its window; groups are numbered apart."""
         window, place = divmod(index, self._per_window)
-        if window not in self._group_rows:
-            # What was counted for the windows before is of no use any more.
-            self._group_rows = {window: [self._rows_of(group) for group in self._groups(window)]}
-        firsts = (group * self.engine.data.n_rows for group in range(len(self._group_rows[window])))
+        counted = self._group_rows.get(window)
+        if counted is None:
+            counted = [self._rows_of(group) for group in self._groups(window)]
+            # What was counted for the windows before is of no use any more; runs side by side may be at others.
+            self._group_rows = {window: counted}
+        firsts = (group * self.engine.data.n_rows for group in range(len(counted)))
         return [
             (first + place * rows // self._per_window, first + (place + 1) * rows // self._per_window)
-            for first, rows in zip(firsts, self._group_rows[window], strict=True)
+            for first, rows in zip(firsts, counted, strict=True)
         ]
 
     @property

@@ -194,7 +194,7 @@ class KMeans:
         numbers = 2 * d + 2 + k
         rows = block_rows(8 * numbers)
         # Rows of positive weight are copied.
-        workspace = rows * (d * dtype.itemsize + 16) + 8 * min(rows, TABLE_ROWS) * (numbers + 8) + 32 * k * d
+        workspace = rows * (d * dtype.itemsize + 16) + 8 * min(rows, TABLE_ROWS) * (numbers + k + 8) + 32 * k * d
         return Footprint(rows, workspace, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:

@@ -211,7 +211,8 @@ class MonteCarlo:
 
     The objective is the model's own `log_prob` where it has one. Else it is the log-likelihood above that of the start,
     a sum over steps of -log mean_z p(x, z | before) / p(x, z | now), with z drawn now [3]_; several starts cannot be
-    compared by it, and with blended statistics (`StepwiseEM`) it lags behind. A model with neither is fitted without an
+    compared by it, and with blended statistics it is of little use: with `StepwiseEM` it lags behind, and with
+    `VarianceReducedEM` it may be a third too high. A model with neither is fitted without an
     objective, which is then 0; only budgets or `Change` end a fit.
 
     References

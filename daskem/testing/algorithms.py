@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -162,7 +163,11 @@ class CountingProblem:
 
     @property
     def _whole(self) -> Chunk:
-        return Chunk(np.concatenate([unit.rows for unit in self.units]))
+        def joined(side: str) -> Any:
+            parts = [getattr(unit, side) for unit in self.units]
+            return None if parts[0] is None else np.concatenate(parts)
+
+        return Chunk(joined("rows"), joined("weight"), joined("labels"))
 
     def _chunks(self, part: Part) -> list[Chunk]:
         if not isinstance(part, Batch):
