@@ -56,17 +56,19 @@ def reduction(nodes: Sequence[Delayed], arity: int, function: Callable[..., Any]
 
 
 def _layer(function: Callable[..., Any], named: Sequence[tuple[str, Sequence[Any]]]) -> list[Delayed]:
-    layer, used = uuid4().hex, dict[Any, Delayed]()
+    layer, used, keys = uuid4().hex, dict[Any, Delayed](), dict[int, Any]()
 
     def reference(argument: Any) -> Any:
         if isinstance(argument, list):
             return [reference(one) for one in argument]
         if argument is None or isinstance(argument, (bool, int)):
             return argument
-        # Dask would look into other values for tasks and their names.
-        own = argument if isinstance(argument, Delayed) else node(argument)
-        used.setdefault((id(own.dask), own.__dask_layers__()), own)
-        return own.key
+        if id(argument) not in keys:
+            # Dask would look into other values for tasks and their names.
+            own = argument if isinstance(argument, Delayed) else node(argument)
+            used.setdefault((id(own.dask), own.__dask_layers__()), own)
+            keys[id(argument)] = own.key
+        return keys[id(argument)]
 
     tasks = {f"{name}-{layer}_{i}": (function, *map(reference, each)) for i, (name, each) in enumerate(named)}
     graph = HighLevelGraph.from_collections(layer, tasks, dependencies=list(used.values()))
