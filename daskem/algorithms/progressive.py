@@ -57,8 +57,8 @@ MOVE_ROWS, MOST_MOVE_ROWS = 50, 1 << 18
 TRIAL_PASSES, MOST_TRIAL_PASSES, MOST_MOVES, FIND_ROWS = 1.0, 2.0, 20, 1 << 15
 # Steps of a trial at most, usually (measured), before it may be given up, and by which its pace is told.
 TRIAL_STEPS, USUAL_STEPS, FIRST_STEPS, PACE_STEPS = 40, 15, 5, 3
-# Rate of `Auto`'s first mini-batches, which have few rows for each parameter: with 0.3 chance empties components, with
-# 0.15 a pass more is needed (measured). And the rows that there must be for an epoch to have 64 of them.
+# Rate of `Auto`'s first mini-batches, which have few rows for each parameter: with 0.3 chance emptied components
+# (measured). And the rows that there must be for an epoch to have 64 of them.
 RATE, NOISY_ROWS = 0.2, 1 << 17
 
 
