@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,6 @@ __all__ = [
     "may_gain",
     "rebased",
     "to_vector",
-    "try_point",
     "try_vector",
 ]
 
@@ -122,14 +120,11 @@ def try_vector(problem: Problem, vector: Float, like: Params, step: int) -> Poin
     """Return the point at a vector that was extrapolated to; None where no parameters, or no rows, make sense there."""
     model = problem.model
     assert isinstance(model, HasVector)  # for the type checker: the algorithms that call this need it
-    return try_point(problem, lambda: model.from_vector(vector, like), step) if np.isfinite(vector).all() else None
-
-
-def try_point(problem: Problem, make: Callable[[], Params], step: int) -> Point | None:
-    """Return the point at parameters that may be too far off to be any, or to explain a row; None where they are."""
+    if not np.isfinite(vector).all():
+        return None
     try:
         with np.errstate(all="ignore"):
-            point = evaluate(problem, make(), step=step)
+            point = evaluate(problem, model.from_vector(vector, like), step=step)
     except TOO_FAR:
         # Data that are not finite raise again at the fallback.
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -182,6 +183,11 @@ class _Sweep:
     seen: int = 0
     looks: int = 0
 
+    @cached_property
+    def _whole(self) -> Stats:
+        """What all rows say at the anchor, about `begin`."""
+        return rebased(self.problem, self.anchor.expectation.stats, self.anchor.params, self.begin)
+
     @property
     def led_up(self) -> bool:
         # There are models without an objective, which is zero.
@@ -229,8 +235,7 @@ class _Sweep:
         anchor = self.anchor
         ahead = tree.sub(here, rebased(self.problem, there, anchor.params, self.begin))
         self.ahead = ahead if self.ahead is None else tree.add(self.ahead, ahead)
-        whole = rebased(self.problem, anchor.expectation.stats, anchor.params, self.begin)
-        at_begin = tree.add(whole, tree.scale(self.ahead, 1.0 / (self.seen + 1)))
+        at_begin = tree.add(self._whole, tree.scale(self.ahead, 1.0 / (self.seen + 1)))
         return tree.add(now, rebased(self.problem, tree.sub(at_begin, here), self.begin, self.params))
 
 
