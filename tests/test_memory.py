@@ -39,11 +39,12 @@ LARGE_ROWS = 1 << 17
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """100 MB of rows, in chunks of 8 MB and of 32 MiB, not compressed, and in shards of compressed chunks of 1 MB."""
+    """100 MB of rows, not compressed in chunks of 8 MB and of 32 MiB, compressed in chunks of 128 KB and in shards."""
     folder = tmp_path_factory.mktemp("memory")
     block = np.random.default_rng(0).standard_normal((8 * 4_096, FEATURES)).astype("f4")
     layouts = {"plain": {"chunks": (32_768, FEATURES), "compressors": None}}
     layouts["large"] = {"chunks": (LARGE_ROWS, FEATURES), "compressors": None}
+    layouts["small"] = {"chunks": (512, FEATURES)}
     layouts["sharded"] = {"chunks": (4_096, FEATURES), "shards": (8 * 4_096, FEATURES)}
     for name, layout in layouts.items():
         array = zarr.create_array(LocalStore(folder / name), shape=(ROWS, FEATURES), dtype="f4", **layout)
@@ -69,6 +70,7 @@ SHAPES = [
     ("plain", "Mixture(Gaussian('full'), 8)", {"cache": "none"}),
     ("plain", "Mixture(Gaussian('diag'), 64)", {"cache": "none"}),
     ("sharded", "KMeans(16)", {"cache": "none"}),
+    ("small", "KMeans(16)", {"cache": "none"}),
     ("plain", "KMeans(16)", {"cache": "memory"}),
     ("plain", "KMeans(16)", {"cache": "none", "lazy": True}),
 ]

@@ -15,6 +15,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
 from daskem.core import Array
+from daskem.data.decoding import fastest
 from daskem.data.retry import retrying
 from daskem.data.selection import (
     ColumnRun,
@@ -89,9 +90,9 @@ class ZarrSource(Rows):
     def read_bytes(self, rows: int) -> int:
         """Return the peak memory in bytes of reading a run of `rows` rows that begins and ends at chunk boundaries.
 
-        Zarr decodes ``async.concurrency`` chunks at once; each costs its decoded and its encoded size, the latter
-        taken as the former plus a sixteenth (incompressible data grow a little). Of a shard, all encoded chunks that
-        are asked for and a second copy of the result are held at once.
+        ``async.concurrency`` chunks are decoded at once; each costs its decoded and its encoded size, the latter taken
+        as the former plus a sixteenth (incompressible data grow a little). Of a shard, all encoded chunks that are
+        asked for and a second copy of the result are held at once.
         """
         read_width = sum(run.stop - run.start for run in self.runs)
         result = rows * read_width * self.dtype.itemsize
@@ -134,6 +135,10 @@ class ZarrSource(Rows):
             return False
         return True
 
+    @cached_property
+    def _decoded(self) -> zarr.Array[Any]:
+        return fastest(self.array)
+
     def __getstate__(self) -> dict[str, Any]:
         # What this process found need not hold for the one that the source is sent to.
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -141,7 +146,7 @@ class ZarrSource(Rows):
     def _read(self, start: int, stop: int) -> Array:
         # One call for a whole run: zarr overlaps its chunks, 1.5-2 times as fast as one call a chunk. Its settings are
         # left alone: they belong to the process, and changing them around a read would race with other threads.
-        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, self.array), self.name)
+        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, self._decoded), self.name)
 
     def _column_chunks(self, run: ColumnRun) -> int:
         if len(self.chunk) == 1:
