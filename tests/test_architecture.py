@@ -289,13 +289,25 @@ def test_most_functions_are_short() -> None:
     assert np.percentile(lines, 90) <= P90_BODY_LINES
 
 
-def test_daskem_imports_without_any_extra() -> None:
+def import_alone(modules: list[str], says: str) -> subprocess.CompletedProcess[str]:
+    """Import `modules` in a process where no extra is installed, and print what `says`."""
     # dask.array and scikit-learn import some of these where they are installed, so absence has to be staged.
-    modules = [module_name(path) for path in FILES if path.name != "__main__.py"]
     absent = sorted(extras() | {"matplotlib", "pytest", "hypothesis"})
     code = (
         f"import sys, importlib\nsys.modules.update(dict.fromkeys({absent}))\n"
-        f"for name in {modules}: importlib.import_module(name)\nprint('daskem.core' in sys.modules)"
+        f"for name in {modules}: importlib.import_module(name)\nprint({says})"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_daskem_imports_without_any_extra() -> None:
+    modules = [module_name(path) for path in FILES if path.name != "__main__.py"]
+    run = import_alone(modules, "'daskem.core' in sys.modules")
     assert (run.stdout, run.stderr) == ("True\n", "")
+
+
+def test_a_fit_loads_nothing_large_that_it_does_not_use() -> None:
+    # Each costs every worker 20 to 40 MB, whatever its data.
+    modules = sorted({module_name(path) for path in FILES if room(module_name(path)) in BELOW_FIT | {"fit"}})
+    run = import_alone(modules, "[name for name in ('scipy.stats', 'sklearn', 'rich') if sys.modules.get(name)]")
+    assert (run.stdout, run.stderr) == ("[]\n", "")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from daskem.core import Array, Float, HasBounds, Params
 from daskem.inference.scores import Evidence
@@ -110,7 +110,7 @@ def _components(names: Sequence[str], evidence: Evidence) -> Iterator[Finding]:
     apart = divergences(held, overlap)
     for a, b in itertools.combinations(_indices(held >= LEAST_WEIGHT), 2):
         # Were each row's component known, twice the rows' log-likelihood ratio of equal components would be chi2.
-        limit = chi2.ppf(CONFIDENCE, _own_parameters(names, a, len(held))) * (1 / held[a] + 1 / held[b])
+        limit = chdtri(_own_parameters(names, a, len(held)), 1 - CONFIDENCE) * (1 / held[a] + 1 / held[b])
         if apart[a, b] <= limit:
             yield Finding(
                 "coincide",
