@@ -28,12 +28,12 @@ from daskem.data.writers import Place, check_apart
 from daskem.engine import (
     LeftOut,
     eager_rows,
-    lazy_rows,
     start_engine,
     warn_of_left_out,
     without_bad_units,
     write_rows,
 )
+from daskem.engine.lazy import lazy_rows
 from daskem.engine.rows import write_runs
 from daskem.errors import OptionError
 from daskem.persist import digest

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-import dask.array as da
 import numpy as np
 import zarr
 from upath import UPath
@@ -139,7 +139,7 @@ def _open_object(x: Any, columns: Any, rows: slice | None, what: str, ndim: int 
     names: tuple[str, ...] | None = None
     if _package(x) == "dask":
         refuse_query_planning()
-        if not isinstance(x, da.Array):
+        if not _is_dask_array(x):
             raise DataTypeError(f"{what} is a {type(x).__name__}. Make it an array: x.to_dask_array(lengths=True).")
     elif _package(x) == "xarray":
         if not hasattr(x, "coords") or hasattr(x, "data_vars"):
@@ -153,13 +153,19 @@ def _open_object(x: Any, columns: Any, rows: slice | None, what: str, ndim: int 
             names, columns = chosen.names, None
             x = x.iloc[:, list(chosen.indices)] if hasattr(x, "iloc") else x[:, list(chosen.indices)]
         x = x.to_numpy()
-    opener: Callable[..., Any] = open_dask if isinstance(x, da.Array) else open_array
+    opener: Callable[..., Any] = open_dask if _is_dask_array(x) else open_array
     return opener(x, names, rows, columns, what, ndim)
 
 
 def _package(x: Any) -> str:
     # Recognised by name, so that optional packages are imported only by those who use them.
     return type(x).__module__.partition(".")[0]
+
+
+def _is_dask_array(x: Any) -> bool:
+    # Whoever has one has loaded the module, 5 MB for which other data have no use.
+    module = sys.modules.get("dask.array")
+    return module is not None and isinstance(x, module.Array)
 
 
 def _coordinate_names(x: Any) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from daskem.engine.passes import Engine, start_engine
 from daskem.engine.patterns import COMPRESS_MODES, CompressedProblem, check_compress, compressed
 from daskem.engine.planner import CACHE_MODES, Plan, parse_bytes
 from daskem.engine.problem import DataProblem
-from daskem.engine.rows import eager_rows, lazy_rows, write_rows
+from daskem.engine.rows import eager_rows, write_rows
 
 __all__ = [
     "CACHE_MODES",
@@ -30,7 +30,6 @@ __all__ = [
     "check_on_bad_unit",
     "compressed",
     "eager_rows",
-    "lazy_rows",
     "leave_out",
     "one_blas_thread",
     "parse_bytes",

@@ -25,7 +25,7 @@ from daskem.data import Dataset, is_array_like, open_dataset
 from daskem.data.array_sources import to_numeric
 from daskem.data.sources import text_names
 from daskem.engine.examination import leave_out
-from daskem.engine.rows import with_left_out
+from daskem.engine.lazy import with_left_out
 from daskem.errors import DataError, OptionError
 from daskem.fit import FitResult, check_whole, fit
 from daskem.online import OnlineFit
