@@ -1,4 +1,4 @@
-"""Results for rows as Dask arrays. Apart from all else in this room, for a fit has no use for dask.array's memory."""
+"""Results of rows as Dask arrays. A module of its own: dask.array takes memory for which a fit has no use."""
 
 from __future__ import annotations
 
