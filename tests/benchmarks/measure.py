@@ -131,10 +131,11 @@ def disk_rate(directory: str | Path, repeats: int, budget: int = 2 << 30) -> flo
     every = max(1, sum(path.stat().st_size for path in found) // budget)
     chosen = found[::every]
     size = sum(path.stat().st_size for path in chosen)
-    return size / min(_read_seconds(directory, chosen, threads, repeats) for threads in {1, CORES})
+    return size / min(read_seconds(directory, chosen, threads, repeats) for threads in {1, CORES})
 
 
-def _read_seconds(directory: str | Path, chosen: Sequence[Path], threads: int, repeats: int) -> float:
+def read_seconds(directory: str | Path, chosen: Sequence[Path], threads: int, repeats: int) -> float:
+    """Return the seconds of reading files from the disk, `threads` at once; all below the directory are forgotten."""
     largest = max(path.stat().st_size for path in chosen)
     buffers = [bytearray(largest) for _ in range(threads)]
 

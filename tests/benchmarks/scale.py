@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 
-from measure import parser, start, temporary
+from measure import CORES, parser, read_seconds, start, temporary
 from one_fit import Spec
 from out_of_core import CHUNK_ROWS, N_FEATURES, ROW_BYTES
 from stores import CODECS, make_store
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     while 2 * sizes[-1] <= chosen.largest * chosen.scale:
         sizes.append(2 * sizes[-1])
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    disk: dict[int, list[float]] = {size: [] for size in sizes}
     with temporary(chosen.directory) as directory:
         # One store serves all sizes: the smaller ones are its first rows.
         n_rows = sizes[-1] // ROW_BYTES
@@ -42,13 +43,23 @@ def main(arguments: list[str] | None = None) -> int:
                 spec = Spec(str(store), size // ROW_BYTES, chosen.components, "diag", steps, chosen.memory_limit)
                 result = spec.run()
                 seconds[size].append(statistics.median(result["seconds"]))
-                report.say(f" {size / GB:6.3g} GB: pass {seconds[size][-1]:7.3f} s, peak {result['peak'] / GB:.3f} GB")
-    rates = [statistics.median(taken) / size * GB for size, taken in seconds.items()]
+                chunks = [store / "c" / str(i) / "0" for i in range(-(-size // (CHUNK_ROWS * ROW_BYTES)))]
+                disk[size].append(read_seconds(store, chunks, CORES, 1))
+                report.say(
+                    f" {size / GB:6.3g} GB: pass {seconds[size][-1]:7.3f} s, disk alone {disk[size][-1]:7.3f} s, "
+                    f"peak {result['peak'] / GB:.3f} GB"
+                )
+    report.say(" disk alone, seconds per GB, medians: " + ", ".join(f"{rate:.4f}" for rate in _rates(disk)))
+    rates = _rates(seconds)
     report.say(" seconds per GB, medians: " + ", ".join(f"{rate:.4f}" for rate in rates))
     middle = statistics.median(rates)
     worst = max(abs(rate / middle - 1) for rate in rates)
     report.check("largest deviation from the median seconds per GB", worst, TOLERANCE)
     return report.close()
+
+
+def _rates(taken: dict[int, list[float]]) -> list[float]:
+    return [statistics.median(values) / size * GB for size, values in taken.items()]
 
 
 if __name__ == "__main__":
