@@ -22,7 +22,7 @@ from daskem.models import Gaussian, Mixture
 
 pytest.importorskip("zarrs")
 
-N, D = 230, 6
+N, D = 130, 6
 LAYOUTS = {
     "zstd": {"chunks": (10, D)},
     "checked": {"chunks": (10, D), "compressors": [ZstdCodec(checksum=True)]},
@@ -62,7 +62,7 @@ def test_zarrs_decodes_what_was_stored(layout, dtype, tmp_path):
     for columns in (None, [4, 0, 3], range(1, 5)):
         source = open_source(tmp_path / "x", columns=columns, rows=slice(3, None))
         expected = x[3:, :] if columns is None else x[3:, list(columns)]
-        for start, stop in itertools.combinations((0, 1, 7, 17, 100, N - 3), 2):
+        for start, stop in itertools.combinations((0, 1, 7, 17, 50, N - 3), 2):
             got = pickle.loads(pickle.dumps(source)).read(start, stop)
             assert got.dtype == source.dtype
             np.testing.assert_array_equal(got, expected[start:stop])
@@ -119,6 +119,15 @@ def test_the_settings_of_zarr_are_the_users(tmp_path):
         decoders = set(pool.map(lambda _: decoder(fastest(array)), range(400)))
     assert decoders == {"ZarrsCodecPipeline"}
     assert zarr.config.to_dict() == before
+
+
+@pytest.mark.parametrize(("installed", "chunk", "said"), [(False, 1, True), (True, 1, False), (False, 2, False)])
+def test_many_small_chunks_are_told_of(installed, chunk, said, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(decoding, "_is_installed", lambda: installed)
+    array = zarr.create_array(tmp_path / "x", shape=(10_000, 1), chunks=(chunk, 1), dtype="f4")
+    caplog.set_level("INFO", "daskem")
+    open_source(array, allow_missing=True)
+    assert ("has 10000 chunks of 1 KB" in caplog.text) is said
 
 
 def test_fits_have_the_same_bits_whatever_decodes(tmp_path, monkeypatch):

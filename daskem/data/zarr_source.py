@@ -15,7 +15,7 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
 from daskem.core import Array
-from daskem.data.decoding import fastest
+from daskem.data.decoding import advise, fastest
 from daskem.data.retry import retrying
 from daskem.data.selection import (
     ColumnRun,
@@ -228,6 +228,7 @@ def open_zarr(
     chunk, shard = _grid(found, name)
     selection = select(found.shape, _column_names(found), rows, columns, name)
     runs = column_runs(selection, chunk[1] if len(chunk) == 2 else 1)
+    advise(found, name)
     dtype = found.dtype.newbyteorder("=")
     return ZarrSource(name, dtype, selection, isinstance(found.store, MemoryStore), found, chunk, shard, runs)
 
