@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -82,7 +83,7 @@ def test_a_flipped_bit_is_found_by_zarrs_too(layout, tmp_path):
     damaged[-9] ^= 1
     path.write_bytes(damaged)
     source = open_source(tmp_path / "x")
-    assert decoder(source._decoded) == "ZarrsCodecPipeline"
+    assert decoder(fastest(source.array)) == "ZarrsCodecPipeline"
     with pytest.raises(DataError, match=r"chunk \(2, 0\) .* cannot be read"):
         source.read(0, N)
 
@@ -130,6 +131,16 @@ def test_many_small_chunks_are_told_of(installed, chunk, said, tmp_path, monkeyp
     assert ("has 10000 chunks of 1 KB" in caplog.text) is said
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_reads_by_zarr(tmp_path):
+    array = make(tmp_path / "x")
+    source = open_source(array)
+    before = source.read(0, N)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply_async(source.read, (0, N)).get(60), before)
+    assert decoder(fastest(array)) == "ZarrsCodecPipeline"
+
+
 def test_fits_have_the_same_bits_whatever_decodes(tmp_path, monkeypatch):
     rows = np.random.default_rng(0).standard_normal((4_000, 3))
     array = zarr.create_array(tmp_path / "x", shape=rows.shape, chunks=(100, 3), dtype="f8")
@@ -139,7 +150,7 @@ def test_fits_have_the_same_bits_whatever_decodes(tmp_path, monkeypatch):
     for installed in (True, False):
         monkeypatch.setattr(decoding, "_is_installed", lambda installed=installed: installed)
         data = open_dataset(tmp_path / "x")
-        assert (data.rows._decoded is data.rows.array) is not installed
+        assert (fastest(data.rows.array) is data.rows.array) is not installed
         fits.append(daskem.fit(model, data, algorithm=BatchEM(), stop=daskem.MaxSteps(3), seed=1, cache="none"))
     for (_, one), (_, other) in zip(*(daskem.tree.leaves(fit.params) for fit in fits), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import os
 import threading
 from functools import cache
 from typing import Any
@@ -25,16 +26,17 @@ SMALL_BYTES = 2 << 20
 MANY_CHUNKS = 10_000
 # Settings of zarr belong to the process. Of two threads of ours, none may see or put back what the other one has set.
 _settings = threading.Lock()
+_forked = False
 
 
 def fastest(array: zarr.Array[Any]) -> zarr.Array[Any]:
     """Return the same array as this process decodes its chunks fastest; reads nothing.
 
-    That is `array` itself where chunks are large, where zarrs is not installed or does not know a codec, and where the
-    user has told zarr which pipeline to take. Nor is zarrs asked for objects in buckets: what servers refuse for a
-    moment is told by exceptions of zarr's own stores (see `daskem.data.retry`).
+    That is `array` itself where chunks are large, where zarrs is not installed or does not know a codec, where the user
+    has told zarr which pipeline to take, and in a process that was forked. Nor is zarrs asked for objects in buckets:
+    what servers refuse for a moment is told by exceptions of zarr's own stores (see `daskem.data.retry`).
     """
-    return _by_zarrs(array) if _gains(array) and _is_installed() else array
+    return _by_zarrs(array) if _gains(array) and _is_installed() and not _forked else array
 
 
 def advise(array: zarr.Array[Any], name: str) -> None:
@@ -78,6 +80,15 @@ def _by_zarrs(array: zarr.Array[Any]) -> zarr.Array[Any]:
 @cache
 def _is_installed() -> bool:
     return importlib.util.find_spec("zarrs") is not None
+
+
+def _forget() -> None:
+    """Leave zarrs alone in a process that was forked: it would wait for threads that only the parent has."""
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _is_chosen() -> bool:

@@ -135,10 +135,6 @@ class ZarrSource(Rows):
             return False
         return True
 
-    @cached_property
-    def _decoded(self) -> zarr.Array[Any]:
-        return fastest(self.array)
-
     def __getstate__(self) -> dict[str, Any]:
         # What this process found need not hold for the one that the source is sent to.
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -146,7 +142,8 @@ class ZarrSource(Rows):
     def _read(self, start: int, stop: int) -> Array:
         # One call for a whole run: zarr overlaps its chunks, 1.5-2 times as fast as one call a chunk. Its settings are
         # left alone: they belong to the process, and changing them around a read would race with other threads.
-        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, self._decoded), self.name)
+        array = fastest(self.array)
+        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, array), self.name)
 
     def _column_chunks(self, run: ColumnRun) -> int:
         if len(self.chunk) == 1:
