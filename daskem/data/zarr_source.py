@@ -15,7 +15,6 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
 from daskem.core import Array
-from daskem.data.decoding import advise, fastest
 from daskem.data.retry import retrying
 from daskem.data.selection import (
     ColumnRun,
@@ -90,9 +89,9 @@ class ZarrSource(Rows):
     def read_bytes(self, rows: int) -> int:
         """Return the peak memory in bytes of reading a run of `rows` rows that begins and ends at chunk boundaries.
 
-        ``async.concurrency`` chunks are decoded at once; each costs its decoded and its encoded size, the latter taken
-        as the former plus a sixteenth (incompressible data grow a little). Of a shard, all encoded chunks that are
-        asked for and a second copy of the result are held at once.
+        Zarr decodes ``async.concurrency`` chunks at once; each costs its decoded and its encoded size, the latter
+        taken as the former plus a sixteenth (incompressible data grow a little). Of a shard, all encoded chunks that
+        are asked for and a second copy of the result are held at once.
         """
         read_width = sum(run.stop - run.start for run in self.runs)
         result = rows * read_width * self.dtype.itemsize
@@ -142,8 +141,7 @@ class ZarrSource(Rows):
     def _read(self, start: int, stop: int) -> Array:
         # One call for a whole run: zarr overlaps its chunks, 1.5-2 times as fast as one call a chunk. Its settings are
         # left alone: they belong to the process, and changing them around a read would race with other threads.
-        array = fastest(self.array)
-        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, array), self.name)
+        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, self.array), self.name)
 
     def _column_chunks(self, run: ColumnRun) -> int:
         if len(self.chunk) == 1:
@@ -225,7 +223,6 @@ def open_zarr(
     chunk, shard = _grid(found, name)
     selection = select(found.shape, _column_names(found), rows, columns, name)
     runs = column_runs(selection, chunk[1] if len(chunk) == 2 else 1)
-    advise(found, name)
     dtype = found.dtype.newbyteorder("=")
     return ZarrSource(name, dtype, selection, isinstance(found.store, MemoryStore), found, chunk, shard, runs)
 
