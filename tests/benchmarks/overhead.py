@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import numpy as np
-import zarr
 from distributed import Client, LocalCluster
 from measure import parser, seconds, start, temporary
 from stores import CODECS, make_store
@@ -20,6 +18,7 @@ import daskem
 from daskem import tree
 from daskem.core import Params
 from daskem.data import open_dataset
+from daskem.data.dataset import Dataset, pieces
 from daskem.engine import Engine, start_engine
 from daskem.engine.executor import Executor
 from daskem.models import Gaussian, Mixture
@@ -29,8 +28,6 @@ N_FEATURES = 16
 SMALL_ROWS = (64 << 10) // (4 * N_FEATURES)
 SMALL_CHUNKS, LARGE_CHUNKS = 10_000, 40
 N_WORKERS = 2
-# A run that decoding alone reads at a time.
-READ_BYTES = 16 << 20
 # Rounds for each of ``--repeats``: differences of seconds that vary by a tenth are compared.
 ROUNDS = 5
 PASS_TARGET = 1.10
@@ -52,18 +49,15 @@ class MeasuringExecutor(Executor):
         return super().compute_all(nodes, slots)
 
 
-def decode(store: str, start: int, stop: int) -> int:
-    """Read rows ``start:stop`` and do nothing with them; runs on a worker."""
-    array: zarr.Array[Any] = zarr.open_array(store, mode="r")
-    # Whole chunks: one that two reads share would be decoded twice.
-    step = array.chunks[0] * max(1, READ_BYTES // (4 * N_FEATURES * array.chunks[0]))
-    return sum(len(np.asarray(array[at : min(at + step, stop)])) for at in range(start, stop, step))
+def decode(data: Dataset, start: int, stop: int) -> int:
+    """Read rows ``start:stop`` as a pass does and do nothing with them; runs on a worker."""
+    return sum(len(rows) for _, rows in pieces(data, start, stop))
 
 
-def decode_seconds(client: Client, store: Path, n_rows: int) -> float:
+def decode_seconds(client: Client, data: Dataset) -> float:
     """Return the seconds of decoding everything on the workers, one task each."""
-    cuts = [round(i * n_rows / N_WORKERS) for i in range(N_WORKERS + 1)]
-    return seconds(lambda: client.gather(client.map(decode, [str(store)] * N_WORKERS, cuts[:-1], cuts[1:], pure=False)))
+    cuts = [data.rows.piece_boundary(round(i * data.n_rows / N_WORKERS)) for i in range(N_WORKERS + 1)]
+    return seconds(lambda: client.gather(client.map(decode, [data] * N_WORKERS, cuts[:-1], cuts[1:], pure=False)))
 
 
 def open_engine(store: Path, model: Mixture) -> tuple[Engine, MeasuringExecutor]:
@@ -93,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name, rows in chunk_rows.items()
         }
         report.say(f" {n_rows:,} x {N_FEATURES} float32 in {small_chunks:,} or {LARGE_CHUNKS} chunks, {chosen.codec}")
-        passes, decoded, aside, graph, params = _measure(client, stores, n_rows, model, ROUNDS * chosen.repeats)
+        passes, decoded, aside, graph, params = _measure(client, stores, model, ROUNDS * chosen.repeats)
     for name in stores:
         report.say(f" {name} chunks: pass {passes[name]:.3f} s, decoding alone {decoded[name]:.3f} s")
     report.say(f" small against large, decoding included: {passes['small'] / passes['large']:.3f}")
@@ -103,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(
-    client: Client, stores: dict[str, Path], n_rows: int, model: Mixture, rounds: int
+    client: Client, stores: dict[str, Path], model: Mixture, rounds: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float], int, int]:
     """Return median seconds of passes, of decoding and of passes less it, bytes of the largest graph, of parameters."""
     params = daskem.fit(model, str(stores["large"]), stop=daskem.MaxSteps(1)).params
@@ -114,7 +108,7 @@ def _measure(
     for _ in range(rounds + 1):
         for name, (engine, _executor) in engines.items():
             passes[name].append(_pass_seconds(engine, model, params))
-            decoded[name].append(decode_seconds(client, stores[name], n_rows))
+            decoded[name].append(decode_seconds(client, engine.data))
     graph = max(size for _, executor in engines.values() for size in executor.sizes)
     aside = {name: [a - b for a, b in zip(passes[name], decoded[name], strict=True)] for name in stores}
     return _medians(passes), _medians(decoded), _medians(aside), graph, tree.nbytes(params)
