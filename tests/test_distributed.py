@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import os
+import time
 from types import SimpleNamespace
 
 import cloudpickle
@@ -99,6 +100,24 @@ def test_bits_do_not_depend_on_the_number_of_workers(cluster, client, store, exp
         result = two_steps(store)
     assert bits(result.params) == expected
     assert {record["worker"] for record in stream.data} == {one}
+
+
+def test_the_latency_of_a_step_covers_what_the_workers_did_for_it(client, store):
+    began = time.perf_counter()
+    with get_task_stream(client) as stream:
+        result = two_steps(store)
+    elapsed = time.perf_counter() - began
+    tasks = [record for record in stream.data if "expect_unit" in str(record["key"])]
+    computed = [(run, task["worker"]) for task in tasks for run in task["startstops"] if run["action"] == "compute"]
+    runs = sorted((run["start"], run["stop"], worker) for run, worker in computed)
+    # One step after the other: no task of a step begins before all of the one before have ended.
+    n_units = len(result.plan.units)
+    assert len(runs) == 2 * n_units
+    for info, step in zip(result.trace, (runs[:n_units], runs[n_units:]), strict=True):
+        for worker in {worker for *_, worker in step}:
+            mine = [(start, stop) for start, stop, at in step if at == worker]
+            assert info.seconds >= max(stop for _, stop in mine) - mine[0][0]
+    assert sum(info.seconds for info in result.trace) <= result.seconds <= elapsed
 
 
 @pytest.mark.parametrize("chunks", [(100, 4), (100, 3), (1_000, 4)])
