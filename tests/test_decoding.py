@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
+import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -17,6 +21,7 @@ from zarr.storage import LocalStore, MemoryStore, ZipStore
 import daskem
 from daskem.algorithms import BatchEM
 from daskem.data import open_dataset, open_source
+from daskem.data.small_chunks import LATELY, TRIALS, Pace
 from daskem.errors import DataError
 from daskem.models import Gaussian, Mixture
 
@@ -99,9 +104,24 @@ def test_damage_is_found_whatever_decodes(stored, monkeypatch):
         source.read(0, 4_000)
 
 
+@pytest.fixture
+def elsewhere():
+    """A thread beside the main one, as those are that read for a pass."""
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+def ident_of(elsewhere):
+    return elsewhere(threading.get_ident)
+
+
+@pytest.mark.parametrize("way", [0, 1])
 @pytest.mark.parametrize("store", [LocalStore, MemoryStore, ZipStore])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_small_chunks_are_the_rows_that_were_stored(tmp_path, layout, store):
+def test_small_chunks_are_the_rows_that_were_stored(tmp_path, monkeypatch, elsewhere, layout, store, way):
+    always = SimpleNamespace(choose=lambda: way, noted=[])
+    always.note = lambda *args: always.noted.append(args)
+    monkeypatch.setattr("daskem.data.small_chunks._pace_of", lambda name: always)
     rows = np.random.default_rng(0).standard_normal((950, 3))
     kept = store() if store is MemoryStore else store(tmp_path / "x", **({"mode": "w"} if store is ZipStore else {}))
     array = zarr.create_array(kept, shape=rows.shape, dtype="f8", **{"chunks": (100, 3), **LAYOUTS[layout]})
@@ -110,62 +130,120 @@ def test_small_chunks_are_the_rows_that_were_stored(tmp_path, layout, store):
         kept.close()
         array = zarr.open_array(ZipStore(tmp_path / "x", mode="r"), mode="r")
     source = open_source(array, rows=slice(30, 940), columns=[2, 0])
-    np.testing.assert_array_equal(source.read(5, 905), rows[35:935][:, [2, 0]])
-    np.testing.assert_array_equal(open_source(array).read(0, 950), rows)
+    np.testing.assert_array_equal(elsewhere(source.read, 5, 905), rows[35:935][:, [2, 0]])
+    np.testing.assert_array_equal(elsewhere(open_source(array).read, 0, 950), rows)
+    assert {noted[0] for noted in always.noted} == {way}
 
 
-def test_small_chunks_are_decoded_by_the_thread_that_reads(noting):
+def test_many_small_chunks_are_first_decoded_by_the_thread_that_reads(noting, elsewhere):
     make, threads = noting
     source, rows = make(1_000)
-    np.testing.assert_array_equal(source.read(0, 200_000), rows)
-    assert threads == {threading.get_ident()}
+    np.testing.assert_array_equal(elsewhere(source.read, 0, 200_000), rows)
+    assert threads == {ident_of(elsewhere)}
 
 
-def test_large_chunks_are_decoded_by_the_threads_of_zarr(noting):
+@pytest.mark.parametrize(("chunk_rows", "read_rows"), [(50_000, 200_000), (1_000, 2_000)])
+def test_few_or_large_chunks_are_decoded_by_the_threads_of_zarr(noting, elsewhere, chunk_rows, read_rows):
     make, threads = noting
-    source, rows = make(50_000)
+    source, rows = make(chunk_rows)
+    np.testing.assert_array_equal(elsewhere(source.read, 0, read_rows), rows[:read_rows])
+    assert threads
+    assert ident_of(elsewhere) not in threads
+
+
+def test_signals_find_no_loop_of_ours_in_the_main_thread(noting):
+    make, threads = noting
+    source, rows = make(1_000)
     np.testing.assert_array_equal(source.read(0, 200_000), rows)
     assert threads
     assert threading.get_ident() not in threads
 
 
-def test_where_reads_wait_for_the_store_the_threads_of_zarr_wait_for_several(noting, monkeypatch):
-    clock = SimpleNamespace(elapsed=0.0, computed=0.0)
-
-    def perf_counter():
-        clock.elapsed += 1.0
-        return clock.elapsed
-
-    def process_time():
-        clock.computed += 0.5
-        return clock.computed
-
-    monkeypatch.setattr(
-        "daskem.data.inline.time", SimpleNamespace(perf_counter=perf_counter, process_time=process_time)
-    )
+def test_the_other_way_is_taken_where_it_was_faster(noting, monkeypatch, elsewhere):
+    """As where every chunk of a network file system keeps one waiting."""
     make, threads = noting
     source, rows = make(1_000)
-    source.read(0, 1_000)
-    assert threads == {threading.get_ident()}
+    # The clock is asked before a read and twice after it.
+    times = itertools.chain.from_iterable((0.0, cost, cost) for cost in [8.0, 1.0] * LATELY + [1.0])
+    monkeypatch.setattr("daskem.data.small_chunks.time", SimpleNamespace(perf_counter=lambda: next(times)))
+    for _ in range(2 * LATELY):
+        elsewhere(source.read, 0, 8_000)
     threads.clear()
-    np.testing.assert_array_equal(source.read(0, 200_000), rows)
+    # Another source of the same array, as every task of a worker has.
+    np.testing.assert_array_equal(elsewhere(pickle.loads(pickle.dumps(source)).read, 0, 200_000), rows)
     assert threads
-    assert threading.get_ident() not in threads
+    assert ident_of(elsewhere) not in threads
 
 
-def test_small_chunks_are_read_where_an_event_loop_runs(stored):
-    """As in the main thread of a notebook."""
-
+def test_small_chunks_are_read_where_an_event_loop_runs(stored, elsewhere):
     async def read():
         return open_source(stored).read(0, 4_000)
 
-    np.testing.assert_array_equal(asyncio.run(read()), zarr.open_array(stored, mode="r")[:])
+    for call in (asyncio.run, functools.partial(elsewhere, asyncio.run)):
+        np.testing.assert_array_equal(call(read()), zarr.open_array(stored, mode="r")[:])
 
 
-def test_several_damaged_chunks_of_one_read_leave_nothing_behind(stored, monkeypatch, caplog):
+def test_the_event_loop_of_the_thread_that_reads_stays_its_own(stored, elsewhere):
+    def read():
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        open_source(stored).read(0, 4_000)
+        kept = asyncio.get_event_loop() is loop
+        asyncio.set_event_loop(None)
+        loop.close()
+        return kept
+
+    assert elsewhere(read)
+
+
+def test_a_codec_may_have_an_event_loop_of_its_own(noting, monkeypatch, elsewhere):
+    make, _ = noting
+    source, rows = make(1_000)
+    monkeypatch.setattr(Noting, "decode", decode_in_a_loop)
+    np.testing.assert_array_equal(elsewhere(source.read, 0, 200_000), rows)
+
+
+def decode_in_a_loop(codec, buf, out=None):
+    async def copied():
+        return numcodecs.compat.ndarray_copy(buf, out)
+
+    work = copied()
+    try:
+        return asyncio.run(work)
+    finally:
+        work.close()
+
+
+def test_several_damaged_chunks_of_one_read_leave_nothing_behind(stored, monkeypatch, caplog, elsewhere):
     monkeypatch.setattr("daskem.data.retry.time.sleep", lambda seconds: None)
     for chunk in ("7", "8", "20"):
         (stored / "c" / chunk / "0").write_bytes(b"no chunk")
     with pytest.raises(DataError, match=r"chunk \(7, 0\) \(rows 700:800\) cannot be read"):
-        open_source(stored).read(0, 4_000)
+        elsewhere(open_source(stored).read, 0, 4_000)
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def spend(pace, costs, n):
+    """Let n equal reads pass; return the seconds of each way."""
+    spent = [0.0, 0.0]
+    for _ in range(n):
+        way = pace.choose()
+        pace.note(way, costs[way], costs[way])
+        spent[way] += costs[way]
+    return spent
+
+
+@pytest.mark.parametrize("fast", [0, 1])
+def test_trials_of_the_slower_way_take_little_of_the_time(fast):
+    costs = [5.0, 5.0]
+    costs[fast] = 1.0
+    spent = spend(Pace(), costs, 10_000)
+    assert LATELY * 5.0 < spent[1 - fast] <= LATELY * 5.0 + TRIALS * sum(spent) + 5.0
+
+
+def test_what_has_become_slow_is_left_and_one_bad_time_is_not_enough():
+    pace = Pace()
+    spend(pace, [1.0, 2.0], 100)
+    pace.note(0, 50.0, 0.0)
+    assert spend(pace, [1.0, 2.0], 20)[1] == 0
+    assert spend(pace, [9.0, 2.0], 1_000)[1] > 2.0 * 900

@@ -15,7 +15,6 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, ZipStore
 
 from daskem.core import Array
-from daskem.data.inline import InlineReads
 from daskem.data.retry import retrying
 from daskem.data.selection import (
     ColumnRun,
@@ -28,6 +27,7 @@ from daskem.data.selection import (
     next_multiple,
     select,
 )
+from daskem.data.small_chunks import SmallChunks
 from daskem.data.source import check_there, remedy, without_password
 from daskem.errors import DataError, OptionError
 
@@ -38,11 +38,11 @@ logger = logging.getLogger("daskem")
 STATUS = "daskem:status"
 # Kinds of buckets, as obstore calls them and as URLs do.
 BUCKETS = {"S3Store": "s3", "GCSStore": "gs"}
-# Stores of this machine, which need no event loop of their own.
+# Stores of this machine, which any thread may read from.
 HERE = (LocalStore, MemoryStore, ZipStore)
-# Bytes of a decoded chunk up to which handing it to other threads costs more than they save (measured: of 64 KB passes
-# took 0.6 to 0.8 of the time, of 256 KB 0.8, of 1 MB 0.9 to 1.1).
-SMALL_CHUNK = 512 << 10
+# Bytes of a decoded chunk up to which the thread that reads may decode, too, and the chunks of a read from which it is
+# worth while: handing a chunk over costs as much as decoding 64 KB of it, an event loop as much as four chunks.
+SMALL_CHUNK, MANY_CHUNKS = 512 << 10, 8
 # Where Zarr keeps what it must know of an array, by format.
 METADATA = {2: ".zarray", 3: "zarr.json"}
 
@@ -101,9 +101,7 @@ class ZarrSource(Rows):
         """
         read_width = sum(run.stop - run.start for run in self.runs)
         result = rows * read_width * self.dtype.itemsize
-        columns = sum(self._column_chunks(run) for run in self.runs)
-        chunk = int(np.prod(self.chunk)) * self.dtype.itemsize
-        chunks = columns * (-(-rows // self.chunk[0]) + (self.selection.start % self.chunk[0] > 0))
+        chunk, chunks = int(np.prod(self.chunk)) * self.dtype.itemsize, self._count_chunks(rows)
         flying = min(chunks, int(zarr.config.get("async.concurrency"))) * (2 * chunk + chunk // 16)
         # Chosen columns pass through a temporary on their way into the result.
         copies = 0 if self._direct else 2 * rows * self.row_bytes
@@ -147,13 +145,19 @@ class ZarrSource(Rows):
     def _read(self, start: int, stop: int) -> Array:
         # One call for a whole run: zarr overlaps its chunks, 1.5-2 times as fast as one call a chunk. Its settings are
         # left alone: they belong to the process, and changing them around a read would race with other threads.
-        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, self._stored), self.name)
+        stored = self._small_chunks if self._count_chunks(stop - start) >= MANY_CHUNKS else self.array
+        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, stored), self.name)
 
     @cached_property
-    def _stored(self) -> zarr.Array[Any] | InlineReads:
-        """What rows are read from."""
+    def _small_chunks(self) -> SmallChunks | zarr.Array[Any]:
+        """What reads of many chunks are done from."""
         small = int(np.prod(self.chunk)) * self.dtype.itemsize <= SMALL_CHUNK
-        return InlineReads(self.array, self.name) if small and type(self.array.store) in HERE else self.array
+        return SmallChunks(self.array, self.name) if small and type(self.array.store) in HERE else self.array
+
+    def _count_chunks(self, rows: int) -> int:
+        """Return the chunks of a run of `rows` rows that begins and ends at chunk boundaries."""
+        columns = sum(self._column_chunks(run) for run in self.runs)
+        return columns * (-(-rows // self.chunk[0]) + (self.selection.start % self.chunk[0] > 0))
 
     def _column_chunks(self, run: ColumnRun) -> int:
         if len(self.chunk) == 1:
