@@ -7,6 +7,7 @@ import functools
 import itertools
 import pickle
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import ClassVar
@@ -221,6 +222,24 @@ def test_several_damaged_chunks_of_one_read_leave_nothing_behind(stored, monkeyp
     with pytest.raises(DataError, match=r"chunk \(7, 0\) \(rows 700:800\) cannot be read"):
         elsewhere(open_source(stored).read, 0, 4_000)
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+@pytest.mark.parametrize("layout", [{}, {"shards": (6_400, 4)}])
+@pytest.mark.parametrize("chunk_rows", [64, 1_600])
+def test_the_memory_of_a_read_is_planned_however_small_its_chunks(tmp_path, elsewhere, chunk_rows, layout):
+    rows = np.random.default_rng(0).standard_normal((192_000, 4))
+    array = zarr.create_array(tmp_path / "x", shape=rows.shape, chunks=(chunk_rows, 4), dtype="f8", **layout)
+    array[:] = rows
+    source = open_source(tmp_path / "x")
+    # What is loaded once is no part of a read.
+    elsewhere(source.read, 0, 6_400)
+    tracemalloc.start()
+    try:
+        elsewhere(source.read, 0, len(rows))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows.nbytes < peak <= source.read_bytes(len(rows))
 
 
 def spend(pace, costs, n):
