@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import lru_cache
@@ -16,6 +16,8 @@ import zarr
 
 __all__ = ["Pace", "SmallChunks"]
 
+# Chunks of a read from which an event loop of its own is worth its cost, that of four chunks.
+MANY = 8
 # Reads by which a way is judged: the last ones.
 LATELY = 3
 # Of the time that reads take, the share that trials of the slower way may.
@@ -45,45 +47,49 @@ class SmallChunks:
         self._pace = _pace_of(name)
 
     def __getitem__(self, selection: slice | tuple[slice, ...]) -> Any:
-        if not _may_loop():
+        n_chunks = self._count(selection)
+        if n_chunks < MANY or not _may_loop():
             return self._array[selection]
-        way = self._pace.choose()
+        way = self._pace.choose(n_chunks)
         began = time.perf_counter()
         rows = (_by_this_thread, _by_zarr)[way](self._array, selection)
-        self._pace.note(way, (time.perf_counter() - began) / max(1, len(rows)), time.perf_counter() - began)
+        self._pace.note(way, n_chunks, time.perf_counter() - began)
         return rows
+
+    def _count(self, selection: slice | tuple[slice, ...]) -> int:
+        slices = selection if isinstance(selection, tuple) else (selection,)
+        axes = zip(slices, self._array.chunks, strict=True)
+        return math.prod(-(-along.stop // size) - along.start // size for along, size in axes)
 
 
 class Pace:
-    """Which of two ways is faster, by the median of what each cost lately. The slower one is tried now and then."""
+    """Which of two ways is faster, by the median of what each cost lately. The slower one is tried now and then.
+
+    There is no lock, which a process that is forked could inherit closed: a note that is lost does no harm.
+    """
 
     def __init__(self) -> None:
-        self._lately: tuple[deque[float], deque[float]] = (deque(maxlen=LATELY), deque(maxlen=LATELY))
+        self._lately: list[tuple[float, ...]] = [(), ()]
         self._elapsed = self._trials = 0.0
-        self._lock = threading.Lock()
 
-    def choose(self) -> int:
-        """Return the way to take, 0 or 1."""
-        with self._lock:
-            fewer = self._fewer_tries()
-            if len(self._lately[fewer]) < LATELY:
-                return fewer
-            faster = self._faster()
-            return 1 - faster if self._trials < TRIALS * self._elapsed else faster
+    def choose(self, amount: int) -> int:
+        """Return the way, 0 or 1, to do so much."""
+        tries = [len(costs) for costs in self._lately]
+        if min(tries) < LATELY:
+            return tries.index(min(tries))
+        costs = [median(costs) for costs in self._lately]
+        slower = int(costs[1] >= costs[0])
+        # Before it is spent, so that not all threads try at once.
+        price = costs[slower] * amount
+        if self._trials + price > TRIALS * self._elapsed:
+            return 1 - slower
+        self._trials += price
+        return slower
 
-    def note(self, way: int, cost: float, seconds: float) -> None:
-        """Note what a way cost, in a measure that does not depend on how much was done, and the seconds it took."""
-        with self._lock:
-            self._lately[way].append(cost)
-            self._elapsed += seconds
-            if all(self._lately) and way != self._faster():
-                self._trials += seconds
-
-    def _fewer_tries(self) -> int:
-        return int(len(self._lately[1]) < len(self._lately[0]))
-
-    def _faster(self) -> int:
-        return int(median(self._lately[1]) < median(self._lately[0]))
+    def note(self, way: int, amount: int, seconds: float) -> None:
+        """Note the seconds that a way took to do so much."""
+        self._lately[way] = (*self._lately[way], seconds / amount)[-LATELY:]
+        self._elapsed += seconds
 
 
 class _AtOnce(asyncio.SelectorEventLoop):
@@ -104,12 +110,8 @@ def _by_this_thread(array: zarr.Array[Any], selection: slice | tuple[slice, ...]
     async def get() -> Any:
         return await array.async_array.getitem(selection)
 
-    try:
-        with asyncio.Runner(loop_factory=_AtOnce) as runner:
-            return runner.run(get())
-    except Exception:
-        # A codec may have a loop of its own; and what is wrong is told in zarr's words.
-        return _by_zarr(array, selection)
+    with asyncio.Runner(loop_factory=_AtOnce) as runner:
+        return runner.run(get())
 
 
 def _by_zarr(array: zarr.Array[Any], selection: slice | tuple[slice, ...]) -> Any:

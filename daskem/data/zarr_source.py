@@ -40,11 +40,11 @@ STATUS = "daskem:status"
 BUCKETS = {"S3Store": "s3", "GCSStore": "gs"}
 # Stores of this machine, which any thread may read from.
 HERE = (LocalStore, MemoryStore, ZipStore)
-# Bytes of a decoded chunk up to which the thread that reads may decode, too, and the chunks of a read from which it is
-# worth while: handing a chunk over costs as much as decoding 64 KB of it, an event loop as much as four chunks.
-SMALL_CHUNK, MANY_CHUNKS = 512 << 10, 8
-# Memory in bytes that zarr takes for each chunk of a read, beside its rows (measured: 2,000 to 2,300).
-OBJECT_BYTES = 2_500
+# Bytes of a decoded chunk up to which the thread that reads may decode, too: handing a chunk over costs as much as
+# decoding 64 KB of it.
+SMALL_CHUNK = 512 << 10
+# Memory in bytes that zarr takes for each chunk of a read, beside its rows (measured: 2,000 to 2,900).
+OBJECT_BYTES = 3_000
 # Where Zarr keeps what it must know of an array, by format.
 METADATA = {2: ".zarray", 3: "zarr.json"}
 
@@ -103,7 +103,9 @@ class ZarrSource(Rows):
         """
         read_width = sum(run.stop - run.start for run in self.runs)
         result = rows * read_width * self.dtype.itemsize
-        chunk, chunks = int(np.prod(self.chunk)) * self.dtype.itemsize, self._count_chunks(rows)
+        columns = sum(self._column_chunks(run) for run in self.runs)
+        chunk = int(np.prod(self.chunk)) * self.dtype.itemsize
+        chunks = columns * (-(-rows // self.chunk[0]) + (self.selection.start % self.chunk[0] > 0))
         flying = min(chunks, int(zarr.config.get("async.concurrency"))) * (2 * chunk + chunk // 16)
         # Chosen columns pass through a temporary on their way into the result.
         copies = 0 if self._direct else 2 * rows * self.row_bytes
@@ -147,19 +149,13 @@ class ZarrSource(Rows):
     def _read(self, start: int, stop: int) -> Array:
         # One call for a whole run: zarr overlaps its chunks, 1.5-2 times as fast as one call a chunk. Its settings are
         # left alone: they belong to the process, and changing them around a read would race with other threads.
-        stored = self._small_chunks if self._count_chunks(stop - start) >= MANY_CHUNKS else self.array
-        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, stored), self.name)
+        return retrying(lambda: gather(self.selection, self.runs, start, stop, self.dtype, self._indexed), self.name)
 
     @cached_property
-    def _small_chunks(self) -> SmallChunks | zarr.Array[Any]:
-        """What reads of many chunks are done from."""
+    def _indexed(self) -> SmallChunks | zarr.Array[Any]:
+        """What is indexed to read rows."""
         small = int(np.prod(self.chunk)) * self.dtype.itemsize <= SMALL_CHUNK
         return SmallChunks(self.array, self.name) if small and type(self.array.store) in HERE else self.array
-
-    def _count_chunks(self, rows: int) -> int:
-        """Return the chunks of a run of `rows` rows that begins and ends at chunk boundaries."""
-        columns = sum(self._column_chunks(run) for run in self.runs)
-        return columns * (-(-rows // self.chunk[0]) + (self.selection.start % self.chunk[0] > 0))
 
     def _column_chunks(self, run: ColumnRun) -> int:
         if len(self.chunk) == 1:

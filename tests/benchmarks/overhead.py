@@ -49,15 +49,15 @@ class MeasuringExecutor(Executor):
         return super().compute_all(nodes, slots)
 
 
-def decode(data: Dataset, start: int, stop: int) -> int:
+def read(data: Dataset, start: int, stop: int) -> int:
     """Read rows ``start:stop`` as a pass does and do nothing with them; runs on a worker."""
     return sum(len(rows) for _, rows in pieces(data, start, stop))
 
 
-def decode_seconds(client: Client, data: Dataset) -> float:
-    """Return the seconds of decoding everything on the workers, one task each."""
+def read_seconds(client: Client, data: Dataset) -> float:
+    """Return the seconds of reading everything on the workers, one task each."""
     cuts = [data.rows.piece_boundary(round(i * data.n_rows / N_WORKERS)) for i in range(N_WORKERS + 1)]
-    return seconds(lambda: client.gather(client.map(decode, [data] * N_WORKERS, cuts[:-1], cuts[1:], pure=False)))
+    return seconds(lambda: client.gather(client.map(read, [data] * N_WORKERS, cuts[:-1], cuts[1:], pure=False)))
 
 
 def open_engine(store: Path, model: Mixture) -> tuple[Engine, MeasuringExecutor]:
@@ -87,11 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
             for name, rows in chunk_rows.items()
         }
         report.say(f" {n_rows:,} x {N_FEATURES} float32 in {small_chunks:,} or {LARGE_CHUNKS} chunks, {chosen.codec}")
-        passes, decoded, aside, graph, params = _measure(client, stores, model, ROUNDS * chosen.repeats)
+        passes, read_alone, aside, graph, params = _measure(client, stores, model, ROUNDS * chosen.repeats)
     for name in stores:
-        report.say(f" {name} chunks: pass {passes[name]:.3f} s, decoding alone {decoded[name]:.3f} s")
-    report.say(f" small against large, decoding included: {passes['small'] / passes['large']:.3f}")
-    report.check("small against large chunks, decoding aside", aside["small"] / aside["large"], PASS_TARGET)
+        report.say(f" {name} chunks: pass {passes[name]:.3f} s, reading alone {read_alone[name]:.3f} s")
+    report.say(f" small against large, reading included: {passes['small'] / passes['large']:.3f}")
+    report.check("small against large chunks, reading aside", aside["small"] / aside["large"], PASS_TARGET)
     report.check("submitted graph beyond the parameters", (graph - params) / 1e6, GRAPH_TARGET / 1e6, unit=" MB")
     return report.close()
 
@@ -99,19 +99,19 @@ def main(arguments: list[str] | None = None) -> int:
 def _measure(
     client: Client, stores: dict[str, Path], model: Mixture, rounds: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float], int, int]:
-    """Return median seconds of passes, of decoding and of passes less it, bytes of the largest graph, of parameters."""
+    """Return median seconds of passes, of reading and of passes less it, bytes of the largest graph, of parameters."""
     params = daskem.fit(model, str(stores["large"]), stop=daskem.MaxSteps(1)).params
     engines = {name: open_engine(store, model) for name, store in stores.items()}
     passes: dict[str, list[float]] = {name: [] for name in stores}
-    decoded: dict[str, list[float]] = {name: [] for name in stores}
+    read_alone: dict[str, list[float]] = {name: [] for name in stores}
     # One round more than counts, to load what the workers load once and to fill the page cache.
     for _ in range(rounds + 1):
         for name, (engine, _executor) in engines.items():
             passes[name].append(_pass_seconds(engine, model, params))
-            decoded[name].append(decode_seconds(client, engine.data))
+            read_alone[name].append(read_seconds(client, engine.data))
     graph = max(size for _, executor in engines.values() for size in executor.sizes)
-    aside = {name: [a - b for a, b in zip(passes[name], decoded[name], strict=True)] for name in stores}
-    return _medians(passes), _medians(decoded), _medians(aside), graph, tree.nbytes(params)
+    aside = {name: [a - b for a, b in zip(passes[name], read_alone[name], strict=True)] for name in stores}
+    return _medians(passes), _medians(read_alone), _medians(aside), graph, tree.nbytes(params)
 
 
 def _pass_seconds(engine: Engine, model: Mixture, params: Params) -> float:
