@@ -206,8 +206,8 @@ def test_several_damaged_chunks_of_one_read_leave_nothing_behind(stored, monkeyp
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
-@pytest.mark.parametrize("layout", [{}, {"shards": (6_400, 4)}])
-@pytest.mark.parametrize("chunk_rows", [32, 1_600])
+@pytest.mark.parametrize("layout", [{}, {"shards": (6_400, 4)}, {"shards": (64_000, 4)}])
+@pytest.mark.parametrize("chunk_rows", [32, 1_600, 6_400])
 def test_the_memory_of_a_read_is_planned_however_small_its_chunks(tmp_path, elsewhere, chunk_rows, layout):
     rows = np.random.default_rng(0).standard_normal((64_000, 4))
     array = zarr.create_array(tmp_path / "x", shape=rows.shape, chunks=(chunk_rows, 4), dtype="f8", **layout)

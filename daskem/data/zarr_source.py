@@ -98,19 +98,21 @@ class ZarrSource(Rows):
         """Return the peak memory in bytes of reading a run of `rows` rows that begins and ends at chunk boundaries.
 
         Zarr decodes ``async.concurrency`` chunks at once; each costs its decoded and its encoded size, the latter
-        taken as the former plus a sixteenth (incompressible data grow a little). Of a shard, all encoded chunks that
-        are asked for and a second copy of the result are held at once. And of each chunk of the run it keeps objects.
+        taken as the former plus a sixteenth (incompressible data grow a little). Of as many shards at once, it holds
+        what is asked for encoded, decoded and put together. And of each chunk of the run it keeps objects.
         """
         read_width = sum(run.stop - run.start for run in self.runs)
         result = rows * read_width * self.dtype.itemsize
         columns = sum(self._column_chunks(run) for run in self.runs)
         chunk = int(np.prod(self.chunk)) * self.dtype.itemsize
         chunks = columns * (-(-rows // self.chunk[0]) + (self.selection.start % self.chunk[0] > 0))
-        flying = min(chunks, int(zarr.config.get("async.concurrency"))) * (2 * chunk + chunk // 16)
+        at_once = int(zarr.config.get("async.concurrency"))
+        flying = min(chunks, at_once) * (2 * chunk + chunk // 16)
         # Chosen columns pass through a temporary on their way into the result.
         copies = 0 if self._direct else 2 * rows * self.row_bytes
-        sharded = result + chunks * (chunk + chunk // 16) if self.shard != self.chunk else 0
-        return result + copies + sharded + flying + chunks * OBJECT_BYTES
+        shard = int(np.prod(self.shard)) * self.dtype.itemsize
+        held = min(chunks * chunk, at_once * shard) if self.array.shards else 0
+        return result + copies + 3 * held + held // 16 + flying + chunks * OBJECT_BYTES
 
     def locate(self, start: int, stop: int) -> str:
         """Return the coordinates of the chunks that hold rows ``start:stop``."""
