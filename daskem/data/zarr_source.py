@@ -43,8 +43,9 @@ HERE = (LocalStore, MemoryStore, ZipStore)
 # Bytes of a decoded chunk up to which the thread that reads may decode, too: handing a chunk over costs as much as
 # decoding 64 KB of it.
 SMALL_CHUNK = 512 << 10
-# Memory in bytes that zarr takes for each chunk of a read, beside its rows (measured: 2,000 to 2,900).
-OBJECT_BYTES = 3_000
+# Memory in bytes of the objects that zarr makes for each chunk of a read (measured: 2,000 to 2,900) and for each shard
+# that it reads at the same time (25,000 to 55,000).
+CHUNK_OBJECTS, SHARD_OBJECTS = 3_000, 60_000
 # Where Zarr keeps what it must know of an array, by format.
 METADATA = {2: ".zarray", 3: "zarr.json"}
 
@@ -98,21 +99,24 @@ class ZarrSource(Rows):
         """Return the peak memory in bytes of reading a run of `rows` rows that begins and ends at chunk boundaries.
 
         Zarr decodes ``async.concurrency`` chunks at once; each costs its decoded and its encoded size, the latter
-        taken as the former plus a sixteenth (incompressible data grow a little). Of as many shards at once, it holds
-        what is asked for encoded, decoded and put together. And of each chunk of the run it keeps objects.
+        taken as the former plus a sixteenth (incompressible data grow a little). Of as many shards, it holds what
+        is asked for encoded, decoded and put together. And it makes objects for each chunk and each shard.
         """
         read_width = sum(run.stop - run.start for run in self.runs)
         result = rows * read_width * self.dtype.itemsize
         columns = sum(self._column_chunks(run) for run in self.runs)
         chunk = int(np.prod(self.chunk)) * self.dtype.itemsize
         chunks = columns * (-(-rows // self.chunk[0]) + (self.selection.start % self.chunk[0] > 0))
-        at_once = int(zarr.config.get("async.concurrency"))
-        flying = min(chunks, at_once) * (2 * chunk + chunk // 16)
+        at_once = min(chunks, int(zarr.config.get("async.concurrency")))
         # Chosen columns pass through a temporary on their way into the result.
         copies = 0 if self._direct else 2 * rows * self.row_bytes
-        shard = int(np.prod(self.shard)) * self.dtype.itemsize
-        held = min(chunks * chunk, at_once * shard) if self.array.shards else 0
-        return result + copies + 3 * held + held // 16 + flying + chunks * OBJECT_BYTES
+        if self.array.shards:
+            shard = int(np.prod(self.shard)) * self.dtype.itemsize
+            held = min(chunks * chunk, at_once * shard)
+            decoding = 3 * held + held // 16 + at_once * SHARD_OBJECTS
+        else:
+            decoding = at_once * (2 * chunk + chunk // 16)
+        return result + copies + decoding + chunks * CHUNK_OBJECTS
 
     def locate(self, start: int, stop: int) -> str:
         """Return the coordinates of the chunks that hold rows ``start:stop``."""
