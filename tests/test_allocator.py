@@ -13,6 +13,7 @@ import pytest
 
 from daskem.engine import allocator
 from daskem.engine.allocator import HEAP_BYTES, OWN_THRESHOLD, freed_blocks_kept, keeps_freed_blocks
+from daskem.engine.executor import bytes_held
 
 BLOCK = 48 << 20
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is nothing to set on other systems")
@@ -57,6 +58,16 @@ def return_again() -> None:
     assert psutil.Process().memory_info().rss - before < 1 << 20
 
 
+def free_below_what_is_in_use() -> None:
+    blocks = [np.ones(100_000, np.uint8) for _ in range(500)]
+    kept = blocks[::50]
+    blocks.clear()
+    before = psutil.Process().memory_info().rss
+    held = bytes_held()
+    assert before - held > 30e6
+    assert sum(len(block) for block in kept) < held
+
+
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
     for name in allocator.SETTINGS:
@@ -81,6 +92,10 @@ def test_settings_for_workers_are_not_taken_for_the_users(monkeypatch):
 
 def test_what_was_to_be_returned_is_returned_again_afterwards():
     afresh(return_again)
+
+
+def test_what_earlier_work_has_freed_is_not_held():
+    afresh(free_below_what_is_in_use)
 
 
 def test_what_is_not_settable_is_left_alone(monkeypatch):

@@ -11,7 +11,7 @@ from functools import cache
 
 from daskem.engine.held import Held
 
-__all__ = ["HEAP_BYTES", "OWN_THRESHOLD", "freed_blocks_kept", "keeps_freed_blocks", "return_freed_memory"]
+__all__ = ["HEAP_BYTES", "OWN_THRESHOLD", "freed_blocks_kept", "keeps_freed_blocks", "return_freed_memory", "trim"]
 
 # From glibc's malloc.h; part of its stable interface (man 3 mallopt).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -58,6 +58,12 @@ def return_freed_memory() -> bool:
     return _set(RETURNED)
 
 
+def trim() -> None:
+    """Give back to the system what is free in the heaps of this process, where that can be told."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @cache
 def _settable() -> bool:
     # Releases before 2.35 or so refuse thresholds above half of a heap.
@@ -71,7 +77,7 @@ def _keep() -> Callable[[], None]:
 
 def _give_back() -> None:
     _set(_usual)
-    ctypes.CDLL(None).malloc_trim(0)
+    trim()
 
 
 def _set(threshold: int) -> bool:

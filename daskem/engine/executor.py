@@ -16,12 +16,13 @@ from dask.system import CPU_COUNT
 from distributed import Client, get_worker
 from distributed.system import MEMORY_LIMIT
 
+from daskem.engine.allocator import trim
 from daskem.engine.blas import one_blas_thread
 from daskem.engine.remote import ask_scheduler, compute_remotely
 from daskem.engine.spans import Spans
 from daskem.errors import PlanError
 
-__all__ = ["Executor", "find_executor", "resident_bytes"]
+__all__ = ["Executor", "bytes_held", "find_executor", "resident_bytes"]
 
 # How often a cluster is asked for its workers, until the answer has all of them.
 ASKED = 10
@@ -128,8 +129,14 @@ def _cluster(client: Any) -> Executor:
     hosts = Counter(worker["host"] for worker in workers)
     limits = [worker["memory_limit"] or MEMORY_LIMIT / hosts[worker["host"]] for worker in workers]
     # What workers hold already, such as libraries and the user's own persisted arrays, is not daskem's to use.
-    held = client.run(resident_bytes, on_error="ignore").values()
+    held = client.run(bytes_held, on_error="ignore").values()
     return Executor(processes, slots, math.floor(min(limits)), base=max(held, default=0), cluster=True)
+
+
+def bytes_held() -> int:
+    """Return what this process takes and has in use: what earlier work has freed is given back first."""
+    trim()
+    return resident_bytes()
 
 
 def resident_bytes() -> int:
