@@ -14,7 +14,6 @@ from daskem import compiled, tree
 from daskem.core import Array, Chunk, Expectation, Float, Footprint, Int
 from daskem.errors import OptionError
 from daskem.models.initialization import few_rows, kmeans_plus_plus, lloyd, unit_scaled
-from daskem.models.mixture import block_rows
 from daskem.models.repair import EMPTY_KEPT, RESEEDED, Policy, check_policy, describe, raise_degenerate
 
 __all__ = ["KMeans", "KMeansParams", "KMeansStats"]
@@ -29,6 +28,9 @@ EXPANSION_RATIO = {"f": 8.0, "d": 256.0}
 # Rows that numpy takes at a time: blocks are as long as compiled code likes them, which makes no tables. Whole blocks
 # took two threads half as long again (measured), and much memory.
 TABLE_ROWS = 2048
+# Bytes of a block of rows: those of a small unit. Nothing asks for less, since what is to stay in a cache is taken
+# TABLE_ROWS or fewer at a time.
+BLOCK_BYTES = 8 << 20
 # Rows that tell about how far rows are from the first centers: it only decides between forms.
 SPREAD_ROWS = 4096
 # A replacement for an empty center is put this share of a root mean squared distance away from the center it relieves.
@@ -191,10 +193,10 @@ class KMeans:
     def footprint(self, n_features: int, dtype: np.dtype[Any]) -> Footprint:
         """Return block length and bytes, by arithmetic alone."""
         k, d = self.n_clusters, n_features
-        numbers = 2 * d + 2 + k
-        rows = block_rows(8 * numbers)
+        row = d * dtype.itemsize
+        rows = 1 << max(1, BLOCK_BYTES // row).bit_length() - 1
         # Rows of positive weight are copied.
-        workspace = rows * (d * dtype.itemsize + 16) + 8 * min(rows, TABLE_ROWS) * (numbers + k + 8) + 32 * k * d
+        workspace = rows * (row + 16) + 8 * min(rows, TABLE_ROWS) * (2 * (d + k) + 10) + 32 * k * d
         return Footprint(rows, workspace, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:

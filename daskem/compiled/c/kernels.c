@@ -16,8 +16,15 @@
 /* Features of a tile of moments that are made at a time, a multiple of four: they and the responsibilities of SHARES
  * components stay in the first cache. */
 #define MOMENTS 8
+/* Rows that are given to their nearest centers at a time: two vectors of single precision. */
+#define ASSIGNED (2 * BYTES / (int64_t)sizeof(float))
 /* Rows of a cluster that are summed in the type of the rows. */
 #define HELD 64
+/* In the whole numbers of the screen of rows: the length of the longest row or center, and how many features and
+ * centers there may be at most; and the length that is rounded to it at most, or 1 over at least. */
+#define LONGEST 32767
+#define MOST_SCREENED (1 << 16)
+#define SCREENED 1e15
 
 typedef double quad __attribute__((vector_size(32)));
 typedef float single_quad __attribute__((vector_size(16)));
@@ -76,6 +83,35 @@ static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64
 /* The features T(u) of a row u: 1 and u, and with them nothing, u^2 or the upper triangle of u u^T. */
 enum form { LINEAR, DIAGONAL, FULL };
 
+/* What the screen of rows (screen.h) takes, all in whole numbers.
+ *
+ * centers, rows   (k, pairs) and (rows, width), coordinates j and j + 1 in a word, zero beyond the last one
+ * start           (k) -|c|^2 / 2, which sums of products are added to
+ * across          room for the rows turned into lines
+ * low             the bits of a score that hold the number of its center
+ * margin          what tells two scores apart for certain
+ * longest         |c| of the longest center, in its own unit
+ */
+struct screen {
+    int32_t *centers, *start, *rows, *across;
+    int64_t k, pairs, width;
+    int32_t low, margin;
+    double longest;
+};
+
+/* Return whether there is memory for a screen: free its rows after use. */
+static int make_screen(struct screen *screen, int64_t rows, int64_t d, int64_t k) {
+    const int64_t pairs = (d + 1) / 2, width = (d + 15) / 16 * 8, words = k * (pairs + 1) + 2 * rows * width;
+    int32_t *memory = allocate(words * sizeof(int32_t));
+    if (!memory) return 0;
+    memset(memory, 0, words * sizeof(int32_t));
+    *screen = (struct screen){.rows = memory, .k = k, .pairs = pairs, .width = width};
+    screen->across = memory + rows * width;
+    screen->centers = screen->across + rows * width;
+    screen->start = screen->centers + k * pairs;
+    return 1;
+}
+
 static int64_t n_features(enum form form, int64_t d) {
     return 1 + d + (form == FULL ? d * (d + 1) / 2 : form == DIAGONAL ? d : 0);
 }
@@ -99,10 +135,19 @@ static const double EXP_SERIES[] = {
     1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800,
 };
 
+#define JOIN(name, type, variant) name##_##type##_##variant
+#define JOINED(name, type, variant) JOIN(name, type, variant)
+
 #define VARIANT base
 #define TARGET
 #define BYTES 32
 #define SHARES 3
+#define ADD_PRODUCTS(sum, x, y) sum += ((x) << 16 >> 16) * ((y) << 16 >> 16) + ((x) >> 16) * ((y) >> 16)
+#define LARGER(x, y) (((x) & ((x) > (y))) | ((y) & ~((x) > (y))))
+#include "screen.h"
+/* Products of words take two instructions here: as many as products of single precision. */
+#define SCREENS_SINGLE 0
+#define SCREEN screen_rows_short_base
 #include "types.h"
 
 /* The most that is used of what only some processors have: 1 is AVX2, 2 AVX-512. */
@@ -110,24 +155,49 @@ static int allowed = 2;
 
 /* PORTABLE leaves them out, as other processors do, for a test. */
 #if defined(__x86_64__) && !defined(PORTABLE)
-#define VARIANT avx2
-#define TARGET __attribute__((target("avx2,fma")))
-#define BYTES 32
-#define SHARES 3
-#include "types.h"
-
-#define VARIANT avx512
-#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,fma")))
-#define BYTES 64
-#define SHARES 6
-#include "types.h"
+#include <immintrin.h>
 
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 static int has_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && has_avx2();
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && has_avx2();
 }
+
+static int has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
+
+#define VARIANT avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define BYTES 32
+#define SHARES 3
+#define ADD_PRODUCTS(sum, x, y) sum += (typeof(sum))_mm256_madd_epi16((__m256i)(x), (__m256i)(y))
+#define LARGER(x, y) (typeof(x))_mm256_max_epi32((__m256i)(x), (__m256i)(y))
+#include "screen.h"
+#define SCREENS_SINGLE 1
+#define SCREEN screen_rows_short_avx2
+#include "types.h"
+
+#define VARIANT vnni
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,fma")))
+#define BYTES 64
+/* GCC 12 would copy each sum twice around its own function for this instruction. */
+#define ADD_PRODUCTS(sum, x, y) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y))
+#define LARGER(x, y) (typeof(x))_mm512_max_epi32((__m512i)(x), (__m512i)(y))
+#include "screen.h"
+#undef VARIANT
+#undef TARGET
+#undef BYTES
+
+#define VARIANT avx512
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
+#define BYTES 64
+#define SHARES 6
+#define ADD_PRODUCTS(sum, x, y) sum += (typeof(sum))_mm512_madd_epi16((__m512i)(x), (__m512i)(y))
+#define LARGER(x, y) (typeof(x))_mm512_max_epi32((__m512i)(x), (__m512i)(y))
+#include "screen.h"
+#define SCREENS_SINGLE 1
+#define SCREEN (has_vnni() ? screen_rows_short_vnni : screen_rows_short_avx512)
+#include "types.h"
 
 int instructions(void) { return allowed >= 2 && has_avx512() ? 2 : allowed >= 1 && has_avx2() ? 1 : 0; }
 

@@ -15,10 +15,8 @@
  */
 
 #define LANES (BYTES / (int64_t)sizeof(REAL))
-/* Rows of a tile of densities, a multiple of four vectors, and of one of rows that are given to their nearest centers:
- * two vectors of single precision. */
+/* Rows of a tile of densities, a multiple of four vectors. */
 #define DENSITY_ROWS (DENSITY_BYTES / (int64_t)sizeof(REAL))
-#define ASSIGNED (2 * BYTES / (int64_t)sizeof(float))
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define four NAME(four)
 #define vector NAME(vector)
@@ -529,7 +527,6 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
 
 #undef LANES
 #undef DENSITY_ROWS
-#undef ASSIGNED
 #undef INLINE
 #undef four
 #undef vector
@@ -548,5 +545,5 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
 #undef LOG_LAST
 #undef SMALLEST
 #undef LARGEST
-#undef SCREEN
 #undef SCREENS
+#undef TRANSPOSE

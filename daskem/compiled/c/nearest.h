@@ -1,19 +1,39 @@
-/* The kernel of k-means for one floating type and one set of vector instructions; kernels.h includes this file and says
- * what its names mean. */
-
-/* Put m centers, of which the first has this number, beside the nearest ones so far of two vectors of rows, and beside
- * the scores of the second nearest, if asked for.
+/* The kernel of k-means for one floating type and one set of vector instructions; kernels.h includes this file, and it
+ * and types.h say what the names mean.
  *
- * The nearest center c has the largest u c - |c|^2 / 2; of equals the first stands. The product is summed on its own,
- * as BLAS does it: where rows are as far from one center as from another, rounding decides, here as there. */
+ * u = (row - shift) * scale is nearest to the center c with the largest score u c - |c|^2 / 2; of equals the first one
+ * stands. Tiles of rows are screened in whole numbers of 16 bits (screen.h). Rows for which these do not tell are put
+ * aside until they fill a tile, and looked at in the type of the rows; so are all rows where many would be.
+ */
+
+typedef float NAME(singles) __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t NAME(wholes) __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef int16_t NAME(shorts) __attribute__((vector_size(LANES * sizeof(int16_t))));
+
+/* Sums over rows by their nearest centers.
+ *
+ * sums   (k, d+2) of weight times u, of weight, and of weight times |u|^2
+ * part   (k, length + LANES) of rows that are yet to be added, so many as `held` (k) says: sums of u and of squares
+ */
+struct NAME(clusters) {
+    double *sums;
+    REAL *part;
+    int64_t *held;
+    int64_t d, length;
+};
+
+/* Put m centers, of which the first has this number, beside the nearest ones so far of two vectors of rows.
+ *
+ * The product is summed on its own, as BLAS does it: where rows are as far from one center as from another, rounding
+ * decides, here as there. */
 INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *half, int64_t d, INTEGER number,
-                                const REAL *u, int64_t apart, vector *best, vector *second, mask *nearest) {
+                                const REAL *u, vector *best, mask *nearest) {
     vector score[GROUP][2];
     for (int c = 0; c < m; c++)
         for (int v = 0; v < 2; v++)
             score[c][v] = (vector){0};
     for (int64_t j = 0; j < d; j++) {
-        vector left = NAME(load)(u + j * apart), right = NAME(load)(u + j * apart + LANES);
+        vector left = NAME(load)(u + j * ASSIGNED), right = NAME(load)(u + j * ASSIGNED + LANES);
         for (int c = 0; c < m; c++) {
             vector coordinate = NAME(all)(centers[c * d + j]);
             score[c][0] += coordinate * left;
@@ -24,26 +44,85 @@ INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *ha
         for (int v = 0; v < 2; v++) {
             const vector nearness = score[c][v] - half[c];
             const mask closer = nearness > best[v];
-            if (second) second[v] = NAME(larger)(NAME(smaller)(nearness, best[v]), second[v]);
             best[v] = NAME(larger)(nearness, best[v]);
             nearest[v] = (closer & (number + c)) | (~closer & nearest[v]);
         }
 }
 
-/* Find the nearest centers of two vectors of rows, whose d features lie `apart`. */
-INLINE void NAME(nearest_tile)(const REAL *u, int64_t apart, const REAL *centers, const REAL *half, int64_t d,
-                               int64_t k, vector *best, vector *second, mask *nearest) {
-    const int64_t groups = (k + GROUP - 1) / GROUP;
-    for (int v = 0; v < 2; v++) {
-        best[v] = NAME(all)(-(REAL)INFINITY);
-        if (second) second[v] = best[v];
-        nearest[v] = (mask){0};
+/* Write which of the centers (k, d) are nearest to the ASSIGNED rows of a tile, which lie `length` numbers apart;
+ * `across` has room for d lines. */
+INLINE void NAME(nearest_rows)(const REAL *tile, int64_t length, const REAL *centers, const REAL *half, int64_t d,
+                               int64_t k, REAL *across, int32_t *number) {
+    const int64_t groups = (k + GROUP - 1) / GROUP, square = d / 4 * 4;
+    for (int64_t r = 0; r < ASSIGNED; r += 4)
+        for (int64_t j = 0; j < square; j += 4) {
+            four x[4];
+            for (int i = 0; i < 4; i++)
+                memcpy(&x[i], tile + (r + i) * length + j, sizeof x[i]);
+            TRANSPOSE(x);
+            for (int i = 0; i < 4; i++)
+                memcpy(across + (j + i) * ASSIGNED + r, &x[i], sizeof x[i]);
+        }
+    for (int64_t j = square; j < d; j++)
+        for (int64_t r = 0; r < ASSIGNED; r++)
+            across[j * ASSIGNED + r] = tile[r * length + j];
+    for (int64_t r = 0; r < ASSIGNED; r += 2 * LANES) {
+        vector best[2] = {NAME(all)(-(REAL)INFINITY), NAME(all)(-(REAL)INFINITY)};
+        mask nearest[2] = {{0}, {0}};
+        for (int64_t g = 0, c = 0; g < groups; g++) {
+            const int64_t m = (k - c + groups - g - 1) / (groups - g);
+            UP_TO_6(m, NAME(nearest_group), centers + c * d, half + c, d, c, across + r, best, nearest)
+            c += m;
+        }
+        for (int64_t lane = 0; lane < 2 * LANES; lane++)
+            number[r + lane] = (int32_t)nearest[lane / LANES][lane % LANES];
     }
-    for (int64_t g = 0, c = 0; g < groups; g++) {
-        const int64_t m = (k - c + groups - g - 1) / (groups - g);
-        UP_TO_6(m, NAME(nearest_group), centers + c * d, half + c, d, c, u, apart, best, second, nearest)
-        c += m;
+}
+
+/* Round the centers (k, d) for the screen, and say by how much that can mislead; return whether there can be one.
+ *
+ * With u and c in the units of their whole numbers, each of these is off by at most 1/2 (and by what the multiplication
+ * rounds), so a score by at most sqrt(d) / 2 (|u| + |c|) and 1 for |c|^2 / 2. What numbers of this type would decide
+ * between centers is off by at most (d + 4) / 2^24 of the largest score (Higham 2002, Accuracy and Stability of
+ * Numerical Algorithms, section 3.1). */
+INLINE int NAME(round_centers)(const REAL *centers, int64_t d, int64_t k, struct screen *screen) {
+    double longest = 0;
+    for (int64_t c = 0; c < k; c++) {
+        double square = 0;
+        for (int64_t j = 0; j < d; j++)
+            square += (double)centers[c * d + j] * (double)centers[c * d + j];
+        if (!(square <= SCREENED * SCREENED)) return 0;
+        longest = fmax(longest, sqrt(square));
     }
+    if (longest < 1 / SCREENED || d > MOST_SCREENED || k > MOST_SCREENED) return 0;
+    screen->longest = longest;
+    while (screen->low < k - 1)
+        screen->low = 2 * screen->low + 1;
+    screen->margin = (int32_t)(1.02 * sqrt((double)d) * (2 * LONGEST) + 200.0 * (double)(d + 4)) + screen->low;
+    for (int64_t c = 0; c < k; c++)
+        for (int64_t j = 0; j < d; j++) {
+            const int64_t whole = lrint((double)centers[c * d + j] * (LONGEST / longest));
+            const uint32_t half = (uint32_t)whole & 0xffff;
+            screen->centers[c * screen->pairs + j / 2] |= (int32_t)(j % 2 ? half << 16 : half);
+        }
+    return 1;
+}
+
+/* Round the ASSIGNED rows of a tile, none longer than `longest`, which have `length` numbers in whole vectors, and what
+ * scores start from for the screen. */
+INLINE void NAME(round_rows)(const REAL *tile, int64_t length, double longest, const REAL *half,
+                             struct screen *screen) {
+    const double factor = LONGEST / fmax(longest, screen->longest), both = factor * (LONGEST / screen->longest);
+    for (int64_t r = 0; r < ASSIGNED; r++)
+        for (int64_t j = 0; j < length; j += LANES) {
+            /* Adding this leaves the whole number in the lowest bits. */
+            const vector value = NAME(load)(tile + r * length + j) * (REAL)factor;
+            const NAME(singles) sum = __builtin_convertvector(value, NAME(singles)) + 0x1.8p23f;
+            const NAME(shorts) whole = __builtin_convertvector((NAME(wholes))sum, NAME(shorts));
+            memcpy((int16_t *)(screen->rows + r * screen->width) + j, &whole, sizeof whole);
+        }
+    for (int64_t c = 0; c < screen->k; c++)
+        screen->start[c] = (int32_t)(-(double)half[c] * both);
 }
 
 /* Return |u|^2; u has `length` numbers in whole vectors. */
@@ -60,158 +139,135 @@ INLINE double NAME(square)(const REAL *u, int64_t length) {
     return sum;
 }
 
-/* Add `part` (d) to `sums`; leave zeros. */
-INLINE void NAME(hand_over)(REAL *part, int64_t d, double *sums) {
+/* Add what is held of a cluster; leave zeros. */
+INLINE void NAME(hand_over)(const struct NAME(clusters) * clusters, int64_t c) {
+    const int64_t d = clusters->d, length = clusters->length;
+    REAL *part = clusters->part + c * (length + LANES);
+    double *sums = clusters->sums + c * (d + 2);
     for (int64_t j = 0; j < d; j++)
         sums[j] += part[j];
-    memset(part, 0, d * sizeof(REAL));
+    sums[d] += (double)clusters->held[c];
+    sums[d + 1] += NAME(total)(NAME(load)(part + length));
+    memset(part, 0, (length + LANES) * sizeof(REAL));
+    clusters->held[c] = 0;
 }
 
-/* Define a function that copies the d columns of a tile of ASSIGNED rows, which lie `stride` apart, to the lines of
- * `across`. */
-#define TURN(name, type, fours)                                                                                        \
-    INLINE void NAME(name)(const type *tile, int64_t stride, int64_t d, REAL *across) {                                \
-        int64_t j = 0;                                                                                                 \
-        for (; j + 4 <= d; j += 4)                                                                                     \
-            for (int64_t r = 0; r < ASSIGNED; r += 4) {                                                                \
-                fours x[4];                                                                                            \
-                for (int i = 0; i < 4; i++) {                                                                          \
-                    fours row;                                                                                         \
-                    memcpy(&row, tile + (r + i) * stride + j, sizeof row);                                             \
-                    x[i] = row;                                                                                        \
-                }                                                                                                      \
-                transpose_##type(x);                                                                                   \
-                for (int i = 0; i < 4; i++) {                                                                          \
-                    const four column = __builtin_convertvector(x[i], four);                                           \
-                    memcpy(across + (j + i) * ASSIGNED + r, &column, sizeof column);                                   \
-                }                                                                                                      \
-            }                                                                                                          \
-        for (; j < d; j++)                                                                                             \
-            for (int64_t r = 0; r < ASSIGNED; r++)                                                                     \
-                across[j * ASSIGNED + r] = (REAL)tile[r * stride + j];                                                 \
+/* Add a row u, whose numbers are filled up with zeros to whole vectors, to cluster c: at once where that is `exact`,
+ * else, its weight being 1, in the type of the rows. */
+INLINE void NAME(add_row)(const struct NAME(clusters) * clusters, int64_t c, const REAL *u, double weight, int exact) {
+    const int64_t d = clusters->d, length = clusters->length;
+    if (exact) {
+        double *sums = clusters->sums + c * (d + 2);
+        for (int64_t j = 0; j < d; j++)
+            sums[j] += weight * u[j];
+        sums[d] += weight;
+        sums[d + 1] += weight * NAME(square)(u, length);
+        return;
     }
-#ifdef SCREENS
-TURN(turn, float, single_quad)
-TURN(turn_double, double, quad)
-
-/* Find the nearest centers (k, d) of ASSIGNED rows of double precision, which lie `stride` apart, in single precision;
- * return whether they are the nearest ones for certain, far enough from the second nearest that rounding cannot have
- * decided.
- *
- * A score is off by at most (d + 4) / 2^24 (|u| |c| + |c|^2 / 2), or by what is not a normal number (Higham 2002,
- * Accuracy and Stability of Numerical Algorithms, section 3.1); `longest` is the largest |c|. */
-TARGET static int NAME(settled)(const double *tile, int64_t stride, const REAL *centers, const REAL *half, REAL longest,
-                                int64_t d, int64_t k, REAL *across, int64_t *number) {
-    vector square[2] = {{0}, {0}}, best[2], second[2];
-    mask nearest[2], sure;
-    NAME(turn_double)(tile, stride, d, across);
-    for (int64_t j = 0; j < d; j++)
-        for (int v = 0; v < 2; v++) {
-            const vector value = NAME(load)(across + j * ASSIGNED + v * LANES);
-            square[v] += value * value;
-        }
-    NAME(nearest_tile)(across, ASSIGNED, centers, half, d, k, best, second, nearest);
-    const REAL unit = (REAL)(d + 8) * FLT_EPSILON, least = (REAL)(d + 8) * FLT_MIN;
-    for (int v = 0; v < 2; v++) {
-        /* Twice (|u| |c| + |c|^2 / 2) <= |u|^2 + 2 |c|^2: no root is to be taken. */
-        const vector margin = unit * (square[v] + 2 * longest * longest) + least;
-        sure = v ? sure & (best[v] - second[v] > margin) : best[v] - second[v] > margin;
-        for (int lane = 0; lane < LANES; lane++)
-            number[v * LANES + lane] = nearest[v][lane];
+    REAL *part = clusters->part + c * (length + LANES);
+    vector squares = NAME(load)(part + length);
+    for (int64_t j = 0; j < length; j += LANES) {
+        const vector value = NAME(load)(u + j);
+        NAME(store)(part + j, NAME(load)(part + j) + value);
+        squares += value * value;
     }
-    for (int lane = 0; lane < LANES; lane++)
-        if (!sure[lane]) return 0;
-    return 1;
+    NAME(store)(part + length, squares);
+    if (++clusters->held[c] == HELD) NAME(hand_over)(clusters, c);
 }
-#else
-TURN(turn, double, quad)
-#endif
-#undef TURN
+
+/* Add rows that were put aside to the clusters of their nearest centers; `across` has room for d lines of a tile. */
+INLINE void NAME(settle)(const struct NAME(clusters) * clusters, const REAL *aside, const double *weight, int64_t count,
+                         int exact, const REAL *centers, const REAL *half, int64_t k, REAL *across) {
+    int32_t number[ASSIGNED];
+    NAME(nearest_rows)(aside, clusters->length, centers, half, clusters->d, k, across, number);
+    for (int64_t r = 0; r < count; r++)
+        NAME(add_row)(clusters, number[r], aside + r * clusters->length, weight[r], exact);
+}
 
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
- * not negative, of weight (or 1) times u = (row - shift) * scale, then of the weight and of weight times |u|^2: (k,
- * d+2). The centers (k, d) are in the units of u, half (k) are their |c|^2 / 2. */
+ * not negative, of weight (or 1) times u, then of the weight and of weight times |u|^2: (k, d+2). The centers (k, d)
+ * are in the units of u, half (k) are their |c|^2 / 2. */
 TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double scale, const REAL *centers,
                                 const REAL *half, const double *weight, const int64_t *labels, double *sums, int64_t n,
                                 int64_t d, int64_t k) {
-    /* Rows are filled up with zeros to whole vectors. */
-    const int64_t width = ASSIGNED, length = (d + LANES - 1) / LANES * LANES;
-    const size_t bytes = k * sizeof(int64_t) + ((width + k) * length + width * d) * sizeof(REAL);
+    const int64_t length = (d + LANES - 1) / LANES * LANES;
+    const int64_t reals = k * (length + LANES) + 2 * ASSIGNED * length + (ASSIGNED + 1) * d;
+    const size_t bytes = k * sizeof(int64_t) + reals * sizeof(REAL);
     int64_t *held = allocate(bytes);
-    if (!held) return -1;
-    memset(held, 0, bytes);
-    REAL *tile = (REAL *)(held + k), *part = tile + width * length, *across = part + k * length;
-#ifdef SCREEN
-    float *screen = allocate((d * (width + k) + k) * sizeof(float)), longest = 0;
-    if (!screen) {
+    struct screen screen;
+    if (!held || !make_screen(&screen, ASSIGNED, d, k)) {
         free(held);
         return -1;
     }
-    float *rough = screen + d * width, *rough_half = rough + k * d;
-    for (int64_t i = 0; i < k * d; i++)
-        rough[i] = (float)centers[i];
-    for (int64_t c = 0; c < k; c++) {
-        rough_half[c] = (float)half[c];
-        longest = fmaxf(longest, 1.0001f * sqrtf(2 * rough_half[c]));
-    }
-    int64_t doubts = 0, tiles = 0;
-#endif
+    memset(held, 0, bytes);
     memset(sums, 0, k * (d + 2) * sizeof(double));
-    for (int64_t row = 0; row < n; row += width) {
-        const int64_t count = n - row < width ? n - row : width;
+    REAL *part = (REAL *)(held + k), *tile = part + k * (length + LANES), *aside = tile + ASSIGNED * length;
+    REAL *across = aside + ASSIGNED * length, *own_shift = across + ASSIGNED * d;
+    /* Where numbers of this type hold the shift and the scale, nothing is lost by computing u in it. */
+    int holds = (double)(REAL)scale == scale;
+    for (int64_t j = 0; j < d; j++) {
+        own_shift[j] = (REAL)shift[j];
+        holds &= (double)own_shift[j] == shift[j];
+    }
+    double aside_weight[ASSIGNED];
+    const struct NAME(clusters) clusters = {sums, part, held, d, length};
+    const int possible = SCREENS && NAME(round_centers)(centers, d, k, &screen);
+    int64_t looked = 0, doubtful = 0, waiting = 0;
+    /* Single precision does not hold all weights, nor the squares of all rows. */
+    int aside_exact = weight != NULL;
+    for (int64_t row = 0; row < n; row += ASSIGNED) {
+        const int64_t count = n - row < ASSIGNED ? n - row : ASSIGNED;
+        vector largest = {0}, total = {0};
         for (int64_t r = 0; r < count; r++) {
             const REAL *from = rows + (row + r) * d;
-            for (int64_t j = 0; j < d; j++)
-                tile[r * length + j] = (REAL)(((double)from[j] - shift[j]) * scale);
+            REAL *u = tile + r * length;
+            NAME(fetch)(from + ASSIGNED * d, d, 1, d);
+            int64_t j = 0;
+            if (holds)
+                for (; j + LANES <= d; j += LANES)
+                    NAME(store)(u + j, (NAME(load)(from + j) - NAME(load)(own_shift + j)) * (REAL)scale);
+            for (; j < d; j++)
+                u[j] = (REAL)(((double)from[j] - shift[j]) * scale);
+            vector squares = {0};
+            for (j = 0; j < length; j += LANES)
+                squares += NAME(load)(u + j) * NAME(load)(u + j);
+            largest = NAME(larger)(largest, squares);
+            total += squares;
         }
-        if (count < width) memset(tile + count * length, 0, (width - count) * length * sizeof(REAL));
-        int64_t number[ASSIGNED];
-        int found = 0;
-#ifdef SCREEN
+        memset(tile + count * length, 0, (ASSIGNED - count) * length * sizeof(REAL));
+        const double sum = NAME(total)(total), longest = sum <= DBL_MAX ? sqrt(NAME(total)(largest)) : sum;
+        const int plain = longest <= SCREENED, exact = weight || !plain;
         /* Where half of the rows are in doubt, looking twice does not pay. */
-        if (2 * doubts <= tiles + 8) {
-            found = SCREEN(tile, length, rough, rough_half, longest, d, k, screen, number);
-            doubts += !found;
-            tiles++;
-        }
-#endif
-        if (!found) NAME(turn)(tile, length, d, across);
-        for (int64_t r = 0; r < width && !found; r += 2 * LANES) {
-            vector best[2];
-            mask nearest[2];
-            NAME(nearest_tile)(across + r, width, centers, half, d, k, best, NULL, nearest);
-            for (int64_t lane = 0; lane < 2 * LANES; lane++)
-                number[r + lane] = nearest[lane / LANES][lane % LANES];
+        const int screened = possible && plain && 2 * doubtful <= looked + 8 * ASSIGNED;
+        int32_t number[ASSIGNED];
+        if (screened) {
+            NAME(round_rows)(tile, length, longest, half, &screen);
+            SCREEN(&screen, number);
+            looked += count;
         }
         for (int64_t r = 0; r < count; r++) {
-            NAME(fetch)(rows + (row + width + r) * d, d, 1, d);
-            const int64_t known = labels ? labels[row + r] : -1;
-            const int64_t c = known >= 0 ? known : number[r];
-            const double share = weight ? weight[row + r] : 1.0;
+            const int64_t known = labels ? labels[row + r] : -1, c = known >= 0 ? known : screened ? number[r] : -1;
             const REAL *u = tile + r * length;
-            double *to = sums + (d + 2) * c;
-            to[d] += share;
-            to[d + 1] += share * NAME(square)(u, length);
-            if (weight) {
-                /* Single precision does not hold all weights. */
-                for (int64_t j = 0; j < d; j++)
-                    to[j] += share * u[j];
+            const double own = weight ? weight[row + r] : 1.0;
+            if (c >= 0) {
+                NAME(add_row)(&clusters, c, u, own, exact);
                 continue;
             }
-            REAL *sum = part + c * length;
-            for (int64_t j = 0; j < length; j += LANES)
-                NAME(store)(sum + j, NAME(load)(sum + j) + NAME(load)(u + j));
-            if (++held[c] == HELD) {
-                NAME(hand_over)(sum, d, to);
-                held[c] = 0;
+            doubtful += screened;
+            aside_exact |= exact;
+            memcpy(aside + waiting * length, u, length * sizeof(REAL));
+            aside_weight[waiting++] = own;
+            if (waiting == ASSIGNED) {
+                NAME(settle)(&clusters, aside, aside_weight, waiting, aside_exact, centers, half, k, across);
+                waiting = 0;
+                aside_exact = weight != NULL;
             }
         }
     }
+    NAME(settle)(&clusters, aside, aside_weight, waiting, aside_exact, centers, half, k, across);
     for (int64_t c = 0; c < k; c++)
-        NAME(hand_over)(part + c * length, d, sums + (d + 2) * c);
-#ifdef SCREEN
-    free(screen);
-#endif
+        NAME(hand_over)(&clusters, c);
+    free(screen.rows);
     free(held);
     return 0;
 }

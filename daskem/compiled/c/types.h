@@ -7,9 +7,6 @@
  * type beside: the argument below which its result is not normal, log 2 in two parts of which the first ends in zeros,
  * the terms of its series, and the exponent's bias and place; log needs the last term of its own series. */
 
-#define JOIN(name, type, variant) name##_##type##_##variant
-#define JOINED(name, type, variant) JOIN(name, type, variant)
-
 #define REAL float
 #define INTEGER int32_t
 #define TILE_ROWS 512
@@ -24,7 +21,8 @@
 #define LOG_LAST 9
 #define SMALLEST FLT_MIN
 #define LARGEST FLT_MAX
-#define SCREENS
+#define TRANSPOSE transpose_float
+#define SCREENS SCREENS_SINGLE
 #include "kernels.h"
 
 #define REAL double
@@ -41,12 +39,13 @@
 #define LOG_LAST 23
 #define SMALLEST DBL_MIN
 #define LARGEST DBL_MAX
-#define SCREEN JOINED(settled, float, VARIANT)
+#define TRANSPOSE transpose_double
+#define SCREENS 1
 #include "kernels.h"
 
 #undef VARIANT
 #undef TARGET
 #undef BYTES
 #undef SHARES
-#undef JOIN
-#undef JOINED
+#undef SCREENS_SINGLE
+#undef SCREEN
