@@ -354,6 +354,44 @@ def test_rows_between_centers_go_where_double_precision_says(size):
     np.testing.assert_allclose(sums[:2, :5], expected, rtol=1e-13)
 
 
+@on_each_processor
+@each_type
+@pytest.mark.parametrize("spread", [1e-3, 0.3, 3.0, 1e3])
+def test_rows_go_to_the_centers_that_exact_arithmetic_says(dtype, spread):
+    # Small whole numbers times a power of two: products and sums are exact in single precision, and there are ties.
+    rng = np.random.default_rng(16)
+    for n, d, k in [*shapes(), (500, 32, 64), (300, 200, 33), (200, 7, 300), (200, 1000, 3)]:
+        wide = min(1000, int(2 ** (11 - 0.5 * np.log2(d))))
+        centers = rng.integers(-min(wide, np.ceil(wide * spread)), min(wide, np.ceil(wide * spread)) + 1, (k, d))
+        rows = np.clip(centers[rng.integers(k, size=n)] + rng.integers(-wide, wide + 1, (n, d)) // 4, -wide, wide)
+        rows[: n // 2] = (rows[: n // 2] + centers[rng.integers(k, size=n // 2)]) // 2
+        scores = 2 * rows @ centers.T - (centers**2).sum(axis=1)
+        weight = rng.integers(1, 1 << 20, n).astype(float)
+        given, at = (2.0**-6 * array.astype(dtype) for array in (rows, centers))
+        sums = compiled.nearest(given, np.zeros(d), 1.0, at, 0.5 * (at * at).sum(axis=1), weight, None)
+        assert sums[:, d].tolist() == np.bincount(scores.argmax(axis=1), weight, k).tolist(), (n, d, k)
+
+
+@on_each_processor
+@each_type
+@pytest.mark.parametrize("m", [1, 20, 400])
+def test_rounding_that_conspires_misleads_nobody(dtype, m):
+    # The length that rows and centers are rounded at, so that these are the numbers that are rounded.
+    length, few = 32767.0, round(0.45 * m)
+    tiny = np.concatenate([np.full(m - few, 0.49), np.full(few, -0.51)])
+    large = np.full(m, 0.99 * length / np.sqrt(m))
+    rows, first = np.concatenate([tiny, large, [0, 0]]), np.concatenate([large, tiny, [0, 0]])
+    centers = np.stack([first, np.where(np.arange(2 * m + 2) < 2 * m, -first, first)])
+    rows[-1] = np.sqrt(length**2 - rows @ rows)
+    centers[:, -2] = np.sqrt(length**2 - first @ first)
+    assert rows @ centers[0] > rows @ centers[1]
+    if m > 1:
+        assert np.rint(rows) @ np.rint(centers[0]) < np.rint(rows) @ np.rint(centers[1])
+    given, half = np.tile(rows.astype(dtype), (40, 1)), np.full(2, length**2 / 2, dtype)
+    sums = compiled.nearest(given, np.zeros(2 * m + 2), 1.0, centers.astype(dtype), half, None, None)
+    assert sums[:, -2].tolist() == [40, 0]
+
+
 def test_rows_are_only_taken_for_features_where_they_are(monkeypatch):
     class Spins(Bernoulli):
         """Computes with -1 and 1 in the place of 0 and 1."""

@@ -6,6 +6,8 @@
  * aside until they fill a tile, and looked at in the type of the rows; so are all rows where many would be.
  */
 
+#define clusters NAME(clusters)
+
 typedef float NAME(singles) __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t NAME(wholes) __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef int16_t NAME(shorts) __attribute__((vector_size(LANES * sizeof(int16_t))));
@@ -15,7 +17,7 @@ typedef int16_t NAME(shorts) __attribute__((vector_size(LANES * sizeof(int16_t))
  * sums   (k, d+2) of weight times u, of weight, and of weight times |u|^2
  * part   (k, length + LANES) of rows that are yet to be added, so many as `held` (k) says: sums of u and of squares
  */
-struct NAME(clusters) {
+struct clusters {
     double *sums;
     REAL *part;
     int64_t *held;
@@ -108,6 +110,32 @@ INLINE int NAME(round_centers)(const REAL *centers, int64_t d, int64_t k, struct
     return 1;
 }
 
+/* Write u of the next `count` rows, filled up with zeros to whole vectors, to a tile of ASSIGNED; return a length that
+ * none of them exceeds, unless it holds NaN: then the sums of its cluster are NaN, wherever it goes. Where numbers of
+ * this type hold the shift and the scale, that is what `own_shift` is, and else NULL. */
+INLINE double NAME(shift_rows)(const REAL *rows, int64_t count, int64_t d, const double *shift, double scale,
+                               const REAL *own_shift, REAL *tile) {
+    const int64_t length = (d + LANES - 1) / LANES * LANES;
+    vector largest = {0};
+    for (int64_t r = 0; r < count; r++) {
+        const REAL *from = rows + r * d;
+        REAL *u = tile + r * length;
+        NAME(fetch)(from + ASSIGNED * d, d, 1, d);
+        int64_t j = 0;
+        if (own_shift)
+            for (; j + LANES <= d; j += LANES)
+                NAME(store)(u + j, (NAME(load)(from + j) - NAME(load)(own_shift + j)) * (REAL)scale);
+        for (; j < d; j++)
+            u[j] = (REAL)(((double)from[j] - shift[j]) * scale);
+        vector squares = {0};
+        for (j = 0; j < length; j += LANES)
+            squares += NAME(load)(u + j) * NAME(load)(u + j);
+        largest = NAME(larger)(squares, largest);
+    }
+    memset(tile + count * length, 0, (ASSIGNED - count) * length * sizeof(REAL));
+    return sqrt(NAME(total)(largest));
+}
+
 /* Round the ASSIGNED rows of a tile, none longer than `longest`, which have `length` numbers in whole vectors, and what
  * scores start from for the screen. */
 INLINE void NAME(round_rows)(const REAL *tile, int64_t length, double longest, const REAL *half,
@@ -140,31 +168,31 @@ INLINE double NAME(square)(const REAL *u, int64_t length) {
 }
 
 /* Add what is held of a cluster; leave zeros. */
-INLINE void NAME(hand_over)(const struct NAME(clusters) * clusters, int64_t c) {
-    const int64_t d = clusters->d, length = clusters->length;
-    REAL *part = clusters->part + c * (length + LANES);
-    double *sums = clusters->sums + c * (d + 2);
+INLINE void NAME(hand_over)(const struct clusters *to, int64_t c) {
+    const int64_t d = to->d, length = to->length;
+    REAL *part = to->part + c * (length + LANES);
+    double *sums = to->sums + c * (d + 2);
     for (int64_t j = 0; j < d; j++)
         sums[j] += part[j];
-    sums[d] += (double)clusters->held[c];
+    sums[d] += (double)to->held[c];
     sums[d + 1] += NAME(total)(NAME(load)(part + length));
     memset(part, 0, (length + LANES) * sizeof(REAL));
-    clusters->held[c] = 0;
+    to->held[c] = 0;
 }
 
 /* Add a row u, whose numbers are filled up with zeros to whole vectors, to cluster c: at once where that is `exact`,
  * else, its weight being 1, in the type of the rows. */
-INLINE void NAME(add_row)(const struct NAME(clusters) * clusters, int64_t c, const REAL *u, double weight, int exact) {
-    const int64_t d = clusters->d, length = clusters->length;
+INLINE void NAME(add_row)(const struct clusters *to, int64_t c, const REAL *u, double weight, int exact) {
+    const int64_t d = to->d, length = to->length;
     if (exact) {
-        double *sums = clusters->sums + c * (d + 2);
+        double *sums = to->sums + c * (d + 2);
         for (int64_t j = 0; j < d; j++)
             sums[j] += weight * u[j];
         sums[d] += weight;
         sums[d + 1] += weight * NAME(square)(u, length);
         return;
     }
-    REAL *part = clusters->part + c * (length + LANES);
+    REAL *part = to->part + c * (length + LANES);
     vector squares = NAME(load)(part + length);
     for (int64_t j = 0; j < length; j += LANES) {
         const vector value = NAME(load)(u + j);
@@ -172,16 +200,16 @@ INLINE void NAME(add_row)(const struct NAME(clusters) * clusters, int64_t c, con
         squares += value * value;
     }
     NAME(store)(part + length, squares);
-    if (++clusters->held[c] == HELD) NAME(hand_over)(clusters, c);
+    if (++to->held[c] == HELD) NAME(hand_over)(to, c);
 }
 
 /* Add rows that were put aside to the clusters of their nearest centers; `across` has room for d lines of a tile. */
-INLINE void NAME(settle)(const struct NAME(clusters) * clusters, const REAL *aside, const double *weight, int64_t count,
-                         int exact, const REAL *centers, const REAL *half, int64_t k, REAL *across) {
+INLINE void NAME(settle)(const struct clusters *to, const REAL *aside, const double *weight, int64_t count, int exact,
+                         const REAL *centers, const REAL *half, int64_t k, REAL *across) {
     int32_t number[ASSIGNED];
-    NAME(nearest_rows)(aside, clusters->length, centers, half, clusters->d, k, across, number);
+    NAME(nearest_rows)(aside, to->length, centers, half, to->d, k, across, number);
     for (int64_t r = 0; r < count; r++)
-        NAME(add_row)(clusters, number[r], aside + r * clusters->length, weight[r], exact);
+        NAME(add_row)(to, number[r], aside + r * to->length, weight[r], exact);
 }
 
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
@@ -203,39 +231,20 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
     memset(sums, 0, k * (d + 2) * sizeof(double));
     REAL *part = (REAL *)(held + k), *tile = part + k * (length + LANES), *aside = tile + ASSIGNED * length;
     REAL *across = aside + ASSIGNED * length, *own_shift = across + ASSIGNED * d;
-    /* Where numbers of this type hold the shift and the scale, nothing is lost by computing u in it. */
     int holds = (double)(REAL)scale == scale;
     for (int64_t j = 0; j < d; j++) {
         own_shift[j] = (REAL)shift[j];
         holds &= (double)own_shift[j] == shift[j];
     }
     double aside_weight[ASSIGNED];
-    const struct NAME(clusters) clusters = {sums, part, held, d, length};
+    const struct clusters to = {sums, part, held, d, length};
     const int possible = SCREENS && NAME(round_centers)(centers, d, k, &screen);
     int64_t looked = 0, doubtful = 0, waiting = 0;
     /* Single precision does not hold all weights, nor the squares of all rows. */
     int aside_exact = weight != NULL;
     for (int64_t row = 0; row < n; row += ASSIGNED) {
         const int64_t count = n - row < ASSIGNED ? n - row : ASSIGNED;
-        vector largest = {0}, total = {0};
-        for (int64_t r = 0; r < count; r++) {
-            const REAL *from = rows + (row + r) * d;
-            REAL *u = tile + r * length;
-            NAME(fetch)(from + ASSIGNED * d, d, 1, d);
-            int64_t j = 0;
-            if (holds)
-                for (; j + LANES <= d; j += LANES)
-                    NAME(store)(u + j, (NAME(load)(from + j) - NAME(load)(own_shift + j)) * (REAL)scale);
-            for (; j < d; j++)
-                u[j] = (REAL)(((double)from[j] - shift[j]) * scale);
-            vector squares = {0};
-            for (j = 0; j < length; j += LANES)
-                squares += NAME(load)(u + j) * NAME(load)(u + j);
-            largest = NAME(larger)(largest, squares);
-            total += squares;
-        }
-        memset(tile + count * length, 0, (ASSIGNED - count) * length * sizeof(REAL));
-        const double sum = NAME(total)(total), longest = sum <= DBL_MAX ? sqrt(NAME(total)(largest)) : sum;
+        const double longest = NAME(shift_rows)(rows + row * d, count, d, shift, scale, holds ? own_shift : NULL, tile);
         const int plain = longest <= SCREENED, exact = weight || !plain;
         /* Where half of the rows are in doubt, looking twice does not pay. */
         const int screened = possible && plain && 2 * doubtful <= looked + 8 * ASSIGNED;
@@ -250,7 +259,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
             const REAL *u = tile + r * length;
             const double own = weight ? weight[row + r] : 1.0;
             if (c >= 0) {
-                NAME(add_row)(&clusters, c, u, own, exact);
+                NAME(add_row)(&to, c, u, own, exact);
                 continue;
             }
             doubtful += screened;
@@ -258,16 +267,18 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
             memcpy(aside + waiting * length, u, length * sizeof(REAL));
             aside_weight[waiting++] = own;
             if (waiting == ASSIGNED) {
-                NAME(settle)(&clusters, aside, aside_weight, waiting, aside_exact, centers, half, k, across);
+                NAME(settle)(&to, aside, aside_weight, waiting, aside_exact, centers, half, k, across);
                 waiting = 0;
                 aside_exact = weight != NULL;
             }
         }
     }
-    NAME(settle)(&clusters, aside, aside_weight, waiting, aside_exact, centers, half, k, across);
+    NAME(settle)(&to, aside, aside_weight, waiting, aside_exact, centers, half, k, across);
     for (int64_t c = 0; c < k; c++)
-        NAME(hand_over)(&clusters, c);
+        NAME(hand_over)(&to, c);
     free(screen.rows);
     free(held);
     return 0;
 }
+
+#undef clusters

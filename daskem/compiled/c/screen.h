@@ -1,5 +1,6 @@
-/* Which centers are nearest, found in whole numbers of 16 bits, for one set of vector instructions; types.h includes
- * this file, and says what its names mean. A processor multiplies these twice as fast as single precision.
+/* Which centers are nearest, found in whole numbers of 16 bits, for one set of vector instructions; kernels.c includes
+ * this file before types.h, and says what ADD_PRODUCTS and LARGER mean for words. Most processors multiply these twice
+ * as fast as single precision.
  *
  * Two numbers of a row, or of a center, share a word of 32 bits. Sums of their products are exact: by Cauchy and
  * Schwarz they stay below 2^30, and |c|^2 / 2 below 2^29.

@@ -1,7 +1,8 @@
 /* The kernels for both floating types with one set of vector instructions, named VARIANT and allowed by TARGET, whose
  * vectors have so many BYTES and whose registers hold the sums of so many SHARES (see kernels.h); all undefined again.
  *
- * TILE_ROWS are the rows of a tile of moments: 2 KiB of each feature.
+ * SCREEN says which centers are nearest to the rows of a tile (see screen.h), with rows of single precision too where
+ * SCREENS_SINGLE. TILE_ROWS are the rows of a tile of moments: 2 KiB of each feature. TRANSPOSE turns four by four.
  *
  * ROUND rounds to a whole number when it is added; normal numbers are from SMALLEST to LARGEST. What exp needs of a
  * type beside: the argument below which its result is not normal, log 2 in two parts of which the first ends in zeros,
