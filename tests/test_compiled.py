@@ -257,8 +257,10 @@ def test_nearest(dtype):
             which = own if known is None else np.where(known >= 0, known, own)
             member = np.eye(k)[which].T * (1.0 if share is None else share)
             expected = member @ np.column_stack([u, np.ones(n), (u * u).sum(axis=1)])
-            sums = compiled.nearest(rows, shift, 0.5, centers, 0.5 * (centers * centers).sum(axis=1), share, known)
+            given, found = (rows, shift, 0.5, centers, 0.5 * (centers * centers).sum(axis=1)), np.empty(n, np.int32)
+            sums = compiled.nearest(*given, share, known, found)
             np.testing.assert_allclose(sums, expected, rtol=1e-5 if dtype == "f4" else 1e-12, atol=2e-5)
+            np.testing.assert_array_equal(found, which)
 
 
 @on_each_processor
@@ -276,6 +278,23 @@ def test_squares_that_single_precision_does_not_hold():
     rows = np.full((40, 3), 1e25, "f4")
     sums = compiled.nearest(rows, np.zeros(3), 1.0, np.zeros((1, 3), "f4"), np.zeros(1, "f4"), None, None)
     np.testing.assert_allclose(sums[0], [4e26, 4e26, 4e26, 40, 120e50], rtol=1e-6)
+
+
+@on_each_processor
+@each_type
+def test_rows_without_a_square_have_no_center_and_spoil_no_other_row(dtype):
+    rng = np.random.default_rng(5)
+    rows, centers = rng.standard_normal((100, 5)).astype(dtype), rng.standard_normal((9, 5)).astype(dtype)
+    given, found = (
+        (np.zeros(5), 1.0, centers, 0.5 * (centers * centers).sum(axis=1), None, None),
+        np.empty((2, 100), "i4"),
+    )
+    compiled.nearest(rows, *given, found[0])
+    rows[[3, 40, 99], 2] = np.nan, np.inf, np.finfo(dtype).max
+    compiled.nearest(rows, *given, found[1])
+    assert found[1, [3, 40, 99]].tolist() == [-1, -1, -1]
+    others = np.delete(np.arange(100), [3, 40, 99])
+    np.testing.assert_array_equal(found[0, others], found[1, others])
 
 
 @on_each_processor

@@ -159,7 +159,7 @@ def load(path: Path) -> ctypes.CDLL | None:
         getattr(library, f"e_step_{name}").argtypes = [array, number, *[array] * 6, number, number]
         getattr(library, f"whole_{name}").argtypes = [array, number, ctypes.c_double, number, number]
         inputs = [array, array, ctypes.c_double, array, array, array, array]
-        getattr(library, f"nearest_{name}").argtypes = [*inputs, array, number, number, number]
+        getattr(library, f"nearest_{name}").argtypes = [*inputs, array, array, number, number, number]
         for holed in ("condition", "filled"):
             getattr(library, f"{holed}_{name}").argtypes = [array] * 14 + [number] * 6
     return library
@@ -318,11 +318,13 @@ def nearest(
     half_squares: Array,
     weight: Float | None,
     labels: Array | None,
+    found: Array | None = None,
 ) -> Float:
     """Return the sums over the rows nearest to each center, or known by a label that is not negative, (k, d + 2).
 
     They are, float64, of weight times u = (row - shift) * scale, of weight, and of weight times |u|^2. The centers
     (k, d) are in the units of u and of the type of the rows (n, d), which is computed in; so are their |c|^2 / 2 (k,).
+    Into `found` (n,), int32, goes the center of each row; -1 where its square is too large for that type, or NaN.
     """
     (n, d), k = rows.shape, len(centers)
     if centers.shape[1] != d:
@@ -331,7 +333,7 @@ def nearest(
     weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
     labels = None if labels is None else np.ascontiguousarray(labels, np.int64)
     shift = np.ascontiguousarray(shift, np.float64)
-    _call("nearest", rows.dtype, rows, shift, scale, centers, half_squares, weight, labels, sums, n, d, k)
+    _call("nearest", rows.dtype, rows, shift, scale, centers, half_squares, weight, labels, sums, found, n, d, k)
     return sums
 
 

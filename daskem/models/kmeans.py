@@ -160,7 +160,7 @@ class KMeans:
     def assign(self, params: KMeansParams, chunk: Chunk) -> Int:
         """Return the nearest center of each row (n,), or the known one; -1 where values are too large to square."""
         with np.errstate(all="ignore"):
-            return np.concatenate([_assigned(params, some) for some in _short(chunk)])
+            return _assigned(params, chunk)
 
     def posterior(self, params: KMeansParams, chunk: Chunk) -> Array:
         """Return one for the nearest center of each row and zero elsewhere, (n, k); NaN where there is none."""
@@ -292,6 +292,15 @@ def _short(chunk: Chunk) -> Iterator[Chunk]:
 
 
 def _assigned(params: KMeansParams, chunk: Chunk) -> Int:
+    form = _form(params, chunk.rows.dtype)
+    if not _compiles(form, chunk):
+        return np.concatenate([_assigned_by_tables(params, some) for some in _short(chunk)])
+    labels = np.empty(len(chunk), np.int32)
+    _nearest(params, chunk, form, labels)
+    return labels.astype(np.int64)
+
+
+def _assigned_by_tables(params: KMeansParams, chunk: Chunk) -> Int:
     block = _prepare(params, chunk)
     return np.where(np.isfinite(block.table[:, -1]), _labels(block, chunk), -1)
 
@@ -322,11 +331,21 @@ def _distances(u: Array, centers: Array, chunk: Chunk) -> Array:
 def _sums(params: KMeansParams, chunk: Chunk) -> KMeansStats:
     """Return weight, sums and inertia of the clusters, float64."""
     form = _form(params, chunk.rows.dtype)
-    if not (form.product and not form.exact and compiled.available(chunk.rows, form.centers)):
+    if form.exact or not _compiles(form, chunk):
         return tree.reduce(_sums_by_tables(params, some, form) for some in _short(chunk))
+    return _expanded(_nearest(params, chunk, form), form)
+
+
+def _compiles(form: _Form, chunk: Chunk) -> bool:
+    """Return whether compiled code finds the nearest centers, and well enough."""
+    return form.product and compiled.available(chunk.rows, form.centers)
+
+
+def _nearest(params: KMeansParams, chunk: Chunk, form: _Form, found: Array | None = None) -> Float:
+    """Return what `daskem.compiled.nearest` does."""
     scale, half = float(params.scale[0]), form.half_squares
-    sums = compiled.nearest(chunk.rows, params.shift, scale, form.centers, half, chunk.weight, chunk.labels)
-    return _expanded(sums, form)
+    known = chunk.weight, chunk.labels
+    return compiled.nearest(chunk.rows, params.shift, scale, form.centers, half, *known, found)
 
 
 def _sums_by_tables(params: KMeansParams, chunk: Chunk, form: _Form) -> KMeansStats:

@@ -250,8 +250,9 @@ int limit(int level) {
         return CALL(whole, type, rows, stride, most, n, d);                                                            \
     }                                                                                                                  \
     int nearest_##type(const type *rows, const double *shift, double scale, const type *centers, const type *half,     \
-                       const double *weight, const int64_t *labels, double *sums, int64_t n, int64_t d, int64_t k) {   \
-        return CALL(nearest, type, rows, shift, scale, centers, half, weight, labels, sums, n, d, k);                  \
+                       const double *weight, const int64_t *labels, double *sums, int32_t *found, int64_t n,           \
+                       int64_t d, int64_t k) {                                                                         \
+        return CALL(nearest, type, rows, shift, scale, centers, half, weight, labels, sums, found, n, d, k);           \
     }                                                                                                                  \
     int condition_##type(const type *rows, const int64_t *feature, const int64_t *first, const int64_t *pattern,       \
                          const int64_t *place, const double *point, const double *scale, const double *delta,          \

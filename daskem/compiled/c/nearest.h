@@ -15,10 +15,12 @@ typedef int16_t NAME(shorts) __attribute__((vector_size(LANES * sizeof(int16_t))
 /* Sums over rows by their nearest centers.
  *
  * sums   (k, d+2) of weight times u, of weight, and of weight times |u|^2
+ * found  (n) the center of each row; -1 where its square is too large for this type, or NaN. Or NULL
  * part   (k, length + LANES) of rows that are yet to be added, so many as `held` (k) says: sums of u and of squares
  */
 struct clusters {
     double *sums;
+    int32_t *found;
     REAL *part;
     int64_t *held;
     int64_t d, length;
@@ -110,6 +112,14 @@ INLINE int NAME(round_centers)(const REAL *centers, int64_t d, int64_t k, struct
     return 1;
 }
 
+/* Return sums of the squares of `length` numbers in whole vectors. */
+INLINE vector NAME(squares)(const REAL *u, int64_t length) {
+    vector sums = {0};
+    for (int64_t j = 0; j < length; j += LANES)
+        sums += NAME(load)(u + j) * NAME(load)(u + j);
+    return sums;
+}
+
 /* Write u of the next `count` rows, filled up with zeros to whole vectors, to a tile of ASSIGNED; return a length that
  * none of them exceeds, unless it holds NaN: then the sums of its cluster are NaN, wherever it goes. Where numbers of
  * this type hold the shift and the scale, that is what `own_shift` is, and else NULL. */
@@ -127,10 +137,7 @@ INLINE double NAME(shift_rows)(const REAL *rows, int64_t count, int64_t d, const
                 NAME(store)(u + j, (NAME(load)(from + j) - NAME(load)(own_shift + j)) * (REAL)scale);
         for (; j < d; j++)
             u[j] = (REAL)(((double)from[j] - shift[j]) * scale);
-        vector squares = {0};
-        for (j = 0; j < length; j += LANES)
-            squares += NAME(load)(u + j) * NAME(load)(u + j);
-        largest = NAME(larger)(squares, largest);
+        largest = NAME(larger)(NAME(squares)(u, length), largest);
     }
     memset(tile + count * length, 0, (ASSIGNED - count) * length * sizeof(REAL));
     return sqrt(NAME(total)(largest));
@@ -155,10 +162,7 @@ INLINE void NAME(round_rows)(const REAL *tile, int64_t length, double longest, c
 
 /* Return |u|^2; u has `length` numbers in whole vectors. */
 INLINE double NAME(square)(const REAL *u, int64_t length) {
-    vector squares = {0};
-    for (int64_t j = 0; j < length; j += LANES)
-        squares += NAME(load)(u + j) * NAME(load)(u + j);
-    double sum = NAME(total)(squares);
+    double sum = NAME(total)(NAME(squares)(u, length));
     if (sum <= DBL_MAX) return sum;
     /* Too large for the type of u, or NaN. */
     sum = 0;
@@ -182,8 +186,9 @@ INLINE void NAME(hand_over)(const struct clusters *to, int64_t c) {
 
 /* Add a row u, whose numbers are filled up with zeros to whole vectors, to cluster c: at once where that is `exact`,
  * else, its weight being 1, in the type of the rows. */
-INLINE void NAME(add_row)(const struct clusters *to, int64_t c, const REAL *u, double weight, int exact) {
+INLINE void NAME(add_row)(const struct clusters *to, int64_t row, int64_t c, const REAL *u, double weight, int exact) {
     const int64_t d = to->d, length = to->length;
+    if (to->found) to->found[row] = NAME(total)(NAME(squares)(u, length)) <= DBL_MAX ? (int32_t)c : -1;
     if (exact) {
         double *sums = to->sums + c * (d + 2);
         for (int64_t j = 0; j < d; j++)
@@ -204,20 +209,20 @@ INLINE void NAME(add_row)(const struct clusters *to, int64_t c, const REAL *u, d
 }
 
 /* Add rows that were put aside to the clusters of their nearest centers; `across` has room for d lines of a tile. */
-INLINE void NAME(settle)(const struct clusters *to, const REAL *aside, const double *weight, int64_t count, int exact,
-                         const REAL *centers, const REAL *half, int64_t k, REAL *across) {
+INLINE void NAME(settle)(const struct clusters *to, const REAL *aside, const int64_t *row, const double *weight,
+                         int64_t count, int exact, const REAL *centers, const REAL *half, int64_t k, REAL *across) {
     int32_t number[ASSIGNED];
     NAME(nearest_rows)(aside, to->length, centers, half, to->d, k, across, number);
     for (int64_t r = 0; r < count; r++)
-        NAME(add_row)(to, number[r], aside + r * to->length, weight[r], exact);
+        NAME(add_row)(to, row[r], number[r], aside + r * to->length, weight[r], exact);
 }
 
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
- * not negative, of weight (or 1) times u, then of the weight and of weight times |u|^2: (k, d+2). The centers (k, d)
- * are in the units of u, half (k) are their |c|^2 / 2. */
+ * not negative, of weight (or 1) times u, then of the weight and of weight times |u|^2: (k, d+2); and what is
+ * `found`. The centers (k, d) are in the units of u, half (k) are their |c|^2 / 2. */
 TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double scale, const REAL *centers,
-                                const REAL *half, const double *weight, const int64_t *labels, double *sums, int64_t n,
-                                int64_t d, int64_t k) {
+                                const REAL *half, const double *weight, const int64_t *labels, double *sums,
+                                int32_t *found, int64_t n, int64_t d, int64_t k) {
     const int64_t length = (d + LANES - 1) / LANES * LANES;
     const int64_t reals = k * (length + LANES) + 2 * ASSIGNED * length + (ASSIGNED + 1) * d;
     const size_t bytes = k * sizeof(int64_t) + reals * sizeof(REAL);
@@ -237,7 +242,8 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
         holds &= (double)own_shift[j] == shift[j];
     }
     double aside_weight[ASSIGNED];
-    const struct clusters to = {sums, part, held, d, length};
+    int64_t aside_row[ASSIGNED];
+    const struct clusters to = {sums, found, part, held, d, length};
     const int possible = SCREENS && NAME(round_centers)(centers, d, k, &screen);
     int64_t looked = 0, doubtful = 0, waiting = 0;
     /* Single precision does not hold all weights, nor the squares of all rows. */
@@ -259,21 +265,22 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
             const REAL *u = tile + r * length;
             const double own = weight ? weight[row + r] : 1.0;
             if (c >= 0) {
-                NAME(add_row)(&to, c, u, own, exact);
+                NAME(add_row)(&to, row + r, c, u, own, exact);
                 continue;
             }
             doubtful += screened;
             aside_exact |= exact;
             memcpy(aside + waiting * length, u, length * sizeof(REAL));
+            aside_row[waiting] = row + r;
             aside_weight[waiting++] = own;
             if (waiting == ASSIGNED) {
-                NAME(settle)(&to, aside, aside_weight, waiting, aside_exact, centers, half, k, across);
+                NAME(settle)(&to, aside, aside_row, aside_weight, waiting, aside_exact, centers, half, k, across);
                 waiting = 0;
                 aside_exact = weight != NULL;
             }
         }
     }
-    NAME(settle)(&to, aside, aside_weight, waiting, aside_exact, centers, half, k, across);
+    NAME(settle)(&to, aside, aside_row, aside_weight, waiting, aside_exact, centers, half, k, across);
     for (int64_t c = 0; c < k; c++)
         NAME(hand_over)(&to, c);
     free(screen.rows);
