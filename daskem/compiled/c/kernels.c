@@ -24,6 +24,7 @@
  * centers there may be at most; and the length that is rounded to it at most, or 1 over at least. */
 #define LONGEST 32767
 #define MOST_SCREENED (1 << 16)
+#define LEAST_SCREENED 512
 #define SCREENED 1e15
 
 typedef double quad __attribute__((vector_size(32)));
@@ -143,7 +144,10 @@ static const double EXP_SERIES[] = {
 #define BYTES 32
 #define SHARES 3
 #define ADD_PRODUCTS(sum, x, y) sum += ((x) << 16 >> 16) * ((y) << 16 >> 16) + ((x) >> 16) * ((y) >> 16)
-#define LARGER(x, y) (((x) & ((x) > (y))) | ((y) & ~((x) > (y))))
+#define CHOOSE(which, x, y) (typeof(x))(((typeof(which))(x) & (which)) | ((typeof(which))(y) & ~(which)))
+#define LARGER_WORDS(x, y) CHOOSE((x) > (y), x, y)
+#define LARGER_float(x, y) CHOOSE((x) > (y), x, y)
+#define LARGER_double(x, y) CHOOSE((x) > (y), x, y)
 #include "screen.h"
 /* Products of words take two instructions here: as many as products of single precision. */
 #define SCREENS_SINGLE 0
@@ -171,7 +175,9 @@ static int has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
 #define BYTES 32
 #define SHARES 3
 #define ADD_PRODUCTS(sum, x, y) sum += (typeof(sum))_mm256_madd_epi16((__m256i)(x), (__m256i)(y))
-#define LARGER(x, y) (typeof(x))_mm256_max_epi32((__m256i)(x), (__m256i)(y))
+#define LARGER_WORDS(x, y) (typeof(x))_mm256_max_epi32((__m256i)(x), (__m256i)(y))
+#define LARGER_float(x, y) (typeof(x))_mm256_max_ps((__m256)(x), (__m256)(y))
+#define LARGER_double(x, y) (typeof(x))_mm256_max_pd((__m256d)(x), (__m256d)(y))
 #include "screen.h"
 #define SCREENS_SINGLE 1
 #define SCREEN screen_rows_short_avx2
@@ -182,7 +188,7 @@ static int has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
 #define BYTES 64
 /* GCC 12 would copy each sum twice around its own function for this instruction. */
 #define ADD_PRODUCTS(sum, x, y) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y))
-#define LARGER(x, y) (typeof(x))_mm512_max_epi32((__m512i)(x), (__m512i)(y))
+#define LARGER_WORDS(x, y) (typeof(x))_mm512_max_epi32((__m512i)(x), (__m512i)(y))
 #include "screen.h"
 #undef VARIANT
 #undef TARGET
@@ -193,7 +199,9 @@ static int has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
 #define BYTES 64
 #define SHARES 6
 #define ADD_PRODUCTS(sum, x, y) sum += (typeof(sum))_mm512_madd_epi16((__m512i)(x), (__m512i)(y))
-#define LARGER(x, y) (typeof(x))_mm512_max_epi32((__m512i)(x), (__m512i)(y))
+#define LARGER_WORDS(x, y) (typeof(x))_mm512_max_epi32((__m512i)(x), (__m512i)(y))
+#define LARGER_float(x, y) (typeof(x))_mm512_max_ps((__m512)(x), (__m512)(y))
+#define LARGER_double(x, y) (typeof(x))_mm512_max_pd((__m512d)(x), (__m512d)(y))
 #include "screen.h"
 #define SCREENS_SINGLE 1
 #define SCREEN (has_vnni() ? screen_rows_short_vnni : screen_rows_short_avx512)

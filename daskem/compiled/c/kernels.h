@@ -43,9 +43,8 @@ INLINE vector NAME(choose)(mask which, vector yes, vector no) {
     return (vector)((which & (mask)yes) | (~which & (mask)no));
 }
 
-/* Return the larger of each two numbers, or the smaller: the second where one is NaN. */
-INLINE vector NAME(larger)(vector a, vector b) { return NAME(choose)(a > b, a, b); }
-INLINE vector NAME(smaller)(vector a, vector b) { return NAME(choose)(a < b, a, b); }
+/* Return the larger of each two numbers: the second where one is NaN. */
+INLINE vector NAME(larger)(vector a, vector b) { return LARGER(a, b); }
 
 /* Copy `rows` columns of `count` lines that lie `stride` apart to lines that lie `apart`, and fill `width` with zeros.
  */
@@ -547,3 +546,4 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
 #undef LARGEST
 #undef SCREENS
 #undef TRANSPOSE
+#undef LARGER

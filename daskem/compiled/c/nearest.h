@@ -2,25 +2,43 @@
  * and types.h say what the names mean.
  *
  * u = (row - shift) * scale is nearest to the center c with the largest score u c - |c|^2 / 2; of equals the first one
- * stands. Tiles of rows are screened in whole numbers of 16 bits (screen.h). Rows for which these do not tell are put
- * aside until they fill a tile, and looked at in the type of the rows; so are all rows where many would be.
+ * stands. Tiles of rows are screened in whole numbers of 16 bits (screen.h). Rows for which these do not tell are
+ * looked at again in the type of the rows; so are all rows where many would be. Rows are added in their order, whatever
+ * told their centers: for a fit to end, the same sums must have the same bits.
  */
 
+#define search NAME(search)
 #define clusters NAME(clusters)
+/* The centers that a row is compared with at a time. */
+#define PADDED (4 * LANES)
 
 typedef float NAME(singles) __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t NAME(wholes) __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef int16_t NAME(shorts) __attribute__((vector_size(LANES * sizeof(int16_t))));
 
+/* What finds the nearest centers.
+ *
+ * centers, half     (k, d) in the units of u, and (k) |c|^2 / 2
+ * turned, far       (d, padded) the centers turned into lines, and (padded) their halves; infinity beyond the last one
+ * tile, across      room for u of ASSIGNED rows, and for these turned into lines
+ * screen            see screen.h, if there can be one (`screens`)
+ * looked, doubtful  rows that were screened, and those of them whose centers the screen did not tell
+ */
+struct search {
+    const REAL *centers, *half;
+    REAL *turned, *far, *tile, *across;
+    int64_t d, k, length, padded, looked, doubtful;
+    struct screen screen;
+    int screens;
+};
+
 /* Sums over rows by their nearest centers.
  *
  * sums   (k, d+2) of weight times u, of weight, and of weight times |u|^2
- * found  (n) the center of each row; -1 where its square is too large for this type, or NaN. Or NULL
  * part   (k, length + LANES) of rows that are yet to be added, so many as `held` (k) says: sums of u and of squares
  */
 struct clusters {
     double *sums;
-    int32_t *found;
     REAL *part;
     int64_t *held;
     int64_t d, length;
@@ -53,11 +71,12 @@ INLINE void NAME(nearest_group)(const int m, const REAL *centers, const REAL *ha
         }
 }
 
-/* Write which of the centers (k, d) are nearest to the ASSIGNED rows of a tile, which lie `length` numbers apart;
- * `across` has room for d lines. */
-INLINE void NAME(nearest_rows)(const REAL *tile, int64_t length, const REAL *centers, const REAL *half, int64_t d,
-                               int64_t k, REAL *across, int32_t *number) {
+/* Write which centers are nearest to the ASSIGNED rows of the tile. */
+INLINE void NAME(nearest_rows)(const struct search *search, int32_t *number) {
+    const int64_t d = search->d, k = search->k, length = search->length;
     const int64_t groups = (k + GROUP - 1) / GROUP, square = d / 4 * 4;
+    const REAL *tile = search->tile;
+    REAL *across = search->across;
     for (int64_t r = 0; r < ASSIGNED; r += 4)
         for (int64_t j = 0; j < square; j += 4) {
             four x[4];
@@ -75,7 +94,8 @@ INLINE void NAME(nearest_rows)(const REAL *tile, int64_t length, const REAL *cen
         mask nearest[2] = {{0}, {0}};
         for (int64_t g = 0, c = 0; g < groups; g++) {
             const int64_t m = (k - c + groups - g - 1) / (groups - g);
-            UP_TO_6(m, NAME(nearest_group), centers + c * d, half + c, d, c, across + r, best, nearest)
+            const REAL *centers = search->centers + c * d, *half = search->half + c;
+            UP_TO_6(m, NAME(nearest_group), centers, half, d, c, across + r, best, nearest)
             c += m;
         }
         for (int64_t lane = 0; lane < 2 * LANES; lane++)
@@ -83,18 +103,53 @@ INLINE void NAME(nearest_rows)(const REAL *tile, int64_t length, const REAL *cen
     }
 }
 
+/* Return which center is nearest to u. */
+INLINE int32_t NAME(nearest_row)(const struct search *search, const REAL *u) {
+    const int64_t d = search->d, padded = search->padded;
+    vector best = NAME(all)(-(REAL)INFINITY);
+    mask nearest = {0}, number;
+    for (int lane = 0; lane < LANES; lane++)
+        number[lane] = lane;
+    for (int64_t c = 0; c < padded; c += PADDED) {
+        vector score[4] = {{0}};
+        for (int64_t j = 0; j < d; j++) {
+            const vector value = NAME(all)(u[j]);
+            for (int v = 0; v < 4; v++)
+                score[v] += value * NAME(load)(search->turned + j * padded + c + v * LANES);
+        }
+        for (int v = 0; v < 4; v++) {
+            const vector nearness = score[v] - NAME(load)(search->far + c + v * LANES);
+            const mask closer = nearness > best;
+            best = NAME(larger)(nearness, best);
+            nearest = (closer & number) | (~closer & nearest);
+            number += LANES;
+        }
+    }
+    REAL top = best[0];
+    for (int lane = 1; lane < LANES; lane++)
+        top = best[lane] > top ? best[lane] : top;
+    const mask others = NAME(all)(top) > best;
+    nearest = (~others & nearest) | (others & number);
+    INTEGER first = nearest[0];
+    for (int lane = 1; lane < LANES; lane++)
+        first = nearest[lane] < first ? nearest[lane] : first;
+    return (int32_t)first;
+}
+
 /* Round the centers (k, d) for the screen, and say by how much that can mislead; return whether there can be one.
  *
- * With u and c in the units of their whole numbers, each of these is off by at most 1/2 (and by what the multiplication
- * rounds), so a score by at most sqrt(d) / 2 (|u| + |c|) and 1 for |c|^2 / 2. What numbers of this type would decide
- * between centers is off by at most (d + 4) / 2^24 of the largest score (Higham 2002, Accuracy and Stability of
- * Numerical Algorithms, section 3.1). */
-INLINE int NAME(round_centers)(const REAL *centers, int64_t d, int64_t k, struct screen *screen) {
+ * With u and c in the units of their whole numbers, none longer than LONGEST, a score is off by at most LONGEST times
+ * the sum of what rounding moves them by, sqrt(d) / 2 for a row and that of its center (and what multiplications
+ * round), and by 1 for |c|^2 / 2. What numbers of this type would decide between centers is off by at most (d + 4) /
+ * 2^24 of the largest score (Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1). */
+INLINE int NAME(round_centers)(struct search *search) {
+    const int64_t d = search->d, k = search->k;
+    struct screen *screen = &search->screen;
     double longest = 0;
     for (int64_t c = 0; c < k; c++) {
         double square = 0;
         for (int64_t j = 0; j < d; j++)
-            square += (double)centers[c * d + j] * (double)centers[c * d + j];
+            square += (double)search->centers[c * d + j] * (double)search->centers[c * d + j];
         if (!(square <= SCREENED * SCREENED)) return 0;
         longest = fmax(longest, sqrt(square));
     }
@@ -102,13 +157,20 @@ INLINE int NAME(round_centers)(const REAL *centers, int64_t d, int64_t k, struct
     screen->longest = longest;
     while (screen->low < k - 1)
         screen->low = 2 * screen->low + 1;
-    screen->margin = (int32_t)(1.02 * sqrt((double)d) * (2 * LONGEST) + 200.0 * (double)(d + 4)) + screen->low;
-    for (int64_t c = 0; c < k; c++)
+    double farthest = 0;
+    for (int64_t c = 0; c < k; c++) {
+        double off = 0;
         for (int64_t j = 0; j < d; j++) {
-            const int64_t whole = lrint((double)centers[c * d + j] * (LONGEST / longest));
+            const double exact = (double)search->centers[c * d + j] * (LONGEST / longest);
+            const int64_t whole = lrint(exact);
             const uint32_t half = (uint32_t)whole & 0xffff;
             screen->centers[c * screen->pairs + j / 2] |= (int32_t)(j % 2 ? half << 16 : half);
+            off += (exact - (double)whole) * (exact - (double)whole);
         }
+        farthest = fmax(farthest, sqrt(off));
+    }
+    const double rounded = 0.51 * sqrt((double)d) + 1.01 * farthest;
+    screen->margin = (int32_t)(2 * LONGEST * rounded + 200.0 * (double)(d + 4)) + screen->low;
     return 1;
 }
 
@@ -120,44 +182,75 @@ INLINE vector NAME(squares)(const REAL *u, int64_t length) {
     return sums;
 }
 
-/* Write u of the next `count` rows, filled up with zeros to whole vectors, to a tile of ASSIGNED; return a length that
- * none of them exceeds, unless it holds NaN: then the sums of its cluster are NaN, wherever it goes. Where numbers of
- * this type hold the shift and the scale, that is what `own_shift` is, and else NULL. */
-INLINE double NAME(shift_rows)(const REAL *rows, int64_t count, int64_t d, const double *shift, double scale,
-                               const REAL *own_shift, REAL *tile) {
-    const int64_t length = (d + LANES - 1) / LANES * LANES;
+/* Write u of ASSIGNED rows, filled up with zeros to whole vectors, to the tile, in numbers of its type; what is read
+ * reaches up to a vector beyond them. `own` are the numbers of the last vector of a row that are its own. Return a
+ * length that no row exceeds, unless it holds NaN. */
+INLINE double NAME(shift_vectors)(const REAL *rows, int64_t d, int64_t length, const REAL *shift, REAL scale, mask own,
+                                  REAL *tile) {
     vector largest = {0};
-    for (int64_t r = 0; r < count; r++) {
-        const REAL *from = rows + r * d;
-        REAL *u = tile + r * length;
-        NAME(fetch)(from + ASSIGNED * d, d, 1, d);
-        int64_t j = 0;
-        if (own_shift)
-            for (; j + LANES <= d; j += LANES)
-                NAME(store)(u + j, (NAME(load)(from + j) - NAME(load)(own_shift + j)) * (REAL)scale);
-        for (; j < d; j++)
-            u[j] = (REAL)(((double)from[j] - shift[j]) * scale);
-        largest = NAME(larger)(NAME(squares)(u, length), largest);
+    for (int64_t r = 0; r < ASSIGNED; r++, rows += d, tile += length) {
+        vector squares = {0};
+        NAME(fetch)(rows + ASSIGNED * d, d, 1, d);
+        for (int64_t j = 0; j < length; j += LANES) {
+            vector u = (NAME(load)(rows + j) - NAME(load)(shift + j)) * scale;
+            if (j + LANES == length) u = (vector)((mask)u & own);
+            NAME(store)(tile + j, u);
+            squares += u * u;
+        }
+        largest = NAME(larger)(squares, largest);
     }
-    memset(tile + count * length, 0, (ASSIGNED - count) * length * sizeof(REAL));
     return sqrt(NAME(total)(largest));
 }
 
-/* Round the ASSIGNED rows of a tile, none longer than `longest`, which have `length` numbers in whole vectors, and what
- * scores start from for the screen. */
-INLINE void NAME(round_rows)(const REAL *tile, int64_t length, double longest, const REAL *half,
-                             struct screen *screen) {
+/* Write u of `count` rows, rounded once and filled up with zeros to whole vectors and ASSIGNED rows, to the tile.
+ * Return the length of the longest one, of those that hold no NaN. */
+INLINE double NAME(shift_numbers)(const REAL *rows, int64_t count, int64_t d, int64_t length, const double *shift,
+                                  double scale, REAL *tile) {
+    double largest = 0;
+    memset(tile, 0, ASSIGNED * length * sizeof(REAL));
+    for (int64_t r = 0; r < count; r++, rows += d, tile += length) {
+        double square = 0;
+        for (int64_t j = 0; j < d; j++) {
+            tile[j] = (REAL)(((double)rows[j] - shift[j]) * scale);
+            square += (double)tile[j] * (double)tile[j];
+        }
+        largest = square > largest ? square : largest;
+    }
+    return sqrt(largest);
+}
+
+/* Round the rows of the tile, none longer than `longest`, and what scores start from for the screen. */
+INLINE void NAME(round_rows)(struct search *search, double longest) {
+    struct screen *screen = &search->screen;
+    const int64_t length = search->length;
     const double factor = LONGEST / fmax(longest, screen->longest), both = factor * (LONGEST / screen->longest);
     for (int64_t r = 0; r < ASSIGNED; r++)
         for (int64_t j = 0; j < length; j += LANES) {
             /* Adding this leaves the whole number in the lowest bits. */
-            const vector value = NAME(load)(tile + r * length + j) * (REAL)factor;
+            const vector value = NAME(load)(search->tile + r * length + j) * (REAL)factor;
             const NAME(singles) sum = __builtin_convertvector(value, NAME(singles)) + 0x1.8p23f;
             const NAME(shorts) whole = __builtin_convertvector((NAME(wholes))sum, NAME(shorts));
             memcpy((int16_t *)(screen->rows + r * screen->width) + j, &whole, sizeof whole);
         }
-    for (int64_t c = 0; c < screen->k; c++)
-        screen->start[c] = (int32_t)(-(double)half[c] * both);
+    for (int64_t c = 0; c < search->k; c++)
+        screen->start[c] = (int32_t)(-(double)search->half[c] * both);
+}
+
+/* Write which centers are nearest to the first `count` rows of the tile, none longer than `longest`. */
+INLINE void NAME(label_tile)(struct search *search, int64_t count, double longest, int32_t *number) {
+    /* Where half of the rows are in doubt, looking twice does not pay. */
+    if (!search->screens || !(longest <= SCREENED) || 2 * search->doubtful > search->looked + 8 * ASSIGNED) {
+        NAME(nearest_rows)(search, number);
+        return;
+    }
+    NAME(round_rows)(search, longest);
+    SCREEN(&search->screen, number);
+    search->looked += count;
+    for (int64_t r = 0; r < count; r++) {
+        if (number[r] >= 0) continue;
+        number[r] = NAME(nearest_row)(search, search->tile + r * search->length);
+        search->doubtful++;
+    }
 }
 
 /* Return |u|^2; u has `length` numbers in whole vectors. */
@@ -186,9 +279,8 @@ INLINE void NAME(hand_over)(const struct clusters *to, int64_t c) {
 
 /* Add a row u, whose numbers are filled up with zeros to whole vectors, to cluster c: at once where that is `exact`,
  * else, its weight being 1, in the type of the rows. */
-INLINE void NAME(add_row)(const struct clusters *to, int64_t row, int64_t c, const REAL *u, double weight, int exact) {
+INLINE void NAME(add_row)(const struct clusters *to, int64_t c, const REAL *u, double weight, int exact) {
     const int64_t d = to->d, length = to->length;
-    if (to->found) to->found[row] = NAME(total)(NAME(squares)(u, length)) <= DBL_MAX ? (int32_t)c : -1;
     if (exact) {
         double *sums = to->sums + c * (d + 2);
         for (int64_t j = 0; j < d; j++)
@@ -208,84 +300,71 @@ INLINE void NAME(add_row)(const struct clusters *to, int64_t row, int64_t c, con
     if (++to->held[c] == HELD) NAME(hand_over)(to, c);
 }
 
-/* Add rows that were put aside to the clusters of their nearest centers; `across` has room for d lines of a tile. */
-INLINE void NAME(settle)(const struct clusters *to, const REAL *aside, const int64_t *row, const double *weight,
-                         int64_t count, int exact, const REAL *centers, const REAL *half, int64_t k, REAL *across) {
-    int32_t number[ASSIGNED];
-    NAME(nearest_rows)(aside, to->length, centers, half, to->d, k, across, number);
-    for (int64_t r = 0; r < count; r++)
-        NAME(add_row)(to, row[r], number[r], aside + r * to->length, weight[r], exact);
-}
-
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
- * not negative, of weight (or 1) times u, then of the weight and of weight times |u|^2: (k, d+2); and what is
- * `found`. The centers (k, d) are in the units of u, half (k) are their |c|^2 / 2. */
+ * not negative, of weight (or 1) times u, then of the weight and of weight times |u|^2: (k, d+2); and to `found` (n),
+ * or NULL, the center of each row, -1 where its square is too large for this type, or NaN. The centers (k, d) are in
+ * the units of u, half (k) are their |c|^2 / 2. */
 TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double scale, const REAL *centers,
                                 const REAL *half, const double *weight, const int64_t *labels, double *sums,
                                 int32_t *found, int64_t n, int64_t d, int64_t k) {
-    const int64_t length = (d + LANES - 1) / LANES * LANES;
-    const int64_t reals = k * (length + LANES) + 2 * ASSIGNED * length + (ASSIGNED + 1) * d;
+    const int64_t length = (d + LANES - 1) / LANES * LANES, padded = (k + PADDED - 1) / PADDED * PADDED;
+    const int64_t reals = k * (length + LANES) + (ASSIGNED + 1) * length + ASSIGNED * d + padded * (d + 1);
     const size_t bytes = k * sizeof(int64_t) + reals * sizeof(REAL);
+    struct search search = {.centers = centers, .half = half, .d = d, .k = k, .length = length, .padded = padded};
     int64_t *held = allocate(bytes);
-    struct screen screen;
-    if (!held || !make_screen(&screen, ASSIGNED, d, k)) {
+    if (!held || !make_screen(&search.screen, ASSIGNED, d, k)) {
         free(held);
         return -1;
     }
     memset(held, 0, bytes);
     memset(sums, 0, k * (d + 2) * sizeof(double));
-    REAL *part = (REAL *)(held + k), *tile = part + k * (length + LANES), *aside = tile + ASSIGNED * length;
-    REAL *across = aside + ASSIGNED * length, *own_shift = across + ASSIGNED * d;
+    REAL *part = (REAL *)(held + k), *own_shift = part + k * (length + LANES);
+    const struct clusters to = {sums, part, held, d, length};
+    search.tile = own_shift + length;
+    search.across = search.tile + ASSIGNED * length;
+    search.turned = search.across + ASSIGNED * d;
+    search.far = search.turned + padded * d;
+    for (int64_t c = 0; c < padded; c++) {
+        search.far[c] = c < k ? half[c] : (REAL)INFINITY;
+        for (int64_t j = 0; j < d && c < k; j++)
+            search.turned[j * padded + c] = centers[c * d + j];
+    }
+    search.screens = SCREENS && d * k >= LEAST_SCREENED && NAME(round_centers)(&search);
+    /* Where numbers of this type hold the shift and the scale, nothing is lost by computing u in it. */
     int holds = (double)(REAL)scale == scale;
     for (int64_t j = 0; j < d; j++) {
         own_shift[j] = (REAL)shift[j];
         holds &= (double)own_shift[j] == shift[j];
     }
-    double aside_weight[ASSIGNED];
-    int64_t aside_row[ASSIGNED];
-    const struct clusters to = {sums, found, part, held, d, length};
-    const int possible = SCREENS && NAME(round_centers)(centers, d, k, &screen);
-    int64_t looked = 0, doubtful = 0, waiting = 0;
-    /* Single precision does not hold all weights, nor the squares of all rows. */
-    int aside_exact = weight != NULL;
+    mask own;
+    for (int lane = 0; lane < LANES; lane++)
+        own[lane] = -(length - LANES + lane < d);
     for (int64_t row = 0; row < n; row += ASSIGNED) {
         const int64_t count = n - row < ASSIGNED ? n - row : ASSIGNED;
-        const double longest = NAME(shift_rows)(rows + row * d, count, d, shift, scale, holds ? own_shift : NULL, tile);
-        const int plain = longest <= SCREENED, exact = weight || !plain;
-        /* Where half of the rows are in doubt, looking twice does not pay. */
-        const int screened = possible && plain && 2 * doubtful <= looked + 8 * ASSIGNED;
+        const REAL *from = rows + row * d;
+        const double longest =
+            /* Vectors may reach into the row after. */
+            holds && (row + ASSIGNED) * d + length <= n * d
+                ? NAME(shift_vectors)(from, d, length, own_shift, (REAL)scale, own, search.tile)
+                : NAME(shift_numbers)(from, count, d, length, shift, scale, search.tile);
         int32_t number[ASSIGNED];
-        if (screened) {
-            NAME(round_rows)(tile, length, longest, half, &screen);
-            SCREEN(&screen, number);
-            looked += count;
-        }
+        /* Single precision does not hold all weights, nor the squares of all rows. */
+        const int exact = weight || !(longest <= SCREENED);
+        NAME(label_tile)(&search, count, longest, number);
         for (int64_t r = 0; r < count; r++) {
-            const int64_t known = labels ? labels[row + r] : -1, c = known >= 0 ? known : screened ? number[r] : -1;
-            const REAL *u = tile + r * length;
-            const double own = weight ? weight[row + r] : 1.0;
-            if (c >= 0) {
-                NAME(add_row)(&to, row + r, c, u, own, exact);
-                continue;
-            }
-            doubtful += screened;
-            aside_exact |= exact;
-            memcpy(aside + waiting * length, u, length * sizeof(REAL));
-            aside_row[waiting] = row + r;
-            aside_weight[waiting++] = own;
-            if (waiting == ASSIGNED) {
-                NAME(settle)(&to, aside, aside_row, aside_weight, waiting, aside_exact, centers, half, k, across);
-                waiting = 0;
-                aside_exact = weight != NULL;
-            }
+            const int64_t known = labels ? labels[row + r] : -1, c = known >= 0 ? known : number[r];
+            const REAL *u = search.tile + r * length;
+            NAME(add_row)(&to, c, u, weight ? weight[row + r] : 1.0, exact);
+            if (found) found[row + r] = NAME(total)(NAME(squares)(u, length)) <= DBL_MAX ? (int32_t)c : -1;
         }
     }
-    NAME(settle)(&to, aside, aside_row, aside_weight, waiting, aside_exact, centers, half, k, across);
     for (int64_t c = 0; c < k; c++)
         NAME(hand_over)(&to, c);
-    free(screen.rows);
+    free(search.screen.rows);
     free(held);
     return 0;
 }
 
+#undef search
 #undef clusters
+#undef PADDED

@@ -1,6 +1,6 @@
 /* Which centers are nearest, found in whole numbers of 16 bits, for one set of vector instructions; kernels.c includes
- * this file before types.h, and says what ADD_PRODUCTS and LARGER mean for words. Most processors multiply these twice
- * as fast as single precision.
+ * this file before types.h, and says what ADD_PRODUCTS and LARGER_WORDS mean for words. Most processors multiply these
+ * twice as fast as single precision.
  *
  * Two numbers of a row, or of a center, share a word of 32 bits. Sums of their products are exact: by Cauchy and
  * Schwarz they stay below 2^30, and |c|^2 / 2 below 2^29.
@@ -56,8 +56,8 @@ INLINE void NAME(screen_group)(const int m, const int32_t *centers, int64_t pair
     for (int c = 0; c < m; c++)
         for (int v = 0; v < 2; v++) {
             const words numbered = (score[c][v] & ~low) | (number + c);
-            const words larger = LARGER(best[v], numbered), smaller = best[v] ^ numbered ^ larger;
-            second[v] = LARGER(second[v], smaller);
+            const words larger = LARGER_WORDS(best[v], numbered), smaller = best[v] ^ numbered ^ larger;
+            second[v] = LARGER_WORDS(second[v], smaller);
             best[v] = larger;
         }
 }
@@ -87,4 +87,4 @@ TARGET static void NAME(screen_rows)(const struct screen *screen, int32_t *numbe
 #undef LANES
 #undef words
 #undef ADD_PRODUCTS
-#undef LARGER
+#undef LARGER_WORDS

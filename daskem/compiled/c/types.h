@@ -23,6 +23,7 @@
 #define SMALLEST FLT_MIN
 #define LARGEST FLT_MAX
 #define TRANSPOSE transpose_float
+#define LARGER LARGER_float
 #define SCREENS SCREENS_SINGLE
 #include "kernels.h"
 
@@ -41,6 +42,7 @@
 #define SMALLEST DBL_MIN
 #define LARGEST DBL_MAX
 #define TRANSPOSE transpose_double
+#define LARGER LARGER_double
 #define SCREENS 1
 #include "kernels.h"
 
@@ -50,3 +52,5 @@
 #undef SHARES
 #undef SCREENS_SINGLE
 #undef SCREEN
+#undef LARGER_float
+#undef LARGER_double
