@@ -24,7 +24,7 @@
  * centers there may be at most; and the length that is rounded to it at most, or 1 over at least. */
 #define LONGEST 32767
 #define MOST_SCREENED (1 << 16)
-#define LEAST_SCREENED 512
+#define LEAST_SCREENED 256
 #define SCREENED 1e15
 
 typedef double quad __attribute__((vector_size(32)));
