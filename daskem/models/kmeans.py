@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -239,7 +240,7 @@ class _Form:
     product: bool
     exact: bool
 
-    @property
+    @functools.cached_property
     def half_squares(self) -> Array:
         """Return |c|^2 / 2 of each center, (k,)."""
         return np.asarray(0.5 * np.einsum("kd,kd->k", self.centers, self.centers))
@@ -261,7 +262,12 @@ class _Block:
         return self.form.centers
 
 
-def _form(params: KMeansParams, rows_dtype: np.dtype[Any]) -> _Form:
+def _form(params: KMeansParams, chunk: Chunk) -> _Form:
+    dtype = chunk.rows.dtype
+    return cast(_Form, chunk.scratch.derived(("form", dtype.char), params, lambda: _make_form(params, dtype)))
+
+
+def _make_form(params: KMeansParams, rows_dtype: np.dtype[Any]) -> _Form:
     centers = (params.centers - params.shift) * params.scale
     spread = float(params.spread[0])
     ratio = np.sqrt((centers * centers).sum(axis=1).max() / spread) if spread > 0 else np.inf
@@ -270,7 +276,7 @@ def _form(params: KMeansParams, rows_dtype: np.dtype[Any]) -> _Form:
 
 
 def _prepare(params: KMeansParams, chunk: Chunk) -> _Block:
-    form = _form(params, chunk.rows.dtype)
+    form = _form(params, chunk)
     dtype = form.centers.dtype
     n, d = chunk.rows.shape
     table = chunk.scratch.empty("table", (n, d + 2), dtype)
@@ -292,7 +298,7 @@ def _short(chunk: Chunk) -> Iterator[Chunk]:
 
 
 def _assigned(params: KMeansParams, chunk: Chunk) -> Int:
-    form = _form(params, chunk.rows.dtype)
+    form = _form(params, chunk)
     if not _compiles(form, chunk):
         return np.concatenate([_assigned_by_tables(params, some) for some in _short(chunk)])
     labels = np.empty(len(chunk), np.int32)
@@ -330,7 +336,7 @@ def _distances(u: Array, centers: Array, chunk: Chunk) -> Array:
 
 def _sums(params: KMeansParams, chunk: Chunk) -> KMeansStats:
     """Return weight, sums and inertia of the clusters, float64."""
-    form = _form(params, chunk.rows.dtype)
+    form = _form(params, chunk)
     if form.exact or not _compiles(form, chunk):
         return tree.reduce(_sums_by_tables(params, some, form) for some in _short(chunk))
     return _expanded(_nearest(params, chunk, form), form)
