@@ -26,11 +26,9 @@ SINGLE_RATIO, DOUBLE_RATIO = 32.0, 1e4
 # The same ratio up to which sums of squares may be expanded (about the shift) without losing more than 1e-5 in single
 # precision ("f") and 1e-11 in double precision ("d"); beyond, residuals are formed, at 20% more time.
 EXPANSION_RATIO = {"f": 8.0, "d": 256.0}
-# Rows that numpy takes at a time: blocks are as long as compiled code likes them, which makes no tables. Whole blocks
-# took two threads half as long again (measured), and much memory.
+# Rows that numpy takes at a time. Whole blocks took two threads half as long again (measured), and much memory.
 TABLE_ROWS = 2048
-# Bytes of a block of rows: those of a small unit. Nothing asks for less, since what is to stay in a cache is taken
-# TABLE_ROWS or fewer at a time.
+# Bytes of a block of rows: those of a small unit. Nothing asks for less: compiled code takes tiles of it.
 BLOCK_BYTES = 8 << 20
 # Rows that tell about how far rows are from the first centers: it only decides between forms.
 SPREAD_ROWS = 4096
@@ -196,8 +194,8 @@ class KMeans:
         k, d = self.n_clusters, n_features
         row = d * dtype.itemsize
         rows = 1 << max(1, BLOCK_BYTES // row).bit_length() - 1
-        # Rows of positive weight are copied.
-        workspace = rows * (row + 16) + 8 * min(rows, TABLE_ROWS) * (2 * (d + k) + 10) + 32 * k * d
+        # Rows of positive weight are copied. Compiled code has tiles of rows, and centers turned and rounded.
+        workspace = rows * (row + 16) + 8 * min(rows, TABLE_ROWS) * (2 * (d + k) + 10) + 32 * k * d + 1000 * d
         return Footprint(rows, workspace, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:
