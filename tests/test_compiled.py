@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import shutil
@@ -37,11 +38,15 @@ on_each_processor = pytest.mark.usefixtures("instructions")
 each_type = pytest.mark.parametrize("dtype", ["f8", "f4"])
 
 
-@pytest.fixture(params=LEVELS)
+@pytest.fixture(params=[*LEVELS, *(["avx512 without VNNI"] if "avx512" in LEVELS else [])])
 def instructions(request):
     """Have no more used than some processors have."""
-    assert compiled.library.limit(LEVELS[request.param]) == LEVELS[request.param]
+    level, less, _ = request.param.partition(" without ")
+    assert compiled.library.limit(LEVELS[level]) == LEVELS[level]
+    vnni = ctypes.c_int.in_dll(compiled.library, "vnni") if less else ctypes.c_int()
+    vnni.value = 0
     yield
+    vnni.value = 1
     compiled.library.limit(KNOWN)
 
 
@@ -295,6 +300,10 @@ def test_rows_without_a_square_have_no_center_and_spoil_no_other_row(dtype):
     assert found[1, [3, 40, 99]].tolist() == [-1, -1, -1]
     others = np.delete(np.arange(100), [3, 40, 99])
     np.testing.assert_array_equal(found[0, others], found[1, others])
+    # Each number has a square that the type holds; they have no sum.
+    rows[50] = np.sqrt(np.finfo(dtype).max) * 0.9
+    compiled.nearest(rows, *given, found[1])
+    assert found[1, 50] == -1
 
 
 @on_each_processor
@@ -393,6 +402,20 @@ def test_rows_go_to_the_centers_that_exact_arithmetic_says(dtype, spread):
 
 @on_each_processor
 @each_type
+def test_the_numbers_of_centers_mislead_nobody(dtype):
+    # The scores of the first and the last one fall on both sides of a multiple of 4096, whose bits hold their numbers.
+    centers = np.tile(np.array([0, 32767], dtype), (4096, 1))
+    centers[[0, -1]] = (-22991, -23082), (23094, 23049)
+    rows, found = np.tile(np.array([7081.501, -7039.499], dtype), (64, 1)), np.empty(64, np.int32)
+    scores = rows[0].astype(float) @ centers.T - 0.5 * (centers.astype(float) ** 2).sum(axis=1)
+    assert scores.argmax() == 0
+    assert scores[-1] > scores[0] - 400
+    compiled.nearest(rows, np.zeros(2), 1.0, centers, 0.5 * (centers * centers).sum(axis=1), None, None, found)
+    assert (found == 0).all()
+
+
+@on_each_processor
+@each_type
 @pytest.mark.parametrize("m", [1, 20, 400])
 def test_rounding_that_conspires_misleads_nobody(dtype, m):
     # The length that rows and centers are rounded at, so that these are the numbers that are rounded.
@@ -468,12 +491,19 @@ def test_parameters_of_other_features_are_not_read(d):
             ask()
 
 
+def test_labels_of_other_centers_are_not_written_to():
+    centers, labels = np.zeros((3, 2)), np.array([-1, 3, 0, 1])
+    with pytest.raises(ValueError, match="labels go up to 3; there are 3 centers"):
+        compiled.nearest(np.zeros((4, 2)), np.zeros(2), 1.0, centers, np.zeros(3), None, labels)
+
+
 def test_kernels_are_not_used_for_what_they_cannot_take():
     rows = np.zeros((4, 4))
     assert compiled.available(rows, rows)
     assert not compiled.available(rows, rows.astype("f4"))
     assert not compiled.available(rows.astype(int))
     assert not compiled.available(rows[:, :2])
+    assert not compiled.available(rows.astype(rows.dtype.newbyteorder()))
     assert compiled.readable(rows[:, :2])
     assert not compiled.readable(rows[:, ::2])
     assert compiled.readable(rows[:, 3:][:, ::2])

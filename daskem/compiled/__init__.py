@@ -194,7 +194,7 @@ def available(*arrays: Array) -> bool:
     return (
         library is not None
         and len({array.dtype.char for array in arrays}) <= 1
-        and all(array.dtype.char in TYPES and array.flags.c_contiguous for array in arrays)
+        and all(array.dtype.char in TYPES and array.dtype.isnative and array.flags.c_contiguous for array in arrays)
     )
 
 
@@ -329,6 +329,8 @@ def nearest(
     (n, d), k = rows.shape, len(centers)
     if centers.shape[1] != d:
         raise ValueError(f"rows have {d} features, centers {centers.shape[1]}.")
+    if labels is not None and labels.max(initial=-1) >= k:
+        raise ValueError(f"labels go up to {labels.max()}; there are {k} centers.")
     sums = np.empty((k, d + 2))
     weight = None if weight is None else np.ascontiguousarray(weight, np.float64)
     labels = None if labels is None else np.ascontiguousarray(labels, np.int64)

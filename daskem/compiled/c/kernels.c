@@ -20,8 +20,9 @@
 #define ASSIGNED (2 * BYTES / (int64_t)sizeof(float))
 /* Rows of a cluster that are summed in the type of the rows. */
 #define HELD 64
-/* In the whole numbers of the screen of rows: the length of the longest row or center, and how many features and
- * centers there may be at most; and the length that is rounded to it at most, or 1 over at least. */
+/* In the whole numbers of the screen of rows: the length of the longest row or center. How many features and centers
+ * there may be at most, and what their product must be at least, for a screen to pay. And the length of rows and
+ * centers for which there can be one at most, or 1 over at least. */
 #define LONGEST 32767
 #define MOST_SCREENED (1 << 16)
 #define LEAST_SCREENED 256
@@ -168,7 +169,10 @@ static int has_avx512(void) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && has_avx2();
 }
 
-static int has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
+/* Whether VNNI may be used: for a test, since the numbers are the same without. */
+int vnni = 1;
+
+static int has_vnni(void) { return vnni && __builtin_cpu_supports("avx512vnni"); }
 
 #define VARIANT avx2
 #define TARGET __attribute__((target("avx2,fma")))
@@ -183,6 +187,7 @@ static int has_vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
 #define SCREEN screen_rows_short_avx2
 #include "types.h"
 
+/* The screen alone, for the next set of instructions where the processor has VNNI too. */
 #define VARIANT vnni
 #define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,fma")))
 #define BYTES 64

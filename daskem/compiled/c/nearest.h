@@ -103,6 +103,16 @@ INLINE void NAME(nearest_rows)(const struct search *search, int32_t *number) {
     }
 }
 
+/* Turn the centers into lines, filled up with such that are nearest to nothing. */
+INLINE void NAME(turn_centers)(const struct search *search) {
+    const int64_t d = search->d, k = search->k, padded = search->padded;
+    for (int64_t c = 0; c < padded; c++)
+        search->far[c] = c < k ? search->half[c] : (REAL)INFINITY;
+    for (int64_t c = 0; c < k; c++)
+        for (int64_t j = 0; j < d; j++)
+            search->turned[j * padded + c] = search->centers[c * d + j];
+}
+
 /* Return which center is nearest to u. */
 INLINE int32_t NAME(nearest_row)(const struct search *search, const REAL *u) {
     const int64_t d = search->d, padded = search->padded;
@@ -138,10 +148,12 @@ INLINE int32_t NAME(nearest_row)(const struct search *search, const REAL *u) {
 
 /* Round the centers (k, d) for the screen, and say by how much that can mislead; return whether there can be one.
  *
- * With u and c in the units of their whole numbers, none longer than LONGEST, a score is off by at most LONGEST times
- * the sum of what rounding moves them by, sqrt(d) / 2 for a row and that of its center (and what multiplications
- * round), and by 1 for |c|^2 / 2. What numbers of this type would decide between centers is off by at most (d + 4) /
- * 2^24 of the largest score (Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1). */
+ * In the units of the whole numbers no row or center is longer than LONGEST = L before it is rounded. Rounding moves a
+ * row by at most sqrt(d) / 2 and a center by what is measured here, so a score by at most L times their sum, and by 1
+ * for |c|^2 / 2 (0.51 and 1.01 make room for their product and for what multiplications round). What numbers of this
+ * type would decide is off by at most (d + 4) / 2^24 of the largest score, 1.5 L^2 (Higham 2002, Accuracy and Stability
+ * of Numerical Algorithms, section 3.1). Each of two scores counts; and where they fall on both sides of a multiple of
+ * low + 1, the numbers of their centers are off by `low` twice. */
 INLINE int NAME(round_centers)(struct search *search) {
     const int64_t d = search->d, k = search->k;
     struct screen *screen = &search->screen;
@@ -163,14 +175,14 @@ INLINE int NAME(round_centers)(struct search *search) {
         for (int64_t j = 0; j < d; j++) {
             const double exact = (double)search->centers[c * d + j] * (LONGEST / longest);
             const int64_t whole = lrint(exact);
-            const uint32_t half = (uint32_t)whole & 0xffff;
-            screen->centers[c * screen->pairs + j / 2] |= (int32_t)(j % 2 ? half << 16 : half);
+            const uint32_t bits = (uint32_t)whole & 0xffff;
+            screen->centers[c * screen->pairs + j / 2] |= (int32_t)(j % 2 ? bits << 16 : bits);
             off += (exact - (double)whole) * (exact - (double)whole);
         }
         farthest = fmax(farthest, sqrt(off));
     }
     const double rounded = 0.51 * sqrt((double)d) + 1.01 * farthest;
-    screen->margin = (int32_t)(2 * LONGEST * rounded + 200.0 * (double)(d + 4)) + screen->low;
+    screen->margin = (int32_t)(2 * LONGEST * rounded + 200.0 * (double)(d + 4)) + 2 * screen->low;
     return 1;
 }
 
@@ -183,8 +195,10 @@ INLINE vector NAME(squares)(const REAL *u, int64_t length) {
 }
 
 /* Write u of ASSIGNED rows, filled up with zeros to whole vectors, to the tile, in numbers of its type; what is read
- * reaches up to a vector beyond them. `own` are the numbers of the last vector of a row that are its own. Return a
- * length that no row exceeds, unless it holds NaN. */
+ * reaches up to a vector beyond them. `own` are the numbers of the last vector of a row that are its own.
+ *
+ * Return a length that no row exceeds, up to sqrt(LANES) times the longest one's: it is taken lane by lane. A row that
+ * holds NaN may be longer: wherever it is counted, the sums are NaN. */
 INLINE double NAME(shift_vectors)(const REAL *rows, int64_t d, int64_t length, const REAL *shift, REAL scale, mask own,
                                   REAL *tile) {
     vector largest = {0};
@@ -238,7 +252,7 @@ INLINE void NAME(round_rows)(struct search *search, double longest) {
 
 /* Write which centers are nearest to the first `count` rows of the tile, none longer than `longest`. */
 INLINE void NAME(label_tile)(struct search *search, int64_t count, double longest, int32_t *number) {
-    /* Where half of the rows are in doubt, looking twice does not pay. */
+    /* Where half of the rows are in doubt, but for those of the first tiles, looking twice does not pay. */
     if (!search->screens || !(longest <= SCREENED) || 2 * search->doubtful > search->looked + 8 * ASSIGNED) {
         NAME(nearest_rows)(search, number);
         return;
@@ -324,11 +338,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
     search.across = search.tile + ASSIGNED * length;
     search.turned = search.across + ASSIGNED * d;
     search.far = search.turned + padded * d;
-    for (int64_t c = 0; c < padded; c++) {
-        search.far[c] = c < k ? half[c] : (REAL)INFINITY;
-        for (int64_t j = 0; j < d && c < k; j++)
-            search.turned[j * padded + c] = centers[c * d + j];
-    }
+    NAME(turn_centers)(&search);
     search.screens = SCREENS && d * k >= LEAST_SCREENED && NAME(round_centers)(&search);
     /* Where numbers of this type hold the shift and the scale, nothing is lost by computing u in it. */
     int holds = (double)(REAL)scale == scale;
@@ -355,7 +365,7 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
             const int64_t known = labels ? labels[row + r] : -1, c = known >= 0 ? known : number[r];
             const REAL *u = search.tile + r * length;
             NAME(add_row)(&to, c, u, weight ? weight[row + r] : 1.0, exact);
-            if (found) found[row + r] = NAME(total)(NAME(squares)(u, length)) <= DBL_MAX ? (int32_t)c : -1;
+            if (found) found[row + r] = NAME(total)(NAME(squares)(u, length)) <= LARGEST ? (int32_t)c : -1;
         }
     }
     for (int64_t c = 0; c < k; c++)

@@ -1,9 +1,10 @@
-/* Which centers are nearest, found in whole numbers of 16 bits, for one set of vector instructions; kernels.c includes
- * this file before types.h, and says what ADD_PRODUCTS and LARGER_WORDS mean for words. Most processors multiply these
- * twice as fast as single precision.
+/* Which centers are nearest, found in whole numbers of 16 bits, for one set of vector instructions: named VARIANT,
+ * allowed by TARGET, with vectors of so many BYTES. ADD_PRODUCTS(sum, x, y) adds the products of two numbers in each
+ * word, LARGER_WORDS(x, y) is the larger of each two words; both undefined again. Most processors multiply these
+ * numbers twice as fast as single precision.
  *
  * Two numbers of a row, or of a center, share a word of 32 bits. Sums of their products are exact: by Cauchy and
- * Schwarz they stay below 2^30, and |c|^2 / 2 below 2^29.
+ * Schwarz they stay below 1.1e9, and |c|^2 / 2 below 2^29.
  */
 
 #define NAME(name) JOINED(name, short, VARIANT)
@@ -56,27 +57,29 @@ INLINE void NAME(screen_group)(const int m, const int32_t *centers, int64_t pair
     for (int c = 0; c < m; c++)
         for (int v = 0; v < 2; v++) {
             const words numbered = (score[c][v] & ~low) | (number + c);
-            const words larger = LARGER_WORDS(best[v], numbered), smaller = best[v] ^ numbered ^ larger;
-            second[v] = LARGER_WORDS(second[v], smaller);
-            best[v] = larger;
+            const words nearer = LARGER_WORDS(best[v], numbered);
+            /* The other one of the two. */
+            second[v] = LARGER_WORDS(second[v], best[v] ^ numbered ^ nearer);
+            best[v] = nearer;
         }
 }
 
 /* Write which centers are nearest to the rows; -1 where another one is so near that rounding could have decided. */
 TARGET static void NAME(screen_rows)(const struct screen *screen, int32_t *number) {
-    const int64_t pairs = screen->pairs, groups = (screen->k + GROUP - 1) / GROUP, larger = screen->k % groups;
+    const int64_t pairs = screen->pairs, groups = (screen->k + GROUP - 1) / GROUP, rest = screen->k % groups;
     const words low = NAME(all)(screen->low);
     words best[2], second[2];
     NAME(turn)(screen);
     for (int v = 0; v < 2; v++)
         best[v] = second[v] = NAME(all)(INT32_MIN);
     for (int64_t g = 0, c = 0; g < groups; g++) {
-        const int64_t m = screen->k / groups + (g < larger);
+        const int64_t m = screen->k / groups + (g < rest);
         const int32_t *centers = screen->centers + c * pairs, *start = screen->start + c;
         UP_TO_6(m, NAME(screen_group), centers, pairs, start, c, screen->across, low, best, second)
         c += m;
     }
     for (int v = 0; v < 2; v++) {
+        /* A comparison that fails is 0, its opposite all ones: -1. */
         const words nearest = (best[v] & low) | ~(best[v] > second[v] + screen->margin);
         memcpy(number + v * LANES, &nearest, sizeof nearest);
     }

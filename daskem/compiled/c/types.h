@@ -2,7 +2,9 @@
  * vectors have so many BYTES and whose registers hold the sums of so many SHARES (see kernels.h); all undefined again.
  *
  * SCREEN says which centers are nearest to the rows of a tile (see screen.h), with rows of single precision too where
- * SCREENS_SINGLE. TILE_ROWS are the rows of a tile of moments: 2 KiB of each feature. TRANSPOSE turns four by four.
+ * SCREENS_SINGLE: a type's SCREENS. LARGER_float and LARGER_double are the larger of each two numbers of vectors, the
+ * second where one is NaN: a type's LARGER. TRANSPOSE turns four by four. TILE_ROWS are the rows of a tile of moments:
+ * 2 KiB of each feature.
  *
  * ROUND rounds to a whole number when it is added; normal numbers are from SMALLEST to LARGEST. What exp needs of a
  * type beside: the argument below which its result is not normal, log 2 in two parts of which the first ends in zeros,
