@@ -372,10 +372,12 @@ TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double
         }
     }
     REAL share[4 * LANES], values[2][4 * LANES];
-    for (int64_t r = 0; r < 4 * LANES; r++)
-        share[r] = weight && r < rows ? (REAL)weight[r] : 1;
+    /* Vectors that are loaded from numbers just stored wait for them: not where there are no weights. */
+    for (int64_t r = 0; weight && r < 4 * LANES; r++)
+        share[r] = r < rows ? (REAL)weight[r] : 1;
     for (int v = 0; v < 4; v++) {
-        factor[v] = NAME(load)(share + v * LANES) / NAME(choose)(sum[v] == 0, NAME(all)(1), sum[v]);
+        factor[v] = weight ? NAME(load)(share + v * LANES) : NAME(all)(1);
+        factor[v] /= NAME(choose)(sum[v] == 0, NAME(all)(1), sum[v]);
         NAME(store)(values[0] + v * LANES, most[v]);
         NAME(store)(values[1] + v * LANES, sum[v]);
     }
