@@ -311,6 +311,11 @@ def _check_suited(model: Model, algorithm: Algorithm) -> None:
             f"model={model!r:.60} is an estimator: call its own fit(X). daskem.fit takes a model, such as "
             "daskem.models.Mixture(daskem.models.Gaussian(), 3)."
         )
+    if isinstance(algorithm, str):
+        raise OptionError(
+            f"algorithm={algorithm!r} is a name, which estimators and the command line take. daskem.fit takes an "
+            "algorithm, such as daskem.algorithms.BatchEM()."
+        )
     for capability in getattr(algorithm, "needs", ()):
         require(model, capability, type(algorithm).__name__)
 

@@ -582,6 +582,15 @@ def test_the_estimator_is_the_same_fit():
     assert estimator.n_iter_ == 3
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [("batch", "algorithm='batch' is a name.*such as daskem.algorithms.BatchEM"), (BatchEM, "BatchEM is a class")],
+)
+def test_the_name_of_an_algorithm_is_none(algorithm, message):
+    with pytest.raises(OptionError, match=message):
+        fit(MODEL, ROWS, algorithm=algorithm)
+
+
 def test_an_algorithm_may_be_given():
     result = fit(MODEL, ROWS, params=START, algorithm=BatchEM(), stop=MaxSteps(1))
     assert result.n_steps == 1
