@@ -89,7 +89,10 @@ class RowFunction:
         explained = posterior.sum(axis=1) > 0
         if self.what == "labels":
             return np.where(explained, posterior.argmax(axis=1), -1).astype(np.int64)
-        return np.array(np.where(explained[:, None], posterior, np.nan), dtype=np.float64, order="C")
+        # The model's own array and this one, no third: what a plan says of results.
+        proba = np.array(posterior, dtype=np.float64, order="C")
+        proba[~explained] = np.nan
+        return proba
 
     def why(self, rows: Array) -> tuple[int, str] | None:
         """Return the first row that the model cannot have, and why in words."""

@@ -1,5 +1,6 @@
 """K-means: Lloyd's steps as scikit-learn takes them, accurate far from the origin, and never with an empty excuse."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from daskem.core import Chunk, Scratch
 from daskem.errors import DegenerateComponentError, OptionError
 from daskem.models.kmeans import KMeans
 from daskem.models.repair import EMPTY_KEPT, RESEEDED
+from daskem.predict import RowFunction
 
 
 def draw(n=600, d=4, seed=0):
@@ -217,3 +219,23 @@ def test_planned_bytes_are_those_of_the_records():
 def test_options_that_cannot_work_are_refused(make, message):
     with pytest.raises(OptionError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("d", "k"), [(1, 2), (2, 64), (32, 64), (300, 5)])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("what", ["labels", "proba", "transform"])
+def test_what_is_said_of_a_block_takes_what_is_planned(d, k, dtype, what):
+    model, rng = KMeans(k, "random"), np.random.default_rng(0)
+    told = model.footprint(d, np.dtype(dtype))
+    rows = rng.standard_normal((told.block_rows, d)).astype(dtype)
+    function = RowFunction(model, model.init(Chunk(rows[:1000]), rng), what)
+    function(Chunk(rows[:100]))
+    tracemalloc.start()
+    try:
+        function(Chunk(rows))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # As `predict_rows` plans it: what is returned, twice.
+    assert peak <= 16 * (1 if what == "labels" else k) * len(rows) + told.workspace
+    assert 8 * k * len(rows) <= 64 << 20

@@ -28,8 +28,9 @@ SINGLE_RATIO, DOUBLE_RATIO = 32.0, 1e4
 EXPANSION_RATIO = {"f": 8.0, "d": 256.0}
 # Rows that numpy takes at a time. Whole blocks took two threads half as long again (measured), and much memory.
 TABLE_ROWS = 2048
-# Bytes of a block of rows: those of a small unit. Nothing asks for less: compiled code takes tiles of it.
-BLOCK_BYTES = 8 << 20
+# Bytes of a block of rows: those of a small unit, since compiled code takes tiles of it. And rows at most: what is said
+# of each one, such as k distances, is as long as the block.
+BLOCK_BYTES, BLOCK_ROWS = 8 << 20, 1 << 16
 # Rows that tell about how far rows are from the first centers: it only decides between forms.
 SPREAD_ROWS = 4096
 # A replacement for an empty center is put this share of a root mean squared distance away from the center it relieves.
@@ -193,9 +194,10 @@ class KMeans:
         """Return block length and bytes, by arithmetic alone."""
         k, d = self.n_clusters, n_features
         row = d * dtype.itemsize
-        rows = 1 << max(1, BLOCK_BYTES // row).bit_length() - 1
-        # Rows of positive weight are copied. Compiled code has tiles of rows, and centers turned and rounded.
-        workspace = rows * (row + 16) + 8 * min(rows, TABLE_ROWS) * (2 * (d + k) + 10) + 32 * k * d + 1000 * d
+        rows = 1 << min(max(1, BLOCK_BYTES // row), BLOCK_ROWS).bit_length() - 1
+        # Rows of positive weight are copied; labels are there in two types, with the numbers of their rows. Compiled code
+        # has tiles of rows, and centers turned and rounded.
+        workspace = rows * (row + 48) + 8 * min(rows, TABLE_ROWS) * (2 * (d + k) + 10) + 32 * k * d + 1000 * d
         return Footprint(rows, workspace, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
     def _first_centers(self, sample: Chunk, rng: np.random.Generator) -> Float:
