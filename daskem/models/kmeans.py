@@ -195,8 +195,8 @@ class KMeans:
         k, d = self.n_clusters, n_features
         row = d * dtype.itemsize
         rows = 1 << min(max(1, BLOCK_BYTES // row), BLOCK_ROWS).bit_length() - 1
-        # Rows of positive weight are copied; labels are there in two types, with the numbers of their rows. Compiled code
-        # has tiles of rows, and centers turned and rounded.
+        # Rows of positive weight are copied; labels are there in two types, with the numbers of their rows. Compiled
+        # code has tiles of rows, and centers turned and rounded.
         workspace = rows * (row + 48) + 8 * min(rows, TABLE_ROWS) * (2 * (d + k) + 10) + 32 * k * d + 1000 * d
         return Footprint(rows, workspace, 8 * k * (d + 2), 8 * (k * d + d + 3) + k, 32 * d)
 
