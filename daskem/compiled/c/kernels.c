@@ -73,13 +73,6 @@ static inline __attribute__((always_inline)) void transpose_float(single_quad *x
     x[3] = SINGLE_SHUFFLE(high[0], high[1], 2, 3, 6, 7);
 }
 
-/* Return the sum of the lanes of each of four. */
-static inline __attribute__((always_inline)) quad add_lanes(const quad *x) {
-    const quad left = SHUFFLE(x[0], x[1], 0, 4, 2, 6) + SHUFFLE(x[0], x[1], 1, 5, 3, 7);
-    const quad right = SHUFFLE(x[2], x[3], 0, 4, 2, 6) + SHUFFLE(x[2], x[3], 1, 5, 3, 7);
-    return SHUFFLE(left, right, 0, 1, 4, 5) + SHUFFLE(left, right, 2, 3, 6, 7);
-}
-
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 /* The features T(u) of a row u: 1 and u, and with them nothing, u^2 or the upper triangle of u u^T. */
@@ -208,6 +201,7 @@ static int has_vnni(void) { return vnni && __builtin_cpu_supports("avx512vnni");
 #define LARGER_float(x, y) (typeof(x))_mm512_max_ps((__m512)(x), (__m512)(y))
 #define LARGER_double(x, y) (typeof(x))_mm512_max_pd((__m512d)(x), (__m512d)(y))
 #include "screen.h"
+#include "wide.h"
 #define SCREENS_SINGLE 1
 #define SCREEN (has_vnni() ? screen_rows_short_vnni : screen_rows_short_avx512)
 #include "types.h"
@@ -221,7 +215,7 @@ int instructions(void) { return allowed >= 2 && has_avx512() ? 2 : allowed >= 1 
 #else
 int instructions(void) { return 0; }
 
-#define CALL_AT(level, name, type, ...) name##_##type##_base(__VA_ARGS__)
+#define CALL_AT(level, name, type, ...) ((void)(level), name##_##type##_base(__VA_ARGS__))
 #endif
 
 #define CALL(name, type, ...) CALL_AT(instructions(), name, type, __VA_ARGS__)

@@ -43,6 +43,9 @@ INLINE vector NAME(choose)(mask which, vector yes, vector no) {
     return (vector)((which & (mask)yes) | (~which & (mask)no));
 }
 
+/* Return the values, and 0 where `which`. */
+INLINE vector NAME(unless)(mask which, vector value) { return (vector)(~which & (mask)value); }
+
 /* Return the larger of each two numbers: the second where one is NaN. */
 INLINE vector NAME(larger)(vector a, vector b) { return LARGER(a, b); }
 
@@ -141,13 +144,15 @@ INLINE const REAL *NAME(features)(enum form form, const REAL *u, int64_t d, int6
     return linear ? linear : out;
 }
 
-/* Add to `out` (m lines of two vectors) the product of m lines of `natural` and `count` features of as many rows. */
-INLINE void NAME(density_group)(const int m, const REAL *natural, int64_t p, const REAL *t, int64_t count, REAL *out) {
+/* Write to `out` (m lines of two vectors) the product of m lines of `natural` and `count` features of as many rows,
+ * more than m `constants`, or more than what is there where that is NULL. */
+INLINE void NAME(density_group)(const int m, const REAL *constants, const REAL *natural, int64_t p, const REAL *t,
+                                int64_t count, REAL *out) {
     const int64_t width = DENSITY_ROWS;
     vector sum[GROUP][2];
     for (int c = 0; c < m; c++)
         for (int v = 0; v < 2; v++)
-            sum[c][v] = NAME(load)(out + c * width + v * LANES);
+            sum[c][v] = constants ? NAME(all)(constants[c * p]) : NAME(load)(out + c * width + v * LANES);
     for (int64_t f = 0; f < count; f++) {
         vector left = NAME(load)(t + f * width), right = NAME(load)(t + f * width + LANES);
         for (int c = 0; c < m; c++) {
@@ -170,10 +175,9 @@ TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const RE
     const int64_t products = groups * ((p + PANEL - 2) / PANEL),
                   share = products ? (width + products - 1) / products : width;
     int64_t fetched = next ? 0 : width;
-    for (int64_t c = 0; c < k; c++)
+    for (int64_t c = 0; add && c < k; c++)
         for (int64_t r = 0; r < width; r += LANES)
-            NAME(store)(out + c * width + r,
-                        add ? NAME(load)(out + c * width + r) + natural[c * p] : NAME(all)(natural[c * p]));
+            NAME(store)(out + c * width + r, NAME(load)(out + c * width + r) + natural[c * p]);
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += PANEL) {
         const int64_t count = p - f < PANEL ? p - f : PANEL;
@@ -186,9 +190,9 @@ TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const RE
                 fetched += share;
             }
             for (int64_t r = 0; r < width; r += 2 * LANES) {
-                const REAL *parameters = natural + c * p + f;
+                const REAL *constants = f > 1 || add ? NULL : natural + c * p, *parameters = natural + c * p + f;
                 REAL *to = out + c * width + r;
-                UP_TO_6(m, NAME(density_group), parameters, p, of + r, count, to)
+                UP_TO_6(m, NAME(density_group), constants, parameters, p, of + r, count, to)
             }
             c += m;
         }
@@ -220,6 +224,23 @@ INLINE quad NAME(fold)(vector value) {
     return sum;
 }
 
+/* Return the sum of the lanes of each of four, in double precision. */
+INLINE quad NAME(totals)(const vector *values) {
+#if BYTES == 64
+    octet x[4];
+    for (int i = 0; i < 4; i++)
+        x[i] = EIGHTHS(values[i]);
+    return add_eight_lanes(x);
+#else
+    quad x[4];
+    for (int i = 0; i < 4; i++)
+        x[i] = NAME(fold)(values[i]);
+    const quad left = SHUFFLE(x[0], x[1], 0, 4, 2, 6) + SHUFFLE(x[0], x[1], 1, 5, 3, 7);
+    const quad right = SHUFFLE(x[2], x[3], 0, 4, 2, 6) + SHUFFLE(x[2], x[3], 1, 5, 3, 7);
+    return SHUFFLE(left, right, 0, 1, 4, 5) + SHUFFLE(left, right, 2, 3, 6, 7);
+#endif
+}
+
 /* Return the sum of the lanes, in double precision. */
 INLINE double NAME(total)(vector value) {
     const quad sum = NAME(fold)(value);
@@ -243,12 +264,16 @@ INLINE void NAME(moment_group)(const int m, const REAL *resp, const REAL *t, int
         }
     }
     for (int c = 0; c < m; c++, sums += p) {
-        quad four[4];
-        for (int f = 0; f < 4; f++)
-            four[f] = NAME(fold)(sum[c][f]);
-        const quad total = add_lanes(four);
-        for (int f = 0; f < used && f < 4; f++)
-            sums[f] += total[f];
+        const quad more = NAME(totals)(sum[c]);
+        if (used >= 4) {
+            quad total;
+            memcpy(&total, sums, sizeof total);
+            total += more;
+            memcpy(sums, &total, sizeof total);
+        } else {
+            for (int f = 0; f < used; f++)
+                sums[f] += more[f];
+        }
     }
 }
 
@@ -299,24 +324,37 @@ TARGET static int NAME(moments)(enum form form, const REAL *u, const REAL *resp,
 /* Turn four vectors of x <= 0 into exp(x) to about one unit in the last place; 0 where it is smaller than normal
  * numbers, NaN of NaN.
  *
- * x = n log 2 + r with |r| <= log(2) / 2, and exp(r) by its Taylor series. The four go step by step together: each step
- * waits for the one before, and processors do not look far enough ahead to find the next vector's themselves. */
+ * x = n log(2) / STEPS + r with |r| at most half such a step, and exp(r) by a polynomial: its Taylor series, or that of
+ * wide.h, which is shorter since steps are. The four go step by step together: each step waits for the one before, and
+ * processors do not look far enough ahead to find the next vector's themselves. */
 INLINE void NAME(exp)(vector *x) {
+#if BYTES == 64
+    enum { STEPS = 16, TERMS = sizeof QUOTIENT / sizeof *QUOTIENT };
+    const double *series = QUOTIENT;
+#else
+    enum { STEPS = 1, TERMS = EXP_TERMS };
+    const double *series = EXP_SERIES;
+#endif
     vector n[4], r[4], sum[4];
     for (int v = 0; v < 4; v++)
         /* Adding this leaves the whole number in the lowest bits. */
-        n[v] = x[v] * (REAL)1.4426950408889634 + ROUND;
+        n[v] = x[v] * (REAL)(STEPS * 1.4426950408889634) + ROUND;
     for (int v = 0; v < 4; v++) {
         const vector whole = n[v] - ROUND;
-        r[v] = (x[v] - whole * EXP_LOG2_HIGH) - whole * EXP_LOG2_LOW;
-        sum[v] = NAME(all)((REAL)EXP_SERIES[EXP_TERMS - 1]);
+        r[v] = (x[v] - whole * (EXP_LOG2_HIGH / STEPS)) - whole * (EXP_LOG2_LOW / STEPS);
+        sum[v] = NAME(all)((REAL)series[TERMS - 1]);
     }
-    for (int term = EXP_TERMS - 2; term >= 0; term--)
+    for (int term = TERMS - 2; term >= 0; term--)
         for (int v = 0; v < 4; v++)
-            sum[v] = sum[v] * r[v] + (REAL)EXP_SERIES[term];
+            sum[v] = sum[v] * r[v] + (REAL)series[term];
     for (int v = 0; v < 4; v++) {
-        const vector power = (vector)(((mask)n[v] + EXP_BIAS) << EXP_SHIFT);
-        x[v] = NAME(choose)(x[v] < EXP_SMALLEST, (vector){0}, sum[v] * power);
+#if BYTES == 64
+        const vector power = (vector)((mask)ROOT(n[v]) + ((mask)n[v] << (EXP_SHIFT - 4)));
+        const vector result = power + power * (sum[v] * r[v]);
+#else
+        const vector result = sum[v] * (vector)(((mask)n[v] + EXP_BIAS) << EXP_SHIFT);
+#endif
+        x[v] = NAME(unless)(x[v] < EXP_SMALLEST, result);
     }
 }
 
@@ -349,22 +387,21 @@ TARGET static void NAME(normalise_tile)(REAL *tile, int64_t stride, const double
     for (int64_t c = 0; c < k; c++) {
         const vector log_weight = NAME(all)((REAL)log_weights[c]);
         for (int v = 0; v < 4; v++) {
-            REAL *at = tile + c * stride + v * LANES;
-            const vector x = NAME(load)(at) + log_weight;
-            NAME(store)(at, x);
+            const vector x = NAME(load)(tile + c * stride + v * LANES) + log_weight;
             /* NaN is passed over, and found in the sum. */
             most[v] = NAME(larger)(x, most[v]);
         }
     }
     for (int v = 0; v < 4; v++) {
-        most[v] = NAME(choose)(most[v] == -(REAL)INFINITY, (vector){0}, most[v]);
+        most[v] = NAME(unless)(most[v] == -(REAL)INFINITY, most[v]);
         sum[v] = (vector){0};
     }
     for (int64_t c = 0; c < k; c++) {
         REAL *at = tile + c * stride;
+        const vector log_weight = NAME(all)((REAL)log_weights[c]);
         vector x[4];
         for (int v = 0; v < 4; v++)
-            x[v] = NAME(load)(at + v * LANES) - most[v];
+            x[v] = NAME(load)(at + v * LANES) + log_weight - most[v];
         NAME(exp)(x);
         for (int v = 0; v < 4; v++) {
             NAME(store)(at + v * LANES, x[v]);
@@ -422,7 +459,7 @@ TARGET static void NAME(tail_tile)(REAL *density, const double *tail, REAL *u, R
             REAL *at = density + c * DENSITY_ROWS + r;
             vector distance = -2 * (NAME(load)(at) - (REAL)tail[0]);
             /* Rounding takes rows near a mean below zero. */
-            distance = NAME(choose)(distance < 0, (vector){0}, distance);
+            distance = NAME(unless)(distance < 0, distance);
             const vector w = distance * (REAL)tail[1] + 1, log = NAME(choose)(w > LARGEST, w, NAME(log)(w));
             NAME(store)(u + c * apart + r, (REAL)tail[2] / w);
             NAME(store)(log_w + c * apart + r, log);
@@ -438,7 +475,7 @@ TARGET static void NAME(weigh_tile)(REAL *shares, const REAL *u, const REAL *log
             const vector share = NAME(load)(shares + i), product = share * NAME(load)(log_w + i);
             sum[0] += share;
             /* A row at infinity has no share. */
-            sum[1] += NAME(choose)(share == 0, (vector){0}, product);
+            sum[1] += NAME(unless)(share == 0, product);
             NAME(store)(shares + i, share * NAME(load)(u + i));
         }
         tallies[2 * c] += NAME(total)(sum[0]);
@@ -549,3 +586,6 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
 #undef SCREENS
 #undef TRANSPOSE
 #undef LARGER
+#undef EIGHTHS
+#undef ROOT
+#undef QUOTIENT

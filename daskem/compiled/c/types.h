@@ -8,7 +8,8 @@
  *
  * ROUND rounds to a whole number when it is added; normal numbers are from SMALLEST to LARGEST. What exp needs of a
  * type beside: the argument below which its result is not normal, log 2 in two parts of which the first ends in zeros,
- * the terms of its series, and the exponent's bias and place; log needs the last term of its own series. */
+ * the terms of its series, and the exponent's bias and place; log needs the last term of its own series. EIGHTHS, ROOT
+ * and QUOTIENT are those of wide.h, for vectors of 64 bytes. */
 
 #define REAL float
 #define INTEGER int32_t
@@ -26,6 +27,9 @@
 #define LARGEST FLT_MAX
 #define TRANSPOSE transpose_float
 #define LARGER LARGER_float
+#define EIGHTHS eighths_float
+#define ROOT root_float
+#define QUOTIENT QUOTIENT_float
 #define SCREENS SCREENS_SINGLE
 #include "kernels.h"
 
@@ -45,6 +49,9 @@
 #define LARGEST DBL_MAX
 #define TRANSPOSE transpose_double
 #define LARGER LARGER_double
+#define EIGHTHS eighths_double
+#define ROOT root_double
+#define QUOTIENT QUOTIENT_double
 #define SCREENS 1
 #include "kernels.h"
 
