@@ -44,6 +44,10 @@ typedef float single_quad __attribute__((vector_size(16)));
 #define UP_TO_6(size, function, ...)                                                                                   \
     switch (size) { CASES_TO_4(function, __VA_ARGS__) CASE(5, function, __VA_ARGS__) CASE(6, function, __VA_ARGS__) }
 
+/* The same with a number of vectors that may be larger, and then is not known. */
+#define OF_FEW_VECTORS(m, function, ...)                                                                               \
+    switch (m) { CASES_TO_4(function, __VA_ARGS__) default : function(m, __VA_ARGS__); }
+
 #ifdef __clang__
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #define SINGLE_SHUFFLE SHUFFLE

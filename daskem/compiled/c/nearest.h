@@ -186,12 +186,31 @@ INLINE int NAME(round_centers)(struct search *search) {
     return 1;
 }
 
-/* Return sums of the squares of `length` numbers in whole vectors. */
-INLINE vector NAME(squares)(const REAL *u, int64_t length) {
+/* Return sums of the squares of m vectors. */
+INLINE vector NAME(squares)(const int64_t m, const REAL *u) {
     vector sums = {0};
-    for (int64_t j = 0; j < length; j += LANES)
-        sums += NAME(load)(u + j) * NAME(load)(u + j);
+    for (int64_t v = 0; v < m; v++)
+        sums += NAME(load)(u + v * LANES) * NAME(load)(u + v * LANES);
     return sums;
+}
+
+/* Write u of ASSIGNED rows, filled up with zeros to m vectors, to the tile; return for each lane the largest sum of a
+ * row's squares. */
+INLINE vector NAME(shift_vectors)(const int64_t m, const REAL *rows, int64_t d, const REAL *shift, REAL scale, mask own,
+                                  REAL *tile) {
+    vector largest = {0};
+    for (int64_t r = 0; r < ASSIGNED; r++, rows += d, tile += m * LANES) {
+        vector squares = {0};
+        NAME(fetch)(rows + ASSIGNED * d, d, 1, d);
+        for (int64_t v = 0; v < m; v++) {
+            vector u = (NAME(load)(rows + v * LANES) - NAME(load)(shift + v * LANES)) * scale;
+            if (v == m - 1) u = (vector)((mask)u & own);
+            NAME(store)(tile + v * LANES, u);
+            squares += u * u;
+        }
+        largest = NAME(larger)(squares, largest);
+    }
+    return largest;
 }
 
 /* Write u of ASSIGNED rows, filled up with zeros to whole vectors, to the tile, in numbers of its type; what is read
@@ -199,20 +218,10 @@ INLINE vector NAME(squares)(const REAL *u, int64_t length) {
  *
  * Return a length that no row exceeds, up to sqrt(LANES) times the longest one's: it is taken lane by lane. A row that
  * holds NaN may be longer: wherever it is counted, the sums are NaN. */
-INLINE double NAME(shift_vectors)(const REAL *rows, int64_t d, int64_t length, const REAL *shift, REAL scale, mask own,
-                                  REAL *tile) {
-    vector largest = {0};
-    for (int64_t r = 0; r < ASSIGNED; r++, rows += d, tile += length) {
-        vector squares = {0};
-        NAME(fetch)(rows + ASSIGNED * d, d, 1, d);
-        for (int64_t j = 0; j < length; j += LANES) {
-            vector u = (NAME(load)(rows + j) - NAME(load)(shift + j)) * scale;
-            if (j + LANES == length) u = (vector)((mask)u & own);
-            NAME(store)(tile + j, u);
-            squares += u * u;
-        }
-        largest = NAME(larger)(squares, largest);
-    }
+INLINE double NAME(shift_whole)(const REAL *rows, int64_t d, int64_t length, const REAL *shift, REAL scale, mask own,
+                                REAL *tile) {
+    vector largest;
+    OF_FEW_VECTORS(length / LANES, largest = NAME(shift_vectors), rows, d, shift, scale, own, tile)
     return sqrt(NAME(total)(largest));
 }
 
@@ -233,19 +242,26 @@ INLINE double NAME(shift_numbers)(const REAL *rows, int64_t count, int64_t d, in
     return sqrt(largest);
 }
 
+/* Round `count` numbers of a tile, multiplied by a factor. */
+INLINE void NAME(round_numbers)(const REAL *numbers, int64_t count, REAL factor, int32_t *to) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        /* Adding this leaves the whole number in the lowest bits. */
+        const vector value = NAME(load)(numbers + i) * factor;
+        const NAME(singles) sum = __builtin_convertvector(value, NAME(singles)) + 0x1.8p23f;
+        const NAME(shorts) whole = __builtin_convertvector((NAME(wholes))sum, NAME(shorts));
+        memcpy((int16_t *)to + i, &whole, sizeof whole);
+    }
+}
+
 /* Round the rows of the tile, none longer than `longest`, and what scores start from for the screen. */
 INLINE void NAME(round_rows)(struct search *search, double longest) {
     struct screen *screen = &search->screen;
     const int64_t length = search->length;
     const double factor = LONGEST / fmax(longest, screen->longest), both = factor * (LONGEST / screen->longest);
-    for (int64_t r = 0; r < ASSIGNED; r++)
-        for (int64_t j = 0; j < length; j += LANES) {
-            /* Adding this leaves the whole number in the lowest bits. */
-            const vector value = NAME(load)(search->tile + r * length + j) * (REAL)factor;
-            const NAME(singles) sum = __builtin_convertvector(value, NAME(singles)) + 0x1.8p23f;
-            const NAME(shorts) whole = __builtin_convertvector((NAME(wholes))sum, NAME(shorts));
-            memcpy((int16_t *)(screen->rows + r * screen->width) + j, &whole, sizeof whole);
-        }
+    const int beside = length == 2 * screen->width;
+    for (int64_t r = 0; r < ASSIGNED; r += beside ? ASSIGNED : 1)
+        NAME(round_numbers)(search->tile + r * length, beside ? ASSIGNED * length : length, (REAL)factor,
+                            screen->rows + r * screen->width);
     for (int64_t c = 0; c < search->k; c++)
         screen->start[c] = (int32_t)(-(double)search->half[c] * both);
 }
@@ -269,7 +285,7 @@ INLINE void NAME(label_tile)(struct search *search, int64_t count, double longes
 
 /* Return |u|^2; u has `length` numbers in whole vectors. */
 INLINE double NAME(square)(const REAL *u, int64_t length) {
-    double sum = NAME(total)(NAME(squares)(u, length));
+    double sum = NAME(total)(NAME(squares)(length / LANES, u));
     if (sum <= DBL_MAX) return sum;
     /* Too large for the type of u, or NaN. */
     sum = 0;
@@ -291,27 +307,39 @@ INLINE void NAME(hand_over)(const struct clusters *to, int64_t c) {
     to->held[c] = 0;
 }
 
-/* Add a row u, whose numbers are filled up with zeros to whole vectors, to cluster c: at once where that is `exact`,
- * else, its weight being 1, in the type of the rows. */
-INLINE void NAME(add_row)(const struct clusters *to, int64_t c, const REAL *u, double weight, int exact) {
-    const int64_t d = to->d, length = to->length;
-    if (exact) {
-        double *sums = to->sums + c * (d + 2);
+/* Add rows u, whose numbers are filled up with zeros to m vectors, to what is held of their clusters. */
+INLINE void NAME(hold_vectors)(const int64_t m, const struct clusters *to, const int32_t *number, const REAL *u,
+                               int64_t count) {
+    for (int64_t r = 0; r < count; r++, u += m * LANES) {
+        const int64_t c = number[r];
+        REAL *part = to->part + c * (m + 1) * LANES;
+        vector squares = NAME(load)(part + m * LANES);
+        for (int64_t v = 0; v < m; v++) {
+            const vector value = NAME(load)(u + v * LANES);
+            NAME(store)(part + v * LANES, NAME(load)(part + v * LANES) + value);
+            squares += value * value;
+        }
+        NAME(store)(part + m * LANES, squares);
+        if (++to->held[c] == HELD) NAME(hand_over)(to, c);
+    }
+}
+
+/* Add the first `count` rows of a tile to their clusters, in the type of the rows. */
+INLINE void NAME(hold_rows)(const struct clusters *to, const int32_t *number, const REAL *tile, int64_t count){
+    OF_FEW_VECTORS(to -> length / LANES, NAME(hold_vectors), to, number, tile, count)}
+
+/* Add these, times their weights (or 1), to their clusters at once. */
+INLINE void NAME(add_rows)(const struct clusters *to, const int32_t *number, const REAL *u, const double *weight,
+                           int64_t count) {
+    const int64_t d = to->d;
+    for (int64_t r = 0; r < count; r++, u += to->length) {
+        const double times = weight ? weight[r] : 1.0;
+        double *sums = to->sums + number[r] * (d + 2);
         for (int64_t j = 0; j < d; j++)
-            sums[j] += weight * u[j];
-        sums[d] += weight;
-        sums[d + 1] += weight * NAME(square)(u, length);
-        return;
+            sums[j] += times * u[j];
+        sums[d] += times;
+        sums[d + 1] += times * NAME(square)(u, to->length);
     }
-    REAL *part = to->part + c * (length + LANES);
-    vector squares = NAME(load)(part + length);
-    for (int64_t j = 0; j < length; j += LANES) {
-        const vector value = NAME(load)(u + j);
-        NAME(store)(part + j, NAME(load)(part + j) + value);
-        squares += value * value;
-    }
-    NAME(store)(part + length, squares);
-    if (++to->held[c] == HELD) NAME(hand_over)(to, c);
 }
 
 /* Write the sums over the rows (n, d) nearest to each center, or known to be of its cluster where labels (or NULL) are
@@ -355,17 +383,20 @@ TARGET static int NAME(nearest)(const REAL *rows, const double *shift, double sc
         const double longest =
             /* Vectors may reach into the row after. */
             holds && (row + ASSIGNED) * d + length <= n * d
-                ? NAME(shift_vectors)(from, d, length, own_shift, (REAL)scale, own, search.tile)
+                ? NAME(shift_whole)(from, d, length, own_shift, (REAL)scale, own, search.tile)
                 : NAME(shift_numbers)(from, count, d, length, shift, scale, search.tile);
         int32_t number[ASSIGNED];
-        /* Single precision does not hold all weights, nor the squares of all rows. */
-        const int exact = weight || !(longest <= SCREENED);
         NAME(label_tile)(&search, count, longest, number);
-        for (int64_t r = 0; r < count; r++) {
-            const int64_t known = labels ? labels[row + r] : -1, c = known >= 0 ? known : number[r];
-            const REAL *u = search.tile + r * length;
-            NAME(add_row)(&to, c, u, weight ? weight[row + r] : 1.0, exact);
-            if (found) found[row + r] = NAME(total)(NAME(squares)(u, length)) <= LARGEST ? (int32_t)c : -1;
+        for (int64_t r = 0; labels && r < count; r++)
+            if (labels[row + r] >= 0) number[r] = (int32_t)labels[row + r];
+        /* Single precision does not hold all weights, nor the squares of all rows. */
+        if (weight || !(longest <= SCREENED))
+            NAME(add_rows)(&to, number, search.tile, weight ? weight + row : NULL, count);
+        else
+            NAME(hold_rows)(&to, number, search.tile, count);
+        for (int64_t r = 0; found && r < count; r++) {
+            const vector squares = NAME(squares)(length / LANES, search.tile + r * length);
+            found[row + r] = NAME(total)(squares) <= LARGEST ? number[r] : -1;
         }
     }
     for (int64_t c = 0; c < k; c++)
