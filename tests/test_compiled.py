@@ -27,6 +27,7 @@ from daskem.models.at_once import posterior_stats
 from daskem.testing import model_trial
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "daskem" / "compiled" / "c" / "kernels.c"
 FLAGS = ["-O2", "-std=gnu11", "-Wno-psabi", "-Wall", "-Wextra", "-Werror", "-c", "-o", os.devnull]
 # What processors have, as far as this one does.
 KNOWN = 0 if compiled.library is None else compiled.library.instructions()
@@ -78,6 +79,15 @@ def test_densities_and_moments(form, dtype):
         assert sums.dtype == np.float64
         scale = resp.astype(float) @ np.abs(t.T)
         assert (np.abs(sums - resp.astype(float) @ t.T) <= TOLERANCE[dtype] * scale).all(), (n, d, k)
+
+
+@on_each_processor
+@each_type
+def test_densities_without_features_are_constants(dtype):
+    found = np.full((3, 70), np.nan, dtype)
+    constants = np.array([[1.0], [2.0], [3.0]], dtype)
+    compiled.log_prob("linear", np.empty((0, 70), dtype), constants, found)
+    np.testing.assert_array_equal(found, np.broadcast_to(constants, found.shape))
 
 
 @on_each_processor
@@ -216,15 +226,31 @@ def test_rows_that_fill_a_tile_up_say_nothing(n, dtype):
     np.testing.assert_array_equal(log_prob, np.full(n, -1.0))
 
 
-@on_each_processor
-@pytest.mark.parametrize(("dtype", "most", "rtol"), [("f8", 700.0, 1e-15), ("f4", 86.0, 3e-7)])
-def test_exp_is_right_to_the_last_digit(dtype, most, rtol):
+def check_exp(dtype):
+    most, rtol = {"f8": (700.0, 1e-15), "f4": (86.0, 3e-7)}[dtype]
     x = -np.concatenate([np.linspace(0.0, 40.0, 20_001), np.geomspace(1e-30, most, 20_001), [708.5, 1e30]])
     x = x.astype(dtype)
     density = np.stack([np.zeros_like(x), x])
     exact = np.exp(x.astype(np.float64))
     compiled.normalise(density, np.zeros(2), 1.0 + exact)
     np.testing.assert_allclose(density[1], exact, rtol=rtol, atol=2 * np.finfo(dtype).tiny)
+
+
+@on_each_processor
+@each_type
+def test_exp_is_right_to_the_last_digit(dtype):
+    check_exp(dtype)
+
+
+def test_exp_is_right_where_a_compiler_rounds_products_before_it_adds_them(tmp_path, monkeypatch):
+    path = tmp_path / "kernels.so"
+    flags = ["-O1", "-std=gnu11", "-Wno-psabi", "-ffp-contract=off", "-shared", "-fPIC", "-o", path]
+    subprocess.run(["cc", *flags, SOURCE, "-lm"], check=True)
+    monkeypatch.setattr(compiled, "library", compiled.load(path))
+    for level in LEVELS.values():
+        compiled.library.limit(level)
+        check_exp("f8")
+        check_exp("f4")
 
 
 @on_each_processor
@@ -454,7 +480,7 @@ def test_rows_are_only_taken_for_features_where_they_are(monkeypatch):
 
 @pytest.mark.parametrize("define", ["-DALL", "-DPORTABLE"])
 def test_the_sources_give_no_warnings(define):
-    subprocess.run(["cc", *FLAGS, define, ROOT / "daskem" / "compiled" / "c" / "kernels.c"], check=True)
+    subprocess.run(["cc", *FLAGS, define, SOURCE], check=True)
 
 
 @pytest.mark.parametrize("name", [*LEVELS, ""])

@@ -175,9 +175,11 @@ TARGET static void NAME(density_tile)(enum form form, const REAL *tile, const RE
     const int64_t products = groups * ((p + PANEL - 2) / PANEL),
                   share = products ? (width + products - 1) / products : width;
     int64_t fetched = next ? 0 : width;
-    for (int64_t c = 0; add && c < k; c++)
-        for (int64_t r = 0; r < width; r += LANES)
-            NAME(store)(out + c * width + r, NAME(load)(out + c * width + r) + natural[c * p]);
+    for (int64_t c = 0; (add || p == 1) && c < k; c++)
+        for (int64_t r = 0; r < width; r += LANES) {
+            const vector constant = NAME(all)(natural[c * p]);
+            NAME(store)(out + c * width + r, add ? NAME(load)(out + c * width + r) + constant : constant);
+        }
     int64_t i = -1, j = 0;
     for (int64_t f = 1; f < p; f += PANEL) {
         const int64_t count = p - f < PANEL ? p - f : PANEL;
@@ -349,8 +351,7 @@ INLINE void NAME(exp)(vector *x) {
             sum[v] = sum[v] * r[v] + (REAL)series[term];
     for (int v = 0; v < 4; v++) {
 #if BYTES == 64
-        const vector power = (vector)((mask)ROOT(n[v]) + ((mask)n[v] << (EXP_SHIFT - 4)));
-        const vector result = power + power * (sum[v] * r[v]);
+        const vector power = POWER(n[v]), result = power + power * (sum[v] * r[v]);
 #else
         const vector result = sum[v] * (vector)(((mask)n[v] + EXP_BIAS) << EXP_SHIFT);
 #endif
@@ -587,5 +588,5 @@ TARGET static int NAME(e_step)(const struct terms *terms, int64_t groups, const 
 #undef TRANSPOSE
 #undef LARGER
 #undef EIGHTHS
-#undef ROOT
+#undef POWER
 #undef QUOTIENT

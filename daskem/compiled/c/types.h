@@ -7,9 +7,9 @@
  * 2 KiB of each feature.
  *
  * ROUND rounds to a whole number when it is added; normal numbers are from SMALLEST to LARGEST. What exp needs of a
- * type beside: the argument below which its result is not normal, log 2 in two parts of which the first ends in zeros,
- * the terms of its series, and the exponent's bias and place; log needs the last term of its own series. EIGHTHS, ROOT
- * and QUOTIENT are those of wide.h, for vectors of 64 bytes. */
+ * type beside: the argument below which its result is not normal, log 2 in two parts of which the first has so few
+ * digits that whole numbers times it are exact, the terms of its series, and the exponent's bias and place; log needs
+ * the last term of its own series. EIGHTHS, POWER and QUOTIENT are those of wide.h, for vectors of 64 bytes. */
 
 #define REAL float
 #define INTEGER int32_t
@@ -17,8 +17,8 @@
 #define NAME(name) JOINED(name, float, VARIANT)
 #define EXP_SMALLEST (-87.0f)
 #define ROUND 0x1.8p23f
-#define EXP_LOG2_HIGH 0.693145751953125f
-#define EXP_LOG2_LOW 1.42860682030941723212e-6f
+#define EXP_LOG2_HIGH 0.693359375f
+#define EXP_LOG2_LOW -2.12194440054690583e-4f
 #define EXP_TERMS 8
 #define EXP_BIAS 127
 #define EXP_SHIFT 23
@@ -28,7 +28,7 @@
 #define TRANSPOSE transpose_float
 #define LARGER LARGER_float
 #define EIGHTHS eighths_float
-#define ROOT root_float
+#define POWER power_float
 #define QUOTIENT QUOTIENT_float
 #define SCREENS SCREENS_SINGLE
 #include "kernels.h"
@@ -50,7 +50,7 @@
 #define TRANSPOSE transpose_double
 #define LARGER LARGER_double
 #define EIGHTHS eighths_double
-#define ROOT root_double
+#define POWER power_double
 #define QUOTIENT QUOTIENT_double
 #define SCREENS 1
 #include "kernels.h"

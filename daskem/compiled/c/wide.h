@@ -49,19 +49,19 @@ static const double QUOTIENT_double[] = {
 static const float ROOTS_float[] = {ROOTS};
 static const double ROOTS_double[] = {ROOTS};
 
-/* Return 2^(i / 16), where i is the lowest four bits of a whole number, less what i adds to the bits of a number when
- * the whole one is added four places below its exponent. */
-INLINE single_wide root_float(single_wide n) {
-    const __m512i i = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+/* Return 2^(n / 16) of whole numbers in the lowest bits: the last four say which root, the others are its exponent. */
+INLINE single_wide power_float(single_wide n) {
+    const __m512i bits = (__m512i)n, i = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    /* Less what these four add to it below. */
     const __m512i roots = _mm512_sub_epi32(_mm512_loadu_si512(ROOTS_float), _mm512_slli_epi32(i, 19));
-    return (single_wide)_mm512_permutexvar_epi32((__m512i)n, roots);
+    return (single_wide)_mm512_add_epi32(_mm512_permutexvar_epi32(bits, roots), _mm512_slli_epi32(bits, 19));
 }
 
-INLINE octet root_double(octet n) {
-    const __m512i i = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), eight = _mm512_set1_epi64(8);
+INLINE octet power_double(octet n) {
+    const __m512i bits = (__m512i)n, i = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), eight = _mm512_set1_epi64(8);
     const __m512i low = _mm512_sub_epi64(_mm512_loadu_si512(ROOTS_double), _mm512_slli_epi64(i, 48));
     const __m512i high = _mm512_sub_epi64(_mm512_loadu_si512(ROOTS_double + 8), _mm512_slli_epi64(i + eight, 48));
-    return (octet)_mm512_permutex2var_epi64(low, (__m512i)n, high);
+    return (octet)_mm512_add_epi64(_mm512_permutex2var_epi64(low, bits, high), _mm512_slli_epi64(bits, 48));
 }
 
 #undef INLINE
