@@ -325,8 +325,10 @@ INLINE void NAME(hold_vectors)(const int64_t m, const struct clusters *to, const
 }
 
 /* Add the first `count` rows of a tile to their clusters, in the type of the rows. */
-INLINE void NAME(hold_rows)(const struct clusters *to, const int32_t *number, const REAL *tile, int64_t count){
-    OF_FEW_VECTORS(to -> length / LANES, NAME(hold_vectors), to, number, tile, count)}
+INLINE void NAME(hold_rows)(const struct clusters *to, const int32_t *number, const REAL *tile, int64_t count) {
+    const int64_t vectors = to->length / LANES;
+    OF_FEW_VECTORS(vectors, NAME(hold_vectors), to, number, tile, count)
+}
 
 /* Add these, times their weights (or 1), to their clusters at once. */
 INLINE void NAME(add_rows)(const struct clusters *to, const int32_t *number, const REAL *u, const double *weight,
